@@ -1,0 +1,9 @@
+"""Trains: `python launch/train.py --config configs/demo.yaml [section.key=value …]`, or under torchrun, deepspeed, srun."""
+
+import sys
+
+from mres.errors import exit_on_user_error
+from mres.train.run import main
+
+if __name__ == "__main__":
+    sys.exit(exit_on_user_error(lambda: main(sys.argv[1:]))())

@@ -1,0 +1,143 @@
+"""From what SLURM and submitit tell a task to what torch.distributed reads: RANK, WORLD_SIZE, MASTER_ADDR and the like."""
+
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+
+from mres.errors import UserError
+
+MASTER_PORTS = range(10_000, 30_000)  # above the services' ports, below the ephemeral ones (32768 on Linux)
+
+
+def task_environment(environ: Mapping[str, str], local_port: int | None = None) -> dict[str, str]:
+    """The variables that torch.distributed reads, for the task that runs with `environ`.
+
+    Args:
+        environ: of a task that srun started, of one of submitit's local tasks, or of neither (a world of one).
+        local_port: where the local tasks meet; under SLURM the port follows from the job's id.
+
+    Raises:
+        UserError: naming the variable of SLURM that is missing or cannot be read.
+    """
+    if "SUBMITIT_LOCAL_GLOBALID" in environ:
+        return _local_environment(environ, local_port)
+    if is_slurm_task(environ):
+        return _slurm_environment(environ)
+    return _variables(rank=0, world=1, local_rank=0, local_world=1, host="127.0.0.1", port=local_port or free_port())
+
+
+def is_slurm_task(environ: Mapping[str, str]) -> bool:
+    """Whether srun started this process; a batch script or an salloc shell has the job's variables but not the step's."""
+    return "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ
+
+
+def free_port() -> int:
+    """A port that nobody listens on now, on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def job_port(job_id: int) -> int:
+    """The port at which the tasks of a SLURM job meet: the same on every node, different for jobs that are neighbours."""
+    return MASTER_PORTS[job_id % len(MASTER_PORTS)]
+
+
+def _local_environment(environ: Mapping[str, str], port: int | None) -> dict[str, str]:
+    assert port is not None, "the local tasks' port is chosen when they are submitted"
+    rank, world = int(environ["SUBMITIT_LOCAL_GLOBALID"]), int(environ["SUBMITIT_LOCAL_NTASKS"])
+    return _variables(rank=rank, world=world, local_rank=rank, local_world=world, host="127.0.0.1", port=port)
+
+
+def _slurm_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    # The step's own count comes first: an interactive step of one task sees the whole job's SLURM_NTASKS.
+    world = _integer(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+    node = _integer(environ, "SLURM_NODEID")
+    counts = _tasks_per_node(_text(environ, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
+    if node >= len(counts):
+        raise UserError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names {len(counts)} nodes")
+    return _variables(
+        rank=_integer(environ, "SLURM_PROCID"),
+        world=world,
+        local_rank=_integer(environ, "SLURM_LOCALID"),
+        local_world=counts[node],
+        host=reachable(first_host(_text(environ, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"))),
+        port=job_port(_integer(environ, "SLURM_JOB_ID")),
+    )
+
+
+def _variables(*, rank: int, world: int, local_rank: int, local_world: int, host: str, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_world),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+    }
+
+
+def _text(environ: Mapping[str, str], *names: str) -> str:
+    for name in names:
+        if environ.get(name):
+            return environ[name]
+    raise UserError(f"{names[-1]} is not set; inside a SLURM job start every task with srun")
+
+
+def _integer(environ: Mapping[str, str], *names: str) -> int:
+    text = _text(environ, *names)
+    if not text.isdigit():
+        raise UserError(f"{' or '.join(names)} is {text!r}, expected a whole number")
+    return int(text)
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """SLURM's "8(x3),4" as [8, 8, 8, 4]."""
+    counts: list[int] = []
+    for group in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group.strip())
+        if match is None:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, expected a form such as '8(x4)'")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of SLURM's compressed list: "n[04-07,9],login" gives n04."""
+    from submitit.slurm.slurm import SlurmJobEnvironment, SlurmParseException, _parse_node_list
+
+    try:
+        hosts: list[str] = _parse_node_list(nodelist)
+    except SlurmParseException:
+        hosts = []
+    if not hosts or not hosts[0]:
+        raise UserError(f"{SlurmJobEnvironment._env['nodes']} is {nodelist!r}, expected a list such as 'n[1-4]'")
+    return hosts[0]
+
+
+def reachable(host: str) -> str:
+    """`host` itself where its name resolves, else the address that SLURM knows for it.
+
+    Raises:
+        UserError: if neither is to be had.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+        return host
+    except socket.gaierror:
+        address = _node_address(host)
+    if address is None:
+        raise UserError(f"the first node's name {host!r} does not resolve here, and scontrol knows no address of it")
+    return address
+
+
+def _node_address(host: str) -> str | None:
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "node", host], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r"\bNodeAddr=(\S+)", shown)
+    return match[1] if match else None

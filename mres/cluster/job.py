@@ -1,0 +1,118 @@
+"""The job that a task of a cluster runs: it sets the environment of torch.distributed, trains, and is requeued if preempted."""
+
+import importlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mres.cluster.environment import task_environment
+from mres.cluster.request import SIGNAL_DELAY_S, Cluster
+from mres.errors import exit_on_user_error
+from mres.train.preempt import PREEMPTED_EXIT
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+TRAIN_ENTRY = "mres.train.run:main"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A callable that submitit can start any number of times: all state lives in the run's folder.
+
+    Preemption is agreed by the trainer: its own handler of USR2 and TERM sets a flag, all ranks save at the same step
+    and `main` returns `PREEMPTED_EXIT`. Only then does rank 0 requeue, so that no rank is killed in the middle of a
+    save and nothing collective ever runs in a signal handler.
+
+    `argv` is what launch/train.py takes; `entry` names the function "module:name" that gets it and returns an exit
+    code; `local_port` is where local tasks meet; `max_requeues` of 0 means that a preempted job just ends.
+    """
+
+    cluster: Cluster
+    argv: tuple[str, ...]
+    max_requeues: int
+    local_port: int | None = None
+    entry: str = TRAIN_ENTRY
+
+    def __call__(self) -> int:
+        os.environ.update(task_environment(os.environ, self.local_port))
+        if self.cluster == "local":
+            self._leave_terminal()
+        entry = _resolve(self.entry)
+        code = exit_on_user_error(lambda: entry(list(self.argv)))()
+        if code == PREEMPTED_EXIT:
+            self._requeue(int(os.environ["RANK"]))
+        if code and self.cluster == "slurm":
+            raise SystemExit(code)  # srun --kill-on-bad-exit ends the other tasks
+        return code
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """What submitit requeues when the signal comes before the trainer's handlers are in place: the job as it was.
+
+        submitit calls it on rank 0 alone, in a signal handler: never anything collective here.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _leave_terminal(self) -> None:
+        """Ctrl-C in the terminal reaches submit.py alone, which passes it on once; see `mres.cluster.local`."""
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _requeue(self, rank: int) -> None:
+        """Ends this task; rank 0 has the job started again, unless that has happened too often."""
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if restarts >= self.max_requeues:
+            if rank == 0 and self.max_requeues:
+                print(f"{_reason(os.environ)}; requeued {restarts} times, not again. {_REMEDY}", flush=True)
+            return
+        if rank == 0:
+            print(f"{_reason(os.environ)}: everything is saved, requeueing", flush=True)
+            self._start_again()
+        # SystemExit leaves no result behind, which submitit would take for the end of the job.
+        raise SystemExit(0)
+
+    def _start_again(self) -> None:
+        if self.cluster == "slurm":
+            requeue_slurm_job(os.environ["SLURM_JOB_ID"])
+        else:
+            from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+            raise SystemExit(LOCAL_REQUEUE_RETURN_CODE)
+
+
+_REMEDY = "The same command goes on from the newest checkpoint."
+
+
+def requeue_slurm_job(job_id: str) -> None:
+    """Asks SLURM to start the running job again.
+
+    Raises:
+        SystemExit: with `PREEMPTED_EXIT` and SLURM's own words, if it refuses.
+    """
+    command = ["scontrol", "requeue", job_id]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        words = (getattr(error, "stderr", None) or str(error)).strip()
+        print(f"error: '{' '.join(command)}' failed: {words}. {_REMEDY}", flush=True)
+        raise SystemExit(PREEMPTED_EXIT) from None
+
+
+def _reason(environ: Mapping[str, str]) -> str:
+    """Why the job was asked to stop; submitit's own guess is wrong for limits under ten minutes."""
+    end = environ.get("SLURM_JOB_END_TIME", "")
+    if end.isdigit() and int(end) - time.time() <= SIGNAL_DELAY_S + 60:  # SLURM may signal up to a minute early
+        return "the time limit is near"
+    return "preempted"
+
+
+def _resolve(entry: str) -> Callable[[list[str]], int]:
+    module, _, name = entry.partition(":")
+    function: Callable[[list[str]], int] = getattr(importlib.import_module(module), name)
+    return function

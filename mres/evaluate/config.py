@@ -1,0 +1,15 @@
+"""The `evaluate` section of a run's config."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluateConfig(BaseModel):
+    """How masks are measured (docs/evaluation.md defines every figure)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold: float = Field(0.5, gt=0, lt=1, description="probability from which a pixel is foreground")
+    images_per_batch: int = Field(16, ge=1, description="images a rank takes at a time")
+    every: int | None = Field(None, ge=1, description="steps between evaluations during training; default: never")
+    max_images: int | None = Field(None, ge=1, description="of the evaluations during training; default: all")
+    save_masks: bool = Field(True, description="keep the predicted masks in results.jsonl, for the report's gallery")

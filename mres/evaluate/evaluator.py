@@ -1,0 +1,182 @@
+"""Runs a model over a held-out shard set: every expression exactly once, on any number of ranks.
+
+Shapes: B images, K expressions an image, S side of the square, h side of the grid of logits, T tokens, H×W an original image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from mres.config import Config
+from mres.errors import UserError
+from mres.evaluate.iou import figures_of, intersection_union
+from mres.evaluate.results import ExpressionResult, merge_results
+from mres.parallel.strategy import Strategy
+from mres.records import ImageRecord, Target, expression_id
+from mres.shards.reader import ShardSet
+from mres.stream import transforms
+from mres.stream.loader import StreamShape, Tokenize
+
+# Expressions a forward pass takes an image; an image with more is encoded again for the rest.
+_MAX_EXPRESSIONS = 32
+
+
+class EvaluatedTask(Protocol):
+    """What evaluation needs of a task."""
+
+    tokenizer: Tokenize
+
+    @property
+    def shape(self) -> StreamShape: ...
+
+    def logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One image with all its expressions, ready for the model."""
+
+    record: ImageRecord
+    geometry: transforms.Geometry
+    image_CSS: Tensor
+    text_ET: Tensor
+    pairs: list[tuple[Target, int]]
+
+
+class Evaluator:
+    """Masks compared at original resolution; ranks take images r, r + world, … without padding."""
+
+    def __init__(self, config: Config, shards: ShardSet, task: EvaluatedTask, strategy: Strategy) -> None:
+        self._config, self._shards, self._task, self._strategy = config, shards, task, strategy
+
+    def figures(self, module: nn.Module, *, max_images: int | None = None) -> dict[str, Any] | None:
+        """mIoU, oIoU and P@X by granularity on rank 0; None elsewhere."""
+        results = self.results(module, max_images=max_images)
+        return None if results is None else figures_of(results)
+
+    def results(self, module: nn.Module, *, max_images: int | None = None) -> list[ExpressionResult] | None:
+        """A result an expression, in the order of the shard set, on rank 0; None elsewhere."""
+        num_images = min(len(self._shards), max_images or len(self._shards))
+        training = module.training
+        module.eval()
+        with torch.no_grad():
+            mine = [result for results in self._forward_all(module, num_images) for result in results]
+        module.train(training)
+        parts = self._strategy.gather(mine)
+        if parts is None:
+            return None
+        expected = [
+            expression_id(record, target, i)
+            for record in (self._shards.read(n) for n in range(num_images))
+            for target, i in record.pairs()
+        ]
+        return merge_results(parts, expected)
+
+    def _forward_all(self, module: nn.Module, num_images: int) -> Iterator[list[ExpressionResult]]:
+        """Forward passes are collective under sharding: a rank that has run out joins the others' with an empty batch."""
+        work = self._passes(num_images)
+        while True:
+            job = next(work, None)
+            if not self._strategy.agree([float(job is not None)])[0]:
+                return
+            if job is None:
+                shape = self._task.shape
+                self._logits(module, torch.zeros(1, 3, shape.side, shape.side, dtype=torch.uint8),
+                             torch.zeros(1, 1, shape.text_length, dtype=torch.int32))
+                continue
+            items, start = job
+            width = max(len(item.text_ET[start : start + _MAX_EXPRESSIONS]) for item in items)
+            text_BKT = torch.zeros(len(items), width, self._task.shape.text_length, dtype=torch.int32)
+            for row, item in enumerate(items):
+                piece = item.text_ET[start : start + _MAX_EXPRESSIONS]
+                text_BKT[row, : len(piece)] = piece
+            logits_BKhh = self._logits(module, torch.stack([item.image_CSS for item in items]), text_BKT)
+            for item, logits_Khh in zip(items, logits_BKhh, strict=True):
+                yield self._compare(item, start, logits_Khh)
+
+    def _passes(self, num_images: int) -> Iterator[tuple[list[_Item], int]]:
+        world = self._strategy.world
+        loader = DataLoader(
+            _Items(self._shards, self._task, self._config.data.resize),
+            batch_size=self._config.evaluate.images_per_batch,
+            sampler=range(world.rank, num_images, world.size),
+            collate_fn=list,
+            num_workers=self._config.data.workers,
+        )
+        for items in loader:
+            most = max(len(item.text_ET) for item in items)
+            for start in range(0, most, _MAX_EXPRESSIONS):
+                yield [item for item in items if len(item.text_ET) > start], start
+
+    def _logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor:
+        device = self._strategy.world.device
+        return self._task.logits(module, image_BCSS.to(device), text_BKT.to(device)).float()
+
+    def _compare(self, item: _Item, start: int, logits_Khh: Tensor) -> list[ExpressionResult]:
+        pairs = item.pairs[start : start + _MAX_EXPRESSIONS]
+        masks_KHW = predicted_masks(logits_Khh[: len(pairs)], item.geometry, self._task.shape.side, self._config.evaluate.threshold)
+        truth_KHW = transforms.decode_masks([target.mask for target, _ in pairs])
+        return [
+            self._result(item.record, target, i, mask_HW, truth_HW.astype(bool))
+            for (target, i), mask_HW, truth_HW in zip(pairs, masks_KHW, truth_KHW, strict=True)
+        ]
+
+    def _result(self, record: ImageRecord, target: Target, index: int, mask_HW: np.ndarray, truth_HW: np.ndarray) -> ExpressionResult:
+        intersection, union = intersection_union(mask_HW, truth_HW)
+        expression = target.expressions[index]
+        return ExpressionResult(
+            expression_id=expression_id(record, target, index),
+            image_id=record.id,
+            target_id=target.id,
+            granularity=target.granularity,
+            category=target.category,
+            kind=expression.kind,
+            text=expression.text,
+            intersection=intersection,
+            union=union,
+            prediction=transforms.encode_mask(mask_HW) if self._config.evaluate.save_masks else None,
+        )
+
+
+def predicted_masks(logits_Khh: Tensor, geometry: transforms.Geometry, side: int, threshold: float) -> list[np.ndarray]:
+    """Binary masks at the original size: logits are brought there bilinearly, then compared with the threshold's logit."""
+    logits_KSS = F.interpolate(logits_Khh[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
+    cut = math.log(threshold / (1 - threshold))
+    return [geometry.to_original(logits_SS) > cut for logits_SS in logits_KSS]
+
+
+class _Items(Dataset[_Item]):
+    """Images without augmentation, with every expression."""
+
+    def __init__(self, shards: ShardSet, task: EvaluatedTask, resize: str) -> None:
+        self._shards, self._tokenize, self._side, self._resize = shards, task.tokenizer, task.shape.side, resize
+
+    def __getitem__(self, index: int) -> _Item:
+        record, where = self._shards.read(index), self._shards.name(index)
+        geometry = transforms.fit(record.width, record.height, self._side, self._resize)
+        image = transforms.square_image(transforms.open_image(record, where), geometry, self._side, where)
+        pairs = list(record.pairs())
+        text_ET, _ = self._tokenize([target.expressions[i].text for target, i in pairs])
+        image_CSS = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+        return _Item(record, geometry, image_CSS, text_ET, pairs)
+
+
+def held_out(config: Config) -> ShardSet:
+    """The shard set that `data.split` names.
+
+    Raises:
+        UserError: it is not set, or not a shard set.
+    """
+    folder = getattr(config.data, config.data.split)
+    if folder is None:
+        raise UserError(f"data.split={config.data.split} and data.{config.data.split} is not set; name a shard folder")
+    return ShardSet(folder)

@@ -1,0 +1,90 @@
+"""The text encoder and its tokenizer, both open_clip's.
+
+Shapes: B images, K expressions an image, T tokens an expression, E text width.
+"""
+
+import gzip
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mres.model.config import ModelConfig
+
+_FIXED_TOKENS = 256 * 2 + 2  # bytes, bytes that end a word, start and end of text
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text transformer: every word's state and the sentence's (the state at the end-of-text token)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        from open_clip.transformer import QuickGELU, TextTransformer
+
+        super().__init__()
+        self.tower = TextTransformer(
+            context_length=config.text_length,
+            vocab_size=config.text_vocab_size,
+            width=config.text_width,
+            heads=config.text_heads,
+            layers=config.text_depth,
+            output_dim=None,
+            act_layer=QuickGELU if config.quick_gelu else nn.GELU,
+            output_tokens=True,
+        )
+
+    def forward(self, text_BKT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids to (words_BKTE, sentence_BKE, is_word_BKT); padding behind the end-of-text token is not a word."""
+        B, K, T = text_BKT.shape
+        text_XT = text_BKT.reshape(B * K, T)
+        sentence_XE, words_XTE = self.tower(text_XT)
+        end_X = text_XT.argmax(dim=-1)  # the end-of-text token has the highest id
+        is_word_XT = torch.arange(T, device=text_XT.device) <= end_X[:, None]
+        return words_XTE.view(B, K, T, -1), sentence_XE.view(B, K, -1), is_word_XT.view(B, K, T)
+
+
+class Tokenizer:
+    """Texts to token ids of one length. An expression that is too long keeps its start and its end-of-text token."""
+
+    def __init__(self, vocab_size: int, length: int) -> None:
+        self.length = length
+        self._bpe = _bpe(vocab_size)
+        self._known: dict[str, list[int]] = {}
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, int]:
+        """Returns int32 ids of shape (len(texts), length), zero-padded, and how many texts had to be cut."""
+        ids_XT = torch.zeros(len(texts), self.length, dtype=torch.int32)
+        num_cut = 0
+        for row, text in enumerate(texts):
+            ids = self._encode(text)
+            if len(ids) > self.length:
+                num_cut += 1
+                ids = [*ids[: self.length - 1], self._bpe.eot_token_id]
+            ids_XT[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+        return ids_XT, num_cut
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self._known.get(text)
+        if ids is None:
+            ids = [self._bpe.sot_token_id, *self._bpe.encode(text), self._bpe.eot_token_id]
+            if len(self._known) < 100_000:
+                self._known[text] = ids
+        return ids
+
+
+@lru_cache(maxsize=4)
+def _bpe(vocab_size: int) -> Any:
+    """CLIP's tokenizer with only its most frequent merges: rarer words become several tokens, none is lost."""
+    from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
+    if vocab_size == 49408:
+        return SimpleTokenizer()
+    lines = gzip.open(default_bpe(), "rt", encoding="utf-8").read().split("\n")
+    with tempfile.NamedTemporaryFile(suffix=".gz") as cut:
+        cut.write(gzip.compress("\n".join(lines[: 1 + vocab_size - _FIXED_TOKENS]).encode()))
+        cut.flush()
+        tokenizer = SimpleTokenizer(bpe_path=cut.name)
+    assert tokenizer.vocab_size == vocab_size, (tokenizer.vocab_size, vocab_size)
+    return tokenizer

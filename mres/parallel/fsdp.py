@@ -1,0 +1,36 @@
+"""FSDP2: weights, gradients and moments sharded over all ranks, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from mres.parallel.native import NativeStrategy
+
+
+class FsdpStrategy(NativeStrategy):
+    """`fully_shard` on every block, then on the root; float32 masters, compute in `compute_dtype`, float32 reduction."""
+
+    def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        mesh = init_device_mesh(self.world.device.type, (self.world.size,), mesh_dim_names=("shard",))
+        options: dict[str, Any] = {
+            "mesh": mesh,
+            "reshard_after_forward": self.config.reshard_after_forward,
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=getattr(torch, self.config.compute_dtype), reduce_dtype=torch.float32
+            ),
+        }
+        for block in blocks:
+            fully_shard(block, **options)
+        return fully_shard(model, **options)
+
+    def _reduce(self, last: bool) -> AbstractContextManager[Any]:
+        assert isinstance(self.module, FSDPModule)
+        self.module.set_requires_gradient_sync(last)
+        return nullcontext()

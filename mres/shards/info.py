@@ -1,0 +1,88 @@
+"""Describes a shard set for people and for programs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mres.records import GRANULARITIES
+from mres.shards.reader import ShardSet
+
+TOP_CATEGORIES = 20
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The manifest's content and what follows from the index: `bytes`, `expressions_per_image` (min, median, max).
+
+    Raises:
+        UserError: as `ShardSet` does.
+    """
+    shards = ShardSet(folder)
+    per_image = shards.num_expressions_N
+    return {
+        "folder": str(folder),
+        "bytes": sum(shard.bytes for shard in shards.manifest.shards),
+        "expressions_per_image": {
+            "min": int(per_image.min()),
+            "median": float(np.median(per_image)),
+            "max": int(per_image.max()),
+        },
+        **shards.manifest.model_dump(),
+    }
+
+
+def show(folder: Path, *, as_json: bool) -> int:
+    """Prints the description, as tables or as JSON."""
+    value = describe(folder)
+    if as_json:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+        return 0
+    _print_tables(value)
+    return 0
+
+
+def _print_tables(value: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    about = Table(title=value["folder"], title_justify="left", show_header=False)
+    for name, text in _about(value):
+        about.add_row(name, text)
+    kinds = Table("granularity", "kind", "expressions", title="Expressions", title_justify="left")
+    for granularity in GRANULARITIES:
+        for kind, number in value["counts"]["expressions_by_kind"][granularity].items():
+            kinds.add_row(granularity, kind or "(not given)", f"{number:,}")
+    title = f"Masks by category (the {TOP_CATEGORIES} most frequent)"
+    categories = Table("granularity", "category", "masks", title=title, title_justify="left")
+    for granularity, category, number in _frequent(value["counts"]["targets_by_category"]):
+        categories.add_row(granularity, category, f"{number:,}")
+    for table in (about, kinds, categories):
+        console.print(table)
+
+
+def _about(value: dict[str, Any]) -> list[tuple[str, str]]:
+    counts, per_image = value["counts"], value["expressions_per_image"]
+    splits = ", ".join(f"{split} {number:,}" for split, number in counts["images_by_split"].items())
+    rows = [("images", f"{counts['images']:,} ({splits})")]
+    for granularity in GRANULARITIES:
+        masks, expressions = counts["targets"][granularity], counts["expressions"][granularity]
+        rows.append((granularity, f"{masks:,} masks, {expressions:,} expressions"))
+    spread = f"min {per_image['min']}, median {per_image['median']:g}, max {per_image['max']}"
+    rows += [
+        ("expressions an image", spread),
+        ("left out as bad", f"{counts['quarantined']:,}"),
+        ("size", f"{value['bytes'] / 1e6:,.1f} MB in {len(value['shards'])} shards"),
+        ("made from", json.dumps(value["source"], ensure_ascii=False)),
+        ("options", json.dumps(value["options"])),
+        ("fingerprint", value["sha256"]),
+    ]
+    return rows + [
+        (shard["name"], f"{shard['records']:,} records, sha256 {shard['sha256']}") for shard in value["shards"]
+    ]
+
+
+def _frequent(by_category: dict[str, dict[str, int]]) -> list[tuple[str, str, int]]:
+    rows = [(g, category, number) for g in GRANULARITIES for category, number in by_category[g].items()]
+    return sorted(rows, key=lambda row: -row[2])[:TOP_CATEGORIES]

@@ -1,0 +1,235 @@
+"""COCO-format part annotations to image records, with expressions made from the category names."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mres.errors import UserError
+from mres.records import Expression, Granularity, ImageRecord, RecordError, Rle, Target
+from mres.sources.coco_expressions import category_expressions, position_expressions, whole_expressions
+from mres.sources.coco_masks import bounding_box, segmentation_rle, union
+from mres.sources.source import Source
+
+SPLITS = ("train", "val")
+
+
+def coco_parts(
+    annotations: Path,
+    images: Path,
+    *,
+    split: str,
+    val_images: int,
+    seed: int,
+    whole: str | None = "car",
+    instances: bool = False,
+    separate: Collection[str] = (),
+) -> Source:
+    """The image records of one split of a COCO part data set.
+
+    Args:
+        annotations: the COCO JSON.
+        images: the folder of its images; they are looked up by the last part of `file_name`.
+        split: "train" or "val".
+        val_images: how many images are held out.
+        seed: which ones; an image's place depends on the seed and its id alone, not on the file's order.
+        whole: what all parts of an image belong to; its mask is the union of its parts. None: parts only.
+        instances: also one target for each of several instances of a part that their position tells apart.
+        separate: categories whose polygons are instances of their own, even within one annotation.
+
+    Raises:
+        UserError: not a COCO file, no such folder, a split that is empty or unknown. What is wrong with one record
+            comes out of the iteration as a `RecordError`.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split '{split}'; allowed: {', '.join(SPLITS)}")
+    if not images.is_dir():
+        raise UserError(f"no folder of images at '{images}' (--images)")
+    file = _CocoFile(annotations)
+    if unknown := sorted(set(separate) - set(file.names.values())):
+        raise UserError(
+            f"'{annotations}' has no category '{unknown[0]}' (--separate); it has: {', '.join(file.names.values())}"
+        )
+    annotated = [image_id for image_id in file.images if file.annotations_of[image_id]]
+    held_out = _held_out(annotated, val_images, seed)
+    chosen = [image_id for image_id in annotated if (image_id in held_out) == (split == "val")]
+    if not chosen:
+        raise UserError(
+            f"the {split} split of '{annotations}' is empty: {len(annotated)} images, {val_images} held out"
+        )
+    notes: Counter[str] = Counter()
+    if bare := len(file.images) - len(annotated):
+        notes["images without annotations, left out"] = bare
+    maker = _Maker(file, images, split, whole, instances, frozenset(separate), notes)
+    description = {
+        "format": "coco",
+        "annotations": file.name,
+        "annotations_sha256": file.sha256,
+        "split": split,
+        "val_images": val_images,
+        "seed": seed,
+        "whole": whole,
+        "instances": instances,
+        "separate": sorted(separate),
+    }
+    return Source(maker.records(chosen), len(chosen) + len(file.errors), description, notes)
+
+
+def _held_out(image_ids: list[Any], val_images: int, seed: int) -> set[Any]:
+    if not 0 <= val_images <= len(image_ids):
+        raise UserError(
+            f"cannot hold out {val_images} images (--val-images): the file has {len(image_ids)} annotated ones"
+        )
+    by_hash = sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed}:{image_id}".encode()).digest())
+    return set(by_hash[:val_images])
+
+
+class _CocoFile:
+    """A COCO JSON, its tables checked as far as finding one's way in them goes.
+
+    Attributes:
+        images: {id: entry}; annotations_of: {image id: entries}; names: {category id: name};
+        errors: annotations that belong to no image.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = f"{path.resolve().parent.name}/{path.name}"
+        try:
+            content = path.read_bytes()
+            value = json.loads(content)
+        except FileNotFoundError:
+            raise UserError(f"no annotations at '{path}' (--annotations)") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"cannot read '{path}' as a COCO file: {error}") from None
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        categories = self._table(value, "categories")
+        self.names = {id_: self._text(entry, "categories", "name") for id_, entry in categories.items()}
+        self.images = self._table(value, "images")
+        self.annotations_of: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        self.errors: list[RecordError] = []
+        self._file_names()
+        for annotation in self._table(value, "annotations").values():
+            self._sort_in(annotation)
+
+    def _table(self, value: Any, name: str) -> dict[Any, dict[str, Any]]:
+        entries = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(entries, list):
+            raise UserError(f"'{self.path}' is not a COCO file: it has no list '{name}'")
+        table: dict[Any, dict[str, Any]] = {}
+        for position, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
+                raise UserError(f"'{self.path}' is not a COCO file: {name}[{position}] has no 'id'")
+            if entry["id"] in table:
+                raise UserError(f"'{self.path}': the id {entry['id']!r} occurs twice in '{name}'")
+            table[entry["id"]] = entry
+        return table
+
+    def _text(self, entry: dict[str, Any], table: str, field: str) -> str:
+        text = entry.get(field)
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"'{self.path}': {table}, id {entry['id']!r}: field '{field}' is {text!r}, expected text")
+        return text
+
+    def _file_names(self) -> None:
+        """Images are found by name alone, so two entries of one name would silently share a picture."""
+        seen: dict[str, Any] = {}
+        for image_id, entry in self.images.items():
+            name = PurePosixPath(self._text(entry, "images", "file_name")).name
+            if name in seen:
+                raise UserError(
+                    f"'{self.path}': images {seen[name]!r} and {image_id!r} both have the file name '{name}'"
+                )
+            seen[name] = image_id
+
+    def _sort_in(self, annotation: dict[str, Any]) -> None:
+        where = f"{self.path}: annotation {annotation['id']!r}"
+        category = annotation.get("category_id")
+        if annotation.get("image_id") not in self.images:
+            self.errors.append(RecordError(f"{where}: its image {annotation.get('image_id')!r} is not in 'images'"))
+        elif category in self.names and self.names[category].startswith("_"):
+            return
+        else:
+            self.annotations_of[annotation["image_id"]].append(annotation)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes records out of the entries of a `_CocoFile`."""
+
+    file: _CocoFile
+    images: Path
+    split: str
+    whole: str | None
+    instances: bool
+    separate: frozenset[str]
+    notes: "Counter[str]"
+
+    def records(self, image_ids: list[Any]) -> Iterator[ImageRecord | RecordError]:
+        yield from self.file.errors
+        for image_id in image_ids:
+            try:
+                yield self._record(image_id)
+            except RecordError as error:
+                yield error
+
+    def _record(self, image_id: Any) -> ImageRecord:
+        entry = self.file.images[image_id]
+        name = PurePosixPath(entry["file_name"]).name
+        where = f"{self.file.path}: image {image_id!r} ({name})"
+        width, height = entry.get("width"), entry.get("height")
+        if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+            raise RecordError(f"{where}: width {width!r} and height {height!r}, expected whole numbers of pixels")
+        try:
+            image = (self.images / name).read_bytes()
+        except OSError as error:
+            raise RecordError(f"{where}: '{self.images / name}' cannot be read: {error.strerror}") from None
+        masks = self._masks(image_id, height, width, where)
+        return ImageRecord(name, image, width, height, self.split, self.file.name, tuple(self._targets(masks)))
+
+    def _masks(self, image_id: Any, height: int, width: int, where: str) -> dict[str, list[Rle]]:
+        """{category name: mask of each annotation}, in the categories' order."""
+        masks: dict[str, list[Rle]] = {name: [] for name in self.file.names.values()}
+        for annotation in self.file.annotations_of[image_id]:
+            place = f"{where}, annotation {annotation['id']!r}"
+            name = self.file.names.get(annotation.get("category_id"))
+            if name is None:
+                raise RecordError(f"{place}: its category {annotation.get('category_id')!r} is not in 'categories'")
+            segmentation = annotation.get("segmentation")
+            several = name in self.separate and isinstance(segmentation, list) and segmentation
+            for piece in [[polygon] for polygon in segmentation] if several else [segmentation]:
+                try:
+                    mask, clipped = segmentation_rle(piece, height, width)
+                except ValueError as error:
+                    raise RecordError(f"{place}: {error}") from None
+                self.notes["masks clipped to their image"] += clipped
+                masks[name].append(mask)
+        return {name: found for name, found in masks.items() if found}
+
+    def _targets(self, masks: dict[str, list[Rle]]) -> Iterator[Target]:
+        whole = self.whole
+        if whole is not None:
+            everything = union([mask for found in masks.values() for mask in found])
+            yield _target(whole, "object", whole, everything, whole_expressions(whole), None)
+        for name, found in masks.items():
+            category = f"{whole}:{name}" if whole else name
+            expressions = category_expressions(name, whole, several=len(found) > 1)
+            yield _target(name, "part", category, union(found), expressions, whole)
+            if self.instances and len(found) > 1:
+                boxes = [bounding_box(mask) for mask in found]
+                for index, texts in position_expressions(name, whole, boxes, found[0].width).items():
+                    yield _target(f"{name}.{index}", "part", category, found[index], texts, whole)
+
+
+def _target(
+    id_: str,
+    granularity: Granularity,
+    category: str,
+    mask: Rle,
+    expressions: tuple[Expression, ...],
+    parent: str | None,
+) -> Target:
+    return Target(id_, granularity, category, mask, bounding_box(mask), expressions, parent)

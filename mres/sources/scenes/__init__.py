@@ -1,0 +1,7 @@
+"""Procedural scenes: images of composite objects with exact masks of objects and parts and unambiguous expressions."""
+
+from mres.sources.scenes.expressions import RELATIONAL_KINDS, SceneObject
+from mres.sources.scenes.options import SceneOptions
+from mres.sources.scenes.scene import scene, scene_objects, scenes
+
+__all__ = ["RELATIONAL_KINDS", "SceneObject", "SceneOptions", "scene", "scene_objects", "scenes"]

@@ -1,0 +1,226 @@
+"""Composition: a config becomes shards, model, strategy, stream and trainer, and a run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mres.checkpoint import pretrained, store
+from mres.config import Config
+from mres.errors import UserError
+from mres.parallel.strategy import AdamW, Strategy, build_strategy
+from mres.parallel.world import World, join_world, leave_world
+from mres.shards.reader import ShardSet
+from mres.stream.loader import StreamState, TrainingStream
+from mres.train.monitor import Monitor
+from mres.train.optim import describe_groups, parameter_groups
+from mres.train.preempt import StopRequest
+from mres.train.task import SegmentationTask
+from mres.train.trainer import Trainer
+
+
+def train(config: Config, shards: ShardSet) -> int:
+    """Trains to the end, or to an agreed stop; returns the exit code."""
+    stop = StopRequest()
+    stop.install()
+    world = join_world(config.parallel)
+    try:
+        set_threads(config, world)
+        return _Session(config, shards, world, stop).run()
+    finally:
+        leave_world()
+
+
+def set_threads(config: Config, world: World) -> None:
+    threads = config.train.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    torch.set_num_threads(threads)
+
+
+class _Session:
+    """One run: where it starts from, what it saves, how it ends."""
+
+    def __init__(self, config: Config, shards: ShardSet, world: World, stop: StopRequest) -> None:
+        self.config, self.world, self.stop = config, world, stop
+        self.task = SegmentationTask(config.model, config.loss)
+        self.strategy = build_strategy(config.parallel, world)
+        self.stream = TrainingStream(
+            shards, config.data, self.task.shape, self.task.tokenizer, seed=config.run.seed, rank=world.rank, world_size=world.size
+        )
+        self.last_step = config.train.total_steps(self.stream.order.steps_per_epoch)
+        self.monitor = Monitor(config.run_dir, self.last_step, enabled=world.is_main)
+        self.root = config.run_dir / "checkpoints"
+        self.trainer = Trainer(
+            config,
+            strategy=self.strategy,
+            task=self.task,
+            stream=self.stream,
+            monitor=self.monitor,
+            stop=stop,
+            save=self._save,
+            evaluate=self._evaluate,
+        )
+
+    def run(self) -> int:
+        _check_same(self.strategy, self.config, self.last_step)
+        _check_accumulation(self.config, self.world)
+        checkpoint = self._resume_from()
+        if checkpoint is not None and checkpoint.step >= self.last_step:
+            self._say(f"{self.config.run_dir} is complete: {checkpoint.step} steps (checkpoint.resume=never starts again)")
+            return 0
+        self._write_run_files()
+        self._build(checkpoint)
+        first_step = checkpoint.step if checkpoint else 0
+        self.monitor.start(first_step)
+        shortage = self.stream.shortage()
+        if shortage:
+            self._say(f"warning: {shortage}")
+        seen = float(checkpoint.state["expressions_seen"]) if checkpoint else 0.0
+        try:
+            done = self.trainer.fit(first_step, self.last_step, seen)
+        finally:
+            self.monitor.close()
+        return self._farewell(done)
+
+    def _build(self, checkpoint: store.Checkpoint | None) -> None:
+        config = self.config
+        model = self.task.build(config.run.seed)
+        if checkpoint is None:
+            if config.checkpoint.text_weights:
+                self._say(str(pretrained.load_text_weights(model, Path(config.checkpoint.text_weights))))
+            if config.checkpoint.init_from:
+                self._say(str(pretrained.load_weights(model, config.model, Path(config.checkpoint.init_from))))
+        groups = parameter_groups(model, config.optim.weight_decay)
+        for line in describe_groups(model, groups):
+            self._say(line)
+        adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
+        self.strategy.wrap(model, model.blocks(), groups, adamw)
+        self._say(f"strategy {config.parallel.strategy} on {self.world.size} rank(s), {self.world.device}, "
+                  f"{torch.get_num_threads()} thread(s) each")
+        if checkpoint is not None:
+            pretrained.check_same_model(checkpoint, config.model)
+            self.stream.check_state(StreamState(**checkpoint.state["stream"]), checkpoint.step)
+            self.strategy.load_state(checkpoint.folder, optimizer=True)
+            self._say(f"going on at step {checkpoint.step} from {checkpoint.folder}")
+
+    def _resume_from(self) -> store.Checkpoint | None:
+        """Rank 0 looks and verifies; all take what it found."""
+        found: Any = None
+        resume = self.config.checkpoint.resume
+        if self.world.is_main:
+            try:
+                found = self._find() if resume == "auto" else None if resume == "never" else store.locate(Path(resume))
+            except UserError as error:
+                found = error
+        found = self.strategy.same_everywhere(found)[0]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _find(self) -> store.Checkpoint | None:
+        for found in store.newest(self.root):
+            if isinstance(found, store.Checkpoint):
+                return found
+            self._say(f"warning: {found}; looking for an older one")
+        return None
+
+    def _save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "stream": self.stream.state(step).to_json(),
+            "expressions_seen": self.trainer.expressions_seen,
+            "model": self.config.model.model_dump(mode="json"),
+        }
+        folder = store.save(self.root, step, self.strategy, state, self.config.to_yaml(), keep=self.config.checkpoint.keep)
+        self._say(f"checkpoint {folder}")
+
+    def _evaluate(self, step: int) -> None:
+        if self.config.data.val is None:
+            raise UserError("evaluate.every is set and data.val is not; name a held-out shard folder or remove it")
+        from mres.evaluate.evaluator import Evaluator
+
+        evaluator = Evaluator(self.config, ShardSet(self.config.data.val), self.task, self.strategy)
+        table = evaluator.figures(self.strategy.module, max_images=self.config.evaluate.max_images)
+        if table is not None:
+            self.monitor.append("evaluations.jsonl", {"step": step, **table})
+            figures = ", ".join(f"{g} mIoU {table[g]['mIoU']:.3f}" for g in ("object", "part") if table[g]["num"])
+            self._say(f"step {step}: {figures}")
+
+    def _write_run_files(self) -> None:
+        if not self.world.is_main:
+            return
+        run_dir = self.config.run_dir
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            facts = environment(self.world, self.stream.shards)
+            (run_dir / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write into the run's folder '{run_dir}': {error}; set run.dir") from None
+
+    def _farewell(self, done: int) -> int:
+        if done >= self.last_step:
+            self._say(f"done: {done} steps; the run is in {self.config.run_dir}")
+            return 0
+        self._say(f"stopped at step {done} of {self.last_step}; run the same command again to go on")
+        # Ranks that were not signalled themselves stop for the one that was.
+        return self.strategy.same_everywhere(self.stop.exit_code if self.stop.requested else None)[self.world.rank] or 75
+
+    def _say(self, text: str) -> None:
+        self.monitor.say(text)
+
+
+def _check_same(strategy: Strategy, config: Config, last_step: int) -> None:
+    """All ranks must run the same steps of the same config; a mismatch ends here, not in a collective's time-out."""
+    mine = {"config": config.sha256(), "steps": last_step, "torch": torch.__version__}
+    for rank, theirs in enumerate(strategy.same_everywhere(mine)):
+        differ = [key for key in mine if theirs[key] != mine[key]]
+        if differ:
+            raise UserError(f"rank {rank} has another {', '.join(differ)} than rank {strategy.world.rank}; start all with the same")
+
+
+def _check_accumulation(config: Config, world: World) -> None:
+    share = config.data.images_per_batch // world.size
+    if share % config.train.accumulate:
+        raise UserError(
+            f"train.accumulate={config.train.accumulate} does not divide a rank's {share} images "
+            f"(data.images_per_batch={config.data.images_per_batch} over {world.size} ranks)"
+        )
+
+
+def environment(world: World, shards: ShardSet) -> dict[str, Any]:
+    """What a run ran on: git sha, versions, world, data."""
+    packages = ("mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "pycocotools", "webdataset")
+    return {
+        "git_sha": _git_sha(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+        "world_size": world.size,
+        "local_world_size": world.local_size,
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "data": {"folder": str(shards.folder), "fingerprint": shards.fingerprint},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_sha() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,233 @@
+"""The training loop. It knows steps, batches, strategies and checkpoints, and no model.
+
+A step reads nothing back from the device: losses and norms stay there until a line of metrics is due.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mres.config import Config
+from mres.errors import UserError
+from mres.parallel.strategy import Strategy
+from mres.stream.batch import Batch
+from mres.stream.loader import TrainingStream
+from mres.train.monitor import Monitor
+from mres.train.optim import learning_rate
+from mres.train.preempt import StopRequest
+
+
+class Task(Protocol):
+    """What is trained: sums over a batch's valid expressions, "loss" the one to differentiate."""
+
+    def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
+
+
+@dataclass
+class _Window:
+    """What has happened since the last line of metrics."""
+
+    started: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    images: float = 0
+    expressions: float = 0
+    data_wait_s: float = 0.0
+    paused_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is kept of a step until its figures are read: tensors on the device, ids on the host."""
+
+    number: int
+    norm: Tensor
+    image_ids: tuple[str, ...]
+    expression_ids: tuple[str, ...]
+
+
+class Trainer:
+    """Runs steps first_step … last_step-1 of a run."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        strategy: Strategy,
+        task: Task,
+        stream: TrainingStream,
+        monitor: Monitor,
+        stop: StopRequest,
+        save: Callable[[int], None],
+        evaluate: Callable[[int], None],
+    ) -> None:
+        self._config, self._strategy, self._task, self._stream = config, strategy, task, stream
+        self._monitor, self._stop, self._save, self._evaluate = monitor, stop, save, evaluate
+        self._window = _Window()
+        self._unread: deque[_Step] = deque()
+        self._bad_in_a_row = 0
+        self._bad_images = 0.0
+        self._expressions_seen = 0.0
+
+    def fit(self, first_step: int, last_step: int, expressions_seen: float = 0.0) -> int:
+        """Returns the number of steps done: last_step, or fewer where a stop was agreed (then a checkpoint is written)."""
+        self._expressions_seen = expressions_seen
+        batches = self._stream.batches(first_step, last_step)
+        self._window = _Window()
+        for step in range(first_step, last_step):
+            waited = time.perf_counter()
+            batch = next(batches)
+            self._window.data_wait_s += time.perf_counter() - waited
+            stop = self._step(step, batch, last_step)
+            if self._after(step + 1, last_step, stop=stop):
+                return step + 1
+        return last_step
+
+    @property
+    def expressions_seen(self) -> float:
+        return self._expressions_seen
+
+    def _step(self, step: int, batch: Batch, last_step: int) -> bool:
+        """One optimizer step; returns whether some rank was asked to stop."""
+        config, strategy = self._config, self._strategy
+        _seed_step(config.run.seed, step, strategy.world.rank)
+        expressions, images, bad, stop = strategy.agree(
+            [float(batch.valid_BK.sum()), batch.num_images, len(batch.bad), float(self._stop.requested)]
+        )
+        self._count(batch, expressions, images, bad)
+        micro_batches = batch.split(config.train.accumulate)
+        losses: dict[str, Tensor] = {}
+        for number, micro in enumerate(micro_batches, start=1):
+            with strategy.micro_batch(last=number == len(micro_batches)):
+                sums = self._task.losses(strategy.module, micro.to(strategy.world.device))
+                # Ranks' gradients are averaged: times their number, the sum over all ranks is divided by all expressions.
+                strategy.backward(sums["loss"] * (strategy.world.size / max(1.0, expressions)))
+            for name, value in sums.items():
+                losses[name] = losses.get(name, 0) + value.detach() / max(1.0, expressions)
+        lr = learning_rate(step, last_step, config.optim)
+        norm = strategy.step(lr)
+        self._unread.append(_Step(step + 1, norm, batch.image_ids, batch.expression_ids))
+        if config.train.trace_batches:
+            self._trace(step, batch)
+        if (step + 1) % config.train.log_every == 0 or step + 1 == last_step or stop:
+            self._log(step, losses, lr)
+        return bool(stop)
+
+    def _count(self, batch: Batch, expressions: float, images: float, bad: float) -> None:
+        self._window.steps += 1
+        self._window.images += images
+        self._window.expressions += expressions
+        self._expressions_seen += expressions
+        if not bad:
+            return
+        self._bad_images += bad
+        messages = [m for rank in self._strategy.same_everywhere(batch.bad) for m in rank]
+        for message in messages:
+            self._monitor.append("quarantine.jsonl", {"error": message})
+            self._monitor.say(f"warning: left out of the batch: {message}")
+        allowed = self._config.data.max_bad_fraction * self._stream.order.num_images
+        if self._bad_images > allowed:
+            raise UserError(
+                f"{messages[0]}\n{self._bad_images:.0f} broken images are more than data.max_bad_fraction="
+                f"{self._config.data.max_bad_fraction:g} of {self._stream.order.num_images} allows; repair the shards "
+                "(python tools/shard.py verify names all of them) or raise it"
+            )
+
+    def _after(self, done: int, last_step: int, *, stop: bool) -> bool:
+        """Checkpoint and evaluation where they are due; returns whether to stop here."""
+        started = time.perf_counter()
+        every = self._config.evaluate.every
+        if done % self._config.checkpoint.every == 0 or done == last_step or stop:
+            self._read_norms()  # a checkpoint must not be written behind a run of bad steps that nobody looked at
+            self._save(done)
+        if every and done % every == 0 and not stop:
+            self._evaluate(done)
+        self._window.paused_s += time.perf_counter() - started
+        return stop and done < last_step
+
+    def _log(self, step: int, losses: dict[str, Tensor], lr: float) -> None:
+        names = sorted(losses)
+        totals = self._strategy.sum(torch.stack([losses[n].float() for n in names])).tolist()
+        norm = self._read_norms()
+        window, now = self._window, time.perf_counter()
+        seconds = max(1e-9, now - window.started - window.paused_s)
+        order = self._stream.order
+        self._monitor.metrics(
+            {
+                "step": step + 1,
+                "epoch": order.epoch_of(step),
+                "images_seen": order.images_before(step + 1),
+                "expressions_seen": int(self._expressions_seen),
+                **dict(zip(names, totals, strict=True)),
+                "grad_norm": norm,
+                "lr": lr,
+                "step_s": seconds / window.steps,
+                "data_wait_s": window.data_wait_s / window.steps,
+                "images_per_s": window.images / seconds,
+                "expressions_per_s": window.expressions / seconds,
+                "bad_images": int(self._bad_images),
+                "peak_memory_bytes": _peak_memory(self._strategy.world.device),
+            }
+        )
+        self._window = _Window()
+
+    def _read_norms(self) -> float:
+        """Reads the norms of the steps since the last look; stops the run where too many in a row were not finite."""
+        norm = float("nan")
+        while self._unread:
+            step = self._unread.popleft()
+            norm = float(step.norm)
+            finite = norm - norm == 0
+            self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
+            if not finite:
+                self._report_bad_step(step)
+        return norm
+
+    def _report_bad_step(self, step: _Step) -> None:
+        ranks = self._strategy.gather((step.image_ids, step.expression_ids)) or []
+        ids = {
+            "step": step.number,
+            "image_ids": [i for images, _ in ranks for i in images],
+            "expression_ids": [e for _, expressions in ranks for e in expressions],
+        }
+        self._monitor.append("bad_steps.jsonl", ids)
+        self._monitor.say(f"warning: step {step.number}: loss or gradient is not finite; the step was skipped on all ranks")
+        if self._bad_in_a_row > self._config.train.max_bad_steps:
+            raise UserError(
+                f"{self._bad_in_a_row} steps in a row up to step {step.number} had no finite gradient "
+                f"(train.max_bad_steps={self._config.train.max_bad_steps}); their images and expressions are in "
+                f"{self._config.run_dir / 'bad_steps.jsonl'}; lower optim.lr or look at those images"
+            )
+
+    def _trace(self, step: int, batch: Batch) -> None:
+        ranks = self._strategy.gather((batch.image_ids, batch.expression_ids)) or []
+        self._monitor.append(
+            "batches.jsonl",
+            {
+                "step": step + 1,
+                "epoch": self._stream.order.epoch_of(step),
+                "image_ids": [i for images, _ in ranks for i in images],
+                "expression_ids": [e for _, expressions in ranks for e in expressions],
+            },
+        )
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout draws from (seed, step, rank), so a resumed run draws what the uninterrupted one would have drawn."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
