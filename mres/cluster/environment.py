@@ -1,4 +1,4 @@
-"""From what SLURM and submitit tell a task to what torch.distributed reads: RANK, WORLD_SIZE, MASTER_ADDR and the like."""
+"""From what SLURM and submitit tell a task to what torch.distributed reads: RANK, WORLD_SIZE, MASTER_ADDR …"""
 
 import re
 import socket
@@ -28,7 +28,7 @@ def task_environment(environ: Mapping[str, str], local_port: int | None = None) 
 
 
 def is_slurm_task(environ: Mapping[str, str]) -> bool:
-    """Whether srun started this process; a batch script or an salloc shell has the job's variables but not the step's."""
+    """Whether srun started this process; a batch script and an salloc shell see the job's variables alone."""
     return "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ
 
 
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def job_port(job_id: int) -> int:
-    """The port at which the tasks of a SLURM job meet: the same on every node, different for jobs that are neighbours."""
+    """The port at which a SLURM job's tasks meet: the same on every node, another one for jobs of nearby ids."""
     return MASTER_PORTS[job_id % len(MASTER_PORTS)]
 
 

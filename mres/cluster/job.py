@@ -1,4 +1,4 @@
-"""The job that a task of a cluster runs: it sets the environment of torch.distributed, trains, and is requeued if preempted."""
+"""What each task of a submitted job runs: training in the environment of its rank, requeued if it is preempted."""
 
 import importlib
 import os

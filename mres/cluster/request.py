@@ -10,6 +10,7 @@ from mres.errors import UserError
 Cluster = Literal["slurm", "local", "debug"]
 CLUSTERS: tuple[Cluster, ...] = ("slurm", "local", "debug")
 SIGNAL_DELAY_S = 120  # between SLURM's warning and the end: enough to finish the step and save
+LOCAL_STARTS = 6  # how often submitit's controller starts a local job
 
 # What submit.py sets itself; given a second time through --sbatch, one of the two would silently win.
 _OWN_OPTIONS = {
@@ -93,7 +94,7 @@ def parse_time_limit(text: str) -> int:
     """Minutes of one of SLURM's forms: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS; seconds round up.
 
     Raises:
-        UserError: for any other form, or no time at all.
+        UserError: for any other form, or too little time to get anything done.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if match is None:
@@ -106,8 +107,11 @@ def parse_time_limit(text: str) -> int:
     else:
         seconds = first * 60 + second
     minutes = -(-seconds // 60)
-    if not minutes:
-        raise UserError(f"--time {text!r} is no time at all")
+    if minutes * 60 <= 2 * SIGNAL_DELAY_S:
+        raise UserError(
+            f"--time {text!r} is too short: a job is asked to save and end {SIGNAL_DELAY_S} seconds before its limit;"
+            f" give at least {2 * SIGNAL_DELAY_S // 60 + 1} minutes"
+        )
     return minutes
 
 

@@ -5,19 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from submitit import Job, SlurmExecutor
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import _make_sbatch_string
 
 from mres.cluster.job import TrainJob
 from mres.cluster.request import SIGNAL_DELAY_S, JobRequest
 from mres.errors import UserError
 
+NO_LIMIT_MIN = 365 * 24 * 60  # what submitit reckons with where only the partition's own limit holds
 
-class _BatchWriter(SlurmExecutor):  # type: ignore[misc]  # submitit is not followed by mypy
-    """submitit's executor, which can also write its batch text where there is no SLURM."""
+
+class _BatchWriter(SlurmExecutor):
+    """submitit's executor, made to write its batch text also where there is no SLURM, and also without a time limit."""
 
     @classmethod
     def affinity(cls) -> int:
         return 1
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        limit = self.parameters["time"]
+        parameters = {**self.parameters, "time": None if limit == NO_LIMIT_MIN else limit}
+        text: str = _make_sbatch_string(command=command, folder=self.folder, **parameters)
+        return text
 
 
 def batch_text(request: JobRequest, name: str, folder: Path) -> str:
@@ -40,7 +49,7 @@ def submit(job: TrainJob, request: JobRequest, name: str, folder: Path) -> "Job[
         )
     try:
         return _writer(request, name, folder).submit(job)
-    except FailedJobError as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {error}") from None
 
 
@@ -60,13 +69,12 @@ def _parameters(request: JobRequest, name: str) -> dict[str, Any]:
         "signal_delay_s": SIGNAL_DELAY_S,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own default is refused where keys are tracked
-        "additional_parameters": {"requeue": True, **request.directives},
+        "additional_parameters": {"requeue" if request.max_requeues else "no-requeue": True, **request.directives},
         # srun does not take --cpus-per-task over from sbatch (SLURM 22.05 and later): one core a task without these.
         "setup": [f"export SRUN_CPUS_PER_TASK={cpus}"],
-        "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
+        "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", "--open-mode=append"],
+        "time": request.limit_min or NO_LIMIT_MIN,
     }
     if request.gpus_per_node:
         parameters["gpus_per_node"] = request.gpus_per_node
-    # Without a limit the partition's own holds; submitit would ask for five minutes.
-    parameters["time"] = request.limit_min
     return parameters

@@ -1,6 +1,7 @@
 """Describes a shard set for people and for programs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def _print_tables(value: dict[str, Any]) -> None:
 
     console = Console()
     about = Table(title=value["folder"], title_justify="left", show_header=False)
+    about.add_column()
+    about.add_column(overflow="fold")
     for name, text in _about(value):
         about.add_row(name, text)
     kinds = Table("granularity", "kind", "expressions", title="Expressions", title_justify="left")
@@ -56,8 +59,8 @@ def _print_tables(value: dict[str, Any]) -> None:
             kinds.add_row(granularity, kind or "(not given)", f"{number:,}")
     title = f"Masks by category (the {TOP_CATEGORIES} most frequent)"
     categories = Table("granularity", "category", "masks", title=title, title_justify="left")
-    for granularity, category, number in _frequent(value["counts"]["targets_by_category"]):
-        categories.add_row(granularity, category, f"{number:,}")
+    for *names, number in _frequent(value["counts"]["targets_by_category"]):
+        categories.add_row(*names, f"{number:,}")
     for table in (about, kinds, categories):
         console.print(table)
 
@@ -83,6 +86,6 @@ def _about(value: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _frequent(by_category: dict[str, dict[str, int]]) -> list[tuple[str, str, int]]:
+def _frequent(by_category: dict[str, dict[str, int]]) -> Sequence[tuple[str, str, int]]:
     rows = [(g, category, number) for g in GRANULARITIES for category, number in by_category[g].items()]
     return sorted(rows, key=lambda row: -row[2])[:TOP_CATEGORIES]

@@ -53,8 +53,8 @@ class Counts(_Strict):
 class Manifest(_Strict):
     """The content of `manifest.json`; `sha256` is the hash of everything else in it and names the set."""
 
-    format: Literal["mres-shards"] = FORMAT
-    version: Literal[1] = VERSION
+    format: Literal["mres-shards"] = "mres-shards"
+    version: Literal[1] = 1
     source: dict[str, Any]
     options: dict[str, Any]
     counts: Counts

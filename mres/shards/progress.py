@@ -17,10 +17,9 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
         yield from rich_track(items, label, total=total, console=Console(stderr=True))
         return
-    said, done = time.monotonic(), 0
-    for item in items:
+    said = time.monotonic()
+    for done, item in enumerate(items, start=1):
         yield item
-        done += 1
         if time.monotonic() - said >= _LINE_EVERY_S:
             said = time.monotonic()
             print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)

@@ -37,20 +37,17 @@ class ShardSet:
         UserError: missing path, not a shard set, empty, another version, files that do not fit the manifest.
     """
 
-    manifest: Manifest
-    num_expressions_N: np.ndarray
-
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._descriptors: dict[int, int] = {}
-        self.manifest = read_manifest(self.folder)
+        self.manifest: Manifest = read_manifest(self.folder)
         parts = [_load_index(self.folder, shard) for shard in self.manifest.shards]
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
         self._index_N = np.concatenate(parts)
         if len(self._index_N) != self.manifest.counts.images:
             raise UserError(f"'{self.folder}': the manifest's number of images does not fit its shards; build it again")
         objects_N, parts_N = self._index_N["num_object_expressions"], self._index_N["num_part_expressions"]
-        self.num_expressions_N = (objects_N + parts_N).astype(np.int32)
+        self.num_expressions_N: np.ndarray = (objects_N + parts_N).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self._index_N)

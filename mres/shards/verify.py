@@ -56,6 +56,8 @@ def _shard_damages(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield from _one_shard(folder, shard, first)
         except OSError as error:
             yield f"{error.filename}: cannot be read: {error.strerror}"
+        except UserError as error:
+            yield str(error)
         first += shard.records
 
 
@@ -79,8 +81,9 @@ def _record_damages(tar: Path, index_N: np.ndarray, first: int) -> list[str]:
         for position, row in enumerate(index_N, start=first):
             start, end = record_span(row)
             key = record_key(position)
+            where = f"{tar}: {key}"
             try:
-                check_image(parse_record(pread(descriptor, end - start, start), row, key, f"{tar}: {key}"))
+                check_image(parse_record(pread(descriptor, end - start, start), row, key, where), where)
             except RecordError as error:
                 found.append(str(error))
     finally:

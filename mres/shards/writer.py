@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def write_shards(
     out: Path,
     *,
     source: dict[str, Any],
+    name: str,
     total: int,
     options: WriteOptions | None = None,
 ) -> Manifest:
@@ -65,6 +67,7 @@ def write_shards(
         records: a `RecordError` in place of a record is a bad one that the source could not read.
         out: the folder to make.
         source: what the records were made from, for the manifest (JSON values).
+        name: what messages about a record call the source.
         total: how many records (bad ones included) will come; the budget for bad ones refers to it.
         options: see `WriteOptions`.
 
@@ -74,7 +77,7 @@ def write_shards(
     options = options or WriteOptions()
     with _published(out, overwrite=options.overwrite) as folder:
         try:
-            good = _Checked(records, total, options.max_bad_fraction)
+            good = _Checked(records, name, total, options.max_bad_fraction)
             shards, tally = _write_all(good, folder, options.images_per_shard)
             good.write_quarantine(folder)
             manifest = make_manifest(
@@ -85,16 +88,18 @@ def write_shards(
             )
             manifest.write(folder / MANIFEST_NAME)
         except OSError as error:
-            raise UserError(f"cannot write '{error.filename or folder}': {error.strerror or error}") from None
+            raise UserError(f"writing '{out}' failed: {error.strerror or error} ({error.filename or folder})") from None
     return manifest
 
 
 class _Checked:
     """The good records of an iterable; the bad ones are kept in `errors` as far as the budget goes."""
 
-    def __init__(self, records: Iterable[ImageRecord | RecordError], total: int, max_bad_fraction: float) -> None:
+    def __init__(
+        self, records: Iterable[ImageRecord | RecordError], name: str, total: int, max_bad_fraction: float
+    ) -> None:
         self.errors: list[RecordError] = []
-        self._records, self._total, self._fraction = records, total, max_bad_fraction
+        self._records, self._name, self._total, self._fraction = records, name, total, max_bad_fraction
         self._ids: set[str] = set()
 
     def __iter__(self) -> Iterator[tuple[ImageRecord, str]]:
@@ -113,10 +118,9 @@ class _Checked:
 
     def _check(self, record: ImageRecord) -> str:
         if record.id in self._ids:
-            raise RecordError(f"record {record.id!r}: its id occurs twice in the set; ids must be unique")
-        value = record_to_json(record, "image")
-        record_from_json(value, record.image, str(record.source))
-        suffix = check_image(record)
+            raise RecordError(f"{self._name}: record {record.id!r}: its id occurs twice; ids must be unique")
+        record_from_json(record_to_json(record, "image"), record.image, self._name)
+        suffix = check_image(record, self._name)
         self._ids.add(record.id)
         return suffix
 
@@ -136,15 +140,15 @@ class _Checked:
             (folder / QUARANTINE_NAME).write_text("".join(lines), encoding="utf-8")
 
 
-def check_image(record: ImageRecord) -> str:
+def check_image(record: ImageRecord, where: str) -> str:
     """Decodes the record's image once; returns the suffix of its format.
 
     Raises:
-        RecordError: not JPEG or PNG, truncated or damaged, of another size than the record says.
+        RecordError: naming `where` and the record: not JPEG or PNG, damaged, of another size than the record says.
     """
     from PIL import Image
 
-    where = f"{record.source}: record {record.id!r}: image"
+    where = f"{where}: record {record.id!r}: image"
     try:
         with Image.open(io.BytesIO(record.image)) as image:
             suffix, size = _SUFFIXES.get(image.format or ""), image.size
@@ -167,18 +171,15 @@ def _write_all(
 ) -> tuple[list[Shard], Tally]:
     shards: list[Shard] = []
     tally = Tally()
-    batch: list[tuple[int, int]] = []
-    tar: _Tar | None = None
-    for record, suffix in records:
-        if tar is None:
-            tar = _Tar(folder / f"shard-{len(shards):06d}.tar", tally.images)
-        tar.add(record, suffix)
-        tally.add(record)
-        if tar.num_records == images_per_shard:
-            shards.append(tar.finish())
-            tar = None
-    if tar is not None:
-        shards.append(tar.finish())
+    remaining = iter(records)
+    # A shard is opened only once there is a record for it.
+    while (head := next(remaining, None)) is not None:
+        tar = _Tar(folder / f"shard-{len(shards):06d}.tar", tally.images)
+        with closing(tar):
+            for record, suffix in chain([head], islice(remaining, images_per_shard - 1)):
+                tar.add(record, suffix)
+                tally.add(record)
+        shards.append(tar.shard())
     if not shards:
         raise UserError("no good record came from the source, so there is nothing to write")
     return shards, tally
@@ -211,9 +212,12 @@ class _Tar:
         ]
         self._expressions.append((by_granularity[0], by_granularity[1]))
 
-    def finish(self) -> Shard:
+    def close(self) -> None:
         self._writer.close()
         self._file.close()
+
+    def shard(self) -> Shard:
+        """Indexes and hashes the closed tar."""
         index_N = index_tar(self.path, self.first, np.array(self._expressions, dtype=np.int32))
         index_path = self.path.with_suffix(".index.npy")
         write_index(index_path, index_N)

@@ -11,7 +11,7 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import Expression, Granularity, ImageRecord, RecordError, Rle, Target
 from mres.sources.coco_expressions import category_expressions, position_expressions, whole_expressions
-from mres.sources.coco_masks import bounding_box, segmentation_rle, union
+from mres.sources.coco_masks import EmptyMaskError, bounding_box, segmentation_rle, union
 from mres.sources.source import Source
 
 SPLITS = ("train", "val")
@@ -75,7 +75,7 @@ def coco_parts(
         "instances": instances,
         "separate": sorted(separate),
     }
-    return Source(maker.records(chosen), len(chosen) + len(file.errors), description, notes)
+    return Source(str(annotations), maker.records(chosen), len(chosen) + len(file.errors), description, notes)
 
 
 def _held_out(image_ids: list[Any], val_images: int, seed: int) -> set[Any]:
@@ -191,23 +191,37 @@ class _Maker:
         return ImageRecord(name, image, width, height, self.split, self.file.name, tuple(self._targets(masks)))
 
     def _masks(self, image_id: Any, height: int, width: int, where: str) -> dict[str, list[Rle]]:
-        """{category name: mask of each annotation}, in the categories' order."""
+        """{category name: mask of each instance}, in the categories' order."""
         masks: dict[str, list[Rle]] = {name: [] for name in self.file.names.values()}
         for annotation in self.file.annotations_of[image_id]:
             place = f"{where}, annotation {annotation['id']!r}"
             name = self.file.names.get(annotation.get("category_id"))
             if name is None:
                 raise RecordError(f"{place}: its category {annotation.get('category_id')!r} is not in 'categories'")
-            segmentation = annotation.get("segmentation")
-            several = name in self.separate and isinstance(segmentation, list) and segmentation
-            for piece in [[polygon] for polygon in segmentation] if several else [segmentation]:
-                try:
-                    mask, clipped = segmentation_rle(piece, height, width)
-                except ValueError as error:
-                    raise RecordError(f"{place}: {error}") from None
-                self.notes["masks clipped to their image"] += clipped
-                masks[name].append(mask)
+            try:
+                masks[name] += self._instances(annotation.get("segmentation"), name, height, width)
+            except ValueError as error:
+                raise RecordError(f"{place}: {error}") from None
         return {name: found for name, found in masks.items() if found}
+
+    def _instances(self, segmentation: Any, name: str, height: int, width: int) -> list[Rle]:
+        """The masks of one annotation: one, or one a polygon where these are `separate`."""
+        pieces = [segmentation]
+        if name in self.separate and isinstance(segmentation, list) and len(segmentation) > 1:
+            pieces = [[polygon] for polygon in segmentation]
+        masks = []
+        for piece in pieces:
+            try:
+                mask, clipped = segmentation_rle(piece, height, width)
+            except EmptyMaskError:
+                self.notes["masks that cover no pixel, left out"] += 1
+                continue
+            if clipped:
+                self.notes["masks clipped to their image"] += 1
+            masks.append(mask)
+        if not masks:
+            raise EmptyMaskError("its mask covers no pixel")
+        return masks
 
     def _targets(self, masks: dict[str, list[Rle]]) -> Iterator[Target]:
         whole = self.whole

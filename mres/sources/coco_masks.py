@@ -13,6 +13,10 @@ from mres.records import Rle, rle_counts
 _FAR = 4.0  # polygons may leave the image by this many sides before they count as damaged
 
 
+class EmptyMaskError(ValueError):
+    """A segmentation that covers no pixel."""
+
+
 def segmentation_rle(segmentation: Any, height: int, width: int) -> tuple[Rle, bool]:
     """The mask of one annotation, and whether it had to be clipped to the image.
 
@@ -21,7 +25,7 @@ def segmentation_rle(segmentation: Any, height: int, width: int) -> tuple[Rle, b
         height, width: of the image, in pixels.
 
     Raises:
-        ValueError: saying what is wrong with it; the caller names the place.
+        ValueError: saying what is wrong with it (`EmptyMaskError` if it is merely empty); the caller names the place.
     """
     from pycocotools import mask as coco
 
@@ -36,7 +40,7 @@ def segmentation_rle(segmentation: Any, height: int, width: int) -> tuple[Rle, b
     else:
         raise ValueError(f"'segmentation' is {type(segmentation).__name__}, expected polygons or run lengths")
     if not coco.area(encoded):
-        raise ValueError("the mask covers no pixel")
+        raise EmptyMaskError("the mask covers no pixel")
     return Rle(height, width, encoded["counts"]), any(clipped)
 
 

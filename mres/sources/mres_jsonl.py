@@ -45,7 +45,7 @@ def mres_jsonl(records: Path, *, split: str | None, allow_outside: bool = False)
         "split": split,
     }
     notes: Counter[str] = Counter()
-    return Source(_records(records, split, allow_outside, notes), total, description, notes)
+    return Source(str(records), _records(records, split, allow_outside, notes), total, description, notes)
 
 
 def _records(

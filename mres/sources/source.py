@@ -16,12 +16,14 @@ class Source:
     consumes it decides whether that ends the work or is counted and listed.
 
     Attributes:
+        name: what messages call it: the file as the user gave it.
         items: the records, to be iterated once.
         total: how many items will come.
         description: what they are made from (JSON values), the same on every machine: no absolute paths, no dates.
         notes: what was left out or repaired on the way, message → number; complete after the iteration.
     """
 
+    name: str
     items: Iterator[ImageRecord | RecordError]
     total: int
     description: dict[str, Any]

@@ -13,6 +13,7 @@ from mres.sources.scenes.layout import pick
 PER_OBJECT = 4
 OBJECT_EXPRESSIONS = 16  # of an image at most; its parts get as many as its objects
 PER_PART = 2
+PATIENCE = 3  # relational expressions that may be owed before plain ones are passed over
 BARE = 0.3  # of the expressions leave out their first "the"
 # How likely a kind is chosen where several are possible: the rarer ones are possible less often.
 WEIGHTS = {"category": 1, "colour": 1, "position": 1, "size": 2, "relation": 3}
@@ -39,7 +40,7 @@ class _Balance:
         if relational and (due >= 1 or (must and not plain)):
             self._due = due - 1
             return relational
-        if plain and (due < 2 or must):
+        if plain and (due < PATIENCE or must):
             self._due = due
             return plain
         return []
@@ -64,7 +65,7 @@ def express(
         if wanted:
             own = _part_sayings(thing, part, sayings[thing.id])
             wanted -= _add(rng, chosen.setdefault((thing.id, part), []), own, balance, must=False)
-    return chosen
+    return {key: expressions for key, expressions in chosen.items() if expressions}
 
 
 def _sayings(objects: Sequence[SceneObject]) -> dict[str, dict[str, list[str]]]:
@@ -85,15 +86,15 @@ def _part_sayings(thing: SceneObject, part: str, owners: Sayings) -> dict[str, l
 
 def _add(rng: np.random.Generator, taken: list[Expression], sayings: Sayings, balance: _Balance, must: bool) -> bool:
     """Adds an expression of a kind that `taken` lacks, if there is one; False where the slot is passed over."""
+    used, said = {e.kind for e in taken}, {e.text.removeprefix("the ") for e in taken}
     new = {
         kind: left
         for kind, texts in sayings.items()
-        if (left := [t for t in texts if t not in {e.text for e in taken}])
+        if (left := [text for text in texts if text.removeprefix("the ") not in said])
     }
     kinds = balance.choose(list(new), must)
     if not kinds:
         return False
-    used = {expression.kind for expression in taken}
     kind = _weighted(rng, [kind for kind in kinds if kind not in used] or kinds)
     text = pick(rng, new[kind])
     taken.append(Expression(text.removeprefix("the ") if rng.random() < BARE else text, kind))

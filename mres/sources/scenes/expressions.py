@@ -5,6 +5,7 @@ of the image's side (and both edges by `EDGE_MARGIN`: no object lies within the 
 least `SIZE_RATIO`; a rival never satisfies it, not even barely.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -162,15 +163,18 @@ def references(objects: Sequence[SceneObject]) -> Iterator[tuple[Reference, Scen
 
 
 def _conceivable(objects: Sequence[SceneObject]) -> Iterator[Reference]:
-    described = {(o.category, None): 0 for o in objects} | {(o.category, o.colour): 0 for o in objects}
-    for category, colour in described:
+    number = Counter(o.category for o in objects)
+    colours = dict.fromkeys((o.category, o.colour) for o in objects)
+    # An anchor is named by its category where that is enough.
+    anchors = [Reference(category, colour if number[category] > 1 else None) for category, colour in colours]
+    for category, colour in (*((category, None) for category in number), *colours):
         yield Reference(category, colour)
         for word in (*CLEARLY, "middle"):
             yield Reference(category, colour, word)
-        for other, other_colour in described:
-            if other != category:
+        for anchor in anchors:
+            if anchor.category != category:
                 for word in (*DIRECTIONS, "next to"):
-                    yield Reference(category, colour, word, Reference(other, other_colour))
+                    yield Reference(category, colour, word, anchor)
 
 
 # {n} the noun with its colour, {ns} its plural, {a} the anchor, {bare} the noun alone.
@@ -198,9 +202,9 @@ _RELATED: Mapping[str, tuple[str, ...]] = {
     "below": ("the {n} below {a}", "the {n} lower than {a}"),
     "next to": ("the {n} next to {a}", "the {n} beside {a}", "the {n} closest to {a}"),
 }
-_PLAIN = {
+_PLAIN: Mapping[str, tuple[str, ...]] = {
     "category": ("the {n}", "the {n} in the picture"),
-    "colour": ("the {n}", "the {bare} that is {colour}"),
+    "colour": ("the {n}", "the {bare} that is {colour}", "the {colour} coloured {bare}"),
 }
 _PLURALS = {"person": "people"}
 
@@ -208,6 +212,7 @@ _PLURALS = {"person": "people"}
 def wordings(reference: Reference, num_like: int) -> tuple[str, ...]:
     """Every way of saying `reference` that begins with "the", where `num_like` objects have its category and colour."""
     colour = f"{reference.colour} " if reference.colour else ""
+    templates: tuple[str, ...]
     if reference.word is None:
         templates = _PLAIN[reference.kind]
     elif reference.anchor is not None:

@@ -3,13 +3,13 @@
 Lengths are fractions of the image's side. Suffixes: N points of a polygon, 2 = (x, y).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from mres.sources.scenes.options import SceneOptions
-from mres.sources.scenes.shapes import CATEGORIES, COLOURS, Rgb, Shape, extent, unit_shape
+from mres.sources.scenes.shapes import CATEGORIES, COLOURS, Piece, Rgb, Shape, extent, unit_shape
 
 SMALL, LARGE = (0.19, 0.245), (0.36, 0.45)  # side of a square as large as the object's box
 MAX_OVERLAP = 0.12  # of the smaller of two boxes
@@ -59,7 +59,7 @@ def _wishes(rng: np.random.Generator, options: SceneOptions) -> list[Wish]:
     """What the objects shall be: often one of the category of an earlier one, but not all of one category."""
     wishes: list[Wish] = []
     number = int(rng.integers(options.min_objects, options.max_objects + 1))
-    rivalry = 0.45 + 0.7 * options.relational_share
+    rivalry = 0.55 + 0.6 * options.relational_share
     for _ in range(number):
         taken = [wish.category for wish in wishes]
         lacks_anchor = len(wishes) == number - 1 >= 2 and len(set(taken)) == 1
@@ -74,7 +74,7 @@ def _wishes(rng: np.random.Generator, options: SceneOptions) -> list[Wish]:
 
 
 def _rival(rng: np.random.Generator, model: Wish, options: SceneOptions) -> Wish:
-    """Another of the category, often of the other size; of the same colour it is told by place, size or relation only."""
+    """Another of the category, often of the other size. Of the same colour, only a relational expression tells it."""
     same_colour = rng.random() < 0.7 * options.relational_share
     colour = model.colour if same_colour else pick(rng, CATEGORIES[model.category].colours)
     return Wish(model.category, colour, bool(rng.random() < (0.35 if model.large else 0.65)))
@@ -93,7 +93,7 @@ def _place(rng: np.random.Generator, wish: Wish, horizon: float, taken: list[Box
         bottom = rng.uniform(highest, 1 - EDGE)
         box = (x, bottom - height, x + width, bottom)
         if all(_overlap(box, other) <= MAX_OVERLAP for other in taken):
-            moved = [replace(piece, points_N2=piece.points_N2 * side + box[:2]) for piece in shape]
+            moved = [Piece(p.part, p.paint, p.points_N2 * side + box[:2]) for p in shape]
             return Placed(wish.category, wish.colour, _jittered(rng, COLOURS[wish.colour]), moved, box)
     return None
 
@@ -109,5 +109,5 @@ def _overlap(a: Box, b: Box) -> float:
 
 def _jittered(rng: np.random.Generator, rgb: Rgb) -> Rgb:
     shade = rng.uniform(0.92, 1.06)
-    r, g, b = (int(np.clip(value * shade + rng.uniform(-8, 8), 0, 255)) for value in rgb)
+    r, g, b = (min(255, max(0, round(value * shade + rng.uniform(-8, 8)))) for value in rgb)
     return r, g, b

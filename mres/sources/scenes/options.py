@@ -27,9 +27,9 @@ class SceneOptions:
     def __post_init__(self) -> None:
         if not 64 <= self.image_size <= 1024:
             raise UserError(f"scenes: image_size={self.image_size}; allowed: 64 to 1024 pixels")
-        if not 2 <= self.min_objects <= self.max_objects <= 8:
+        if not 2 <= self.min_objects <= self.max_objects <= 6:
             raise UserError(
-                f"scenes: min_objects={self.min_objects}, max_objects={self.max_objects}; allowed: 2 <= min <= max <= 8"
+                f"scenes: min_objects={self.min_objects}, max_objects={self.max_objects}; allowed: 2 <= min <= max <= 6"
             )
         if not 0 <= self.relational_share <= 0.7:
             raise UserError(

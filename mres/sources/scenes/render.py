@@ -28,16 +28,17 @@ LANDSCAPES: tuple[tuple[Rgb, Rgb, Rgb, Rgb], ...] = (
     ((176, 192, 214), (232, 236, 242), (240, 244, 248), (206, 216, 228)),  # snow
     ((236, 190, 170), (250, 228, 204), (212, 184, 160), (180, 148, 126)),  # evening in the desert
     ((128, 168, 204), (206, 224, 232), (150, 194, 208), (104, 158, 182)),  # water
-    ((172, 178, 190), (218, 220, 222), (178, 178, 176), (142, 142, 144)),  # town
+    ((178, 186, 222), (236, 228, 240), (206, 196, 220), (170, 158, 194)),  # lavender
 )
 
 
 @dataclass(frozen=True)
 class DrawnPart:
-    """A part's name, its visible mask, and which fraction of what the object itself shows of it is visible."""
+    """A part's name, its visible mask and its pixels, and which fraction of it other objects leave visible."""
 
     name: str
     mask_HW: NDArray[np.bool_]
+    pixels: int
     visible: float
 
 
@@ -85,10 +86,11 @@ def visible_masks(objects: Sequence[Placed], labels_DD: NDArray[np.uint8], expos
     parts_HW = part_of[labels_DD[::2, ::2]]
     whole = np.bincount(part_of[: len(exposed)], weights=exposed, minlength=firsts[-1])
     seen = np.bincount(part_of[: len(exposed)], weights=shown, minlength=firsts[-1])
+    pixels = np.bincount(parts_HW.ravel(), minlength=firsts[-1])
     drawn = []
     for own, first, end in zip(names, firsts, firsts[1:], strict=False):
         parts = tuple(
-            DrawnPart(name, parts_HW == number, float(seen[number] / max(1.0, whole[number])))
+            DrawnPart(name, parts_HW == number, int(pixels[number]), float(seen[number] / max(1.0, whole[number])))
             for number, name in enumerate(own, start=first)
         )
         mask_HW = (parts_HW >= first) & (parts_HW < end)

@@ -1,14 +1,15 @@
 """Procedural scenes as image records: each a pure function of (seed, split, index, options)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from mres.errors import UserError
-from mres.records import Expression, Granularity, ImageRecord, Rle, Target
+from mres.records import Expression, ImageRecord, Rle, Target
 from mres.sources.scenes.choice import express
 from mres.sources.scenes.expressions import SceneObject
 from mres.sources.scenes.layout import Placed, place_objects
@@ -16,22 +17,24 @@ from mres.sources.scenes.options import SceneOptions
 from mres.sources.scenes.render import DrawnObject, label_map, picture, visible_masks
 
 SOURCE = "scenes"
+DEFAULT_OPTIONS = SceneOptions()
 MIN_PIXELS = 12 / 128**2  # of the image: smaller parts are no targets
 MIN_VISIBLE_PART = 0.5
 MIN_VISIBLE_OBJECT = 0.6
-MIN_EXPRESSIONS = 12
+MIN_EXPRESSIONS = 10
 MAX_ATTEMPTS = 200
-
 
 Expressions = dict[tuple[str, str | None], list[Expression]]
 
 
 @dataclass(frozen=True)
 class _Scene:
-    jpeg: bytes
+    """Everything about a scene but its picture, which is drawn when it is asked for."""
+
     drawn: Sequence[DrawnObject]
     objects: Sequence[SceneObject]
     expressions: Expressions
+    jpeg: Callable[[], bytes]
 
 
 def scenes(
@@ -39,7 +42,7 @@ def scenes(
     *,
     seed: int,
     split: str,
-    options: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
+    options: SceneOptions = DEFAULT_OPTIONS,
 ) -> Iterator[ImageRecord]:
     """The records 0 … num_images - 1 of a procedural data set, drawn one by one as they are asked for."""
     if num_images < 0:
@@ -48,7 +51,7 @@ def scenes(
         yield scene(index, seed=seed, split=split, options=options)
 
 
-def scene(index: int, *, seed: int, split: str, options: SceneOptions = SceneOptions()) -> ImageRecord:  # noqa: B008
+def scene(index: int, *, seed: int, split: str, options: SceneOptions = DEFAULT_OPTIONS) -> ImageRecord:
     """Record `index` of the procedural data set of (seed, split, options); any record can be drawn alone.
 
     Its image is a JPEG of options.image_size squared; its masks are what is visible of each object and part.
@@ -56,15 +59,15 @@ def scene(index: int, *, seed: int, split: str, options: SceneOptions = SceneOpt
     Raises:
         UserError: for a negative index or seed, or an empty split.
     """
-    drawn = _draw_scene(index, seed, split, options)
+    found = _find_scene(index, seed, split, options)
     return ImageRecord(
         id=f"scenes-{split}-{index:06d}",
-        image=drawn.jpeg,
+        image=found.jpeg(),
         width=options.image_size,
         height=options.image_size,
         split=split,
         source=SOURCE,
-        targets=tuple(_targets(drawn)),
+        targets=tuple(_targets(found)),
     )
 
 
@@ -73,13 +76,13 @@ def scene_objects(
     *,
     seed: int,
     split: str,
-    options: SceneOptions = SceneOptions(),  # noqa: B008
+    options: SceneOptions = DEFAULT_OPTIONS,
 ) -> tuple[SceneObject, ...]:
     """All objects of scene `index`, as the expressions see them, also those that no expression singles out."""
-    return tuple(_draw_scene(index, seed, split, options).objects)
+    return tuple(_find_scene(index, seed, split, options).objects)
 
 
-def _draw_scene(index: int, seed: int, split: str, options: SceneOptions) -> _Scene:
+def _find_scene(index: int, seed: int, split: str, options: SceneOptions) -> _Scene:
     """The first attempt that comes out well."""
     if index < 0 or seed < 0 or not split:
         raise UserError(f"scenes: index={index}, seed={seed}, split={split!r}; allowed: 0 or more, and a name")
@@ -105,7 +108,7 @@ def _attempt(rng: np.random.Generator, options: SceneOptions) -> _Scene | None:
     expressions = express(rng, objects, options.relational_share)
     if sum(map(len, expressions.values())) < MIN_EXPRESSIONS:
         return None
-    return _Scene(picture(rng, placed, labels_DD, horizon), drawn, objects, expressions)
+    return _Scene(drawn, objects, expressions, partial(picture, rng, placed, labels_DD, horizon))
 
 
 def _measured(number: int, placed: Placed, drawn: DrawnObject, size: int) -> SceneObject:
@@ -121,28 +124,35 @@ def _measured(number: int, placed: Placed, drawn: DrawnObject, size: int) -> Sce
         parts=tuple(
             part.name
             for part in drawn.parts
-            if part.visible >= MIN_VISIBLE_PART and part.mask_HW.sum() >= MIN_PIXELS * size**2
+            if part.visible >= MIN_VISIBLE_PART and part.pixels >= MIN_PIXELS * size**2
         ),
     )
 
 
 def _targets(scene: _Scene) -> Iterator[Target]:
-    masks: list[NDArray[np.bool_]] = []
-    heads: list[tuple[str, Granularity, str, str | None, tuple[Expression, ...]]] = []
-    for thing, drawn in zip(scene.objects, scene.drawn, strict=True):
-        if (thing.id, None) not in scene.expressions:
-            continue
-        masks.append(drawn.mask_HW)
-        heads.append((thing.id, "object", thing.category, None, tuple(scene.expressions[thing.id, None])))
-        for part in drawn.parts:
-            texts = scene.expressions.get((thing.id, part.name))
-            if texts:
-                masks.append(part.mask_HW)
-                noun = part.name.removeprefix("left ").removeprefix("right ")
-                part_id = f"{thing.id}-{part.name.replace(' ', '-')}"
-                heads.append((part_id, "part", f"{thing.category}:{noun}", thing.id, tuple(texts)))
-    rles = coco_mask.encode(np.asfortranarray(np.stack(masks, axis=-1).astype(np.uint8)))
+    """The objects and parts that have expressions, each object before its parts."""
+    named = list(_named_masks(scene))
+    rles = coco_mask.encode(np.asfortranarray(np.stack([mask_HW for _, _, mask_HW in named], axis=-1, dtype=np.uint8)))
     boxes = coco_mask.toBbox(rles).tolist()
-    for (target_id, granularity, category, parent, texts), rle, box in zip(heads, rles, boxes, strict=True):
+    for (thing, part, _), rle, box in zip(named, rles, boxes, strict=True):
         height, width = rle["size"]
-        yield Target(target_id, granularity, category, Rle(height, width, rle["counts"]), tuple(box), texts, parent)
+        noun = part.removeprefix("left ").removeprefix("right ") if part else ""
+        yield Target(
+            id=f"{thing.id}-{part.replace(' ', '-')}" if part else thing.id,
+            granularity="part" if part else "object",
+            category=f"{thing.category}:{noun}" if part else thing.category,
+            mask=Rle(height, width, rle["counts"]),
+            box=tuple(box),
+            expressions=tuple(scene.expressions[thing.id, part]),
+            parent=thing.id if part else None,
+        )
+
+
+def _named_masks(scene: _Scene) -> Iterator[tuple[SceneObject, str | None, NDArray[np.bool_]]]:
+    """(object, part or None, mask) of everything that has expressions."""
+    for thing, drawn in zip(scene.objects, scene.drawn, strict=True):
+        if (thing.id, None) in scene.expressions:
+            yield thing, None, drawn.mask_HW
+        for part in drawn.parts:
+            if (thing.id, part.name) in scene.expressions:
+                yield thing, part.name, part.mask_HW

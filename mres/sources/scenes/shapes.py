@@ -1,14 +1,14 @@
 """The composite objects of the scenes: each is a list of polygons, each polygon belongs to a named part.
 
-Shapes are written in free units with y downwards; `unit_shape` scales them so that their box has the area 1. A name with
-"left" or "right" is the viewer's side; mirroring a shape swaps the two.
+Shapes are written in free units with y downwards; `unit_shape` scales them so that their box has the area 1. A name
+with "left" or "right" is the viewer's side; mirroring a shape swaps the two.
 
 Suffixes: N points of a polygon, 2 = (x, y).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +72,17 @@ def _box(x0: float, y0: float, x1: float, y1: float) -> Points:
     return _polygon((x0, y0), (x1, y0), (x1, y1), (x0, y1))
 
 
+def _symmetric(x: float, *half: tuple[float, float]) -> Points:
+    """The polygon whose right half, measured from the axis at `x`, is `half`."""
+    return _polygon(*((x + dx, y) for dx, y in half), *((x - dx, y) for dx, y in reversed(half)))
+
+
 _ANGLES = np.linspace(0, 2 * math.pi, 20, endpoint=False)
 _CIRCLE_N2: Points = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
 def _ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Points:
-    return _turned(_CIRCLE_N2 * (rx, ry), turn) + (x, y)
+    return np.array((x, y)) + _turned(_CIRCLE_N2 * (rx, ry), turn)
 
 
 def _turned(points_N2: Points, angle: float) -> Points:
@@ -95,13 +100,15 @@ def _limb(x0: float, y0: float, x1: float, y1: float, width: float) -> Points:
 def _car(rng: np.random.Generator) -> Shape:
     front, back, top = rng.uniform(1.55, 1.75), rng.uniform(0.2, 0.5), rng.uniform(-0.04, 0.1)
     wheel = rng.uniform(0.2, 0.24)
+    pane = ((back + 0.16, 0.4), (back + 0.28, top + 0.1), (front - 0.45, top + 0.1), (front - 0.18, 0.4))
+    hood = ((front - 0.1, 0.4), (1.9, 0.48), (2, 0.6), (2, 0.84))
     shape = [
         Piece("roof", "main-", _polygon((back, 0.46), (back + 0.2, top), (front - 0.4, top), (front, 0.46))),
-        Piece("window", "glass", _polygon((back + 0.16, 0.4), (back + 0.28, top + 0.1), (front - 0.45, top + 0.1), (front - 0.18, 0.4))),
-        Piece("body", MAIN, _polygon((0, 0.5), (0.1, 0.4), (front - 0.1, 0.4), (1.9, 0.48), (2, 0.6), (2, 0.84), (0, 0.84))),
+        Piece("window", "glass", _polygon(*pane)),
+        Piece("body", MAIN, _polygon((0, 0.84), (0, 0.5), (0.1, 0.4), *hood)),
         Piece("body", "lamp", _ellipse(1.91, 0.57, 0.07, 0.07)),
         Piece("body", "grey", _box(0, 0.74, 2, 0.84)),
-    ]  # fmt: skip
+    ]
     for name, x in (("left wheel", 0.42), ("right wheel", 1.55)):
         shape += [
             Piece(name, "tyre", _ellipse(x, 0.84, wheel, wheel)),
@@ -111,20 +118,19 @@ def _car(rng: np.random.Generator) -> Shape:
 
 
 def _house(rng: np.random.Generator) -> Shape:
-    width, eaves, ridge = rng.uniform(0.9, 1.25), rng.uniform(0.42, 0.52), rng.uniform(0.0, 0.35)
-    middle = width / 2
-    door, pane = 0.16 * width, 0.7 * width
+    half, eaves, ridge = rng.uniform(0.45, 0.62), rng.uniform(0.42, 0.52), rng.uniform(0.0, 0.35)
+    door, pane = -0.68 * half, 0.42 * half
     shape = [
-        Piece("wall", MAIN, _box(0.07, eaves - 0.04, width - 0.07, 1.1)),
-        Piece("roof", "slate", _polygon((-0.03, eaves), (middle - ridge, 0), (middle + ridge, 0), (width + 0.03, eaves))),
+        Piece("wall", MAIN, _symmetric(0, (half - 0.07, eaves - 0.04), (half - 0.07, 1.1))),
+        Piece("roof", "slate", _symmetric(0, (ridge, 0), (half + 0.03, eaves))),
         Piece("door", "wood", _box(door, 0.7, door + 0.24, 1.1)),
         Piece("door", "lamp", _ellipse(door + 0.19, 0.92, 0.022, 0.022)),
         Piece("window", "white", _box(pane - 0.15, 0.62, pane + 0.15, 0.88)),
         Piece("window", "glass", _box(pane - 0.12, 0.65, pane + 0.12, 0.85)),
         Piece("window", "white", _box(pane - 0.014, 0.65, pane + 0.014, 0.85)),
-    ]  # fmt: skip
+    ]
     if rng.random() < 0.5:
-        shape.insert(0, Piece("chimney", "grey", _box(width * 0.72, -0.02, width * 0.72 + 0.16, eaves)))
+        shape.insert(0, Piece("chimney", "grey", _box(half * 0.44, -0.02, half * 0.44 + 0.16, eaves)))
     return shape
 
 
@@ -154,23 +160,26 @@ def _tree(rng: np.random.Generator) -> Shape:
 
 def _person(rng: np.random.Generator) -> Shape:
     shape = [
-        Piece("legs", "cloth", _polygon((0.25, 1.08), (0.65, 1.08), (0.68, 1.85), (0.49, 1.85), (0.45, 1.25), (0.41, 1.85), (0.22, 1.85))),
-        Piece("legs", "tyre", _box(0.17, 1.83, 0.41, 1.93)),
-        Piece("legs", "tyre", _box(0.49, 1.83, 0.73, 1.93)),
-    ]  # fmt: skip
-    for name, x, side in (("left arm", 0.25, -1), ("right arm", 0.65, 1)):
-        spread, lift = rng.uniform(0.22, 0.42), rng.choice((0.55, 0.45, -0.3), p=(0.5, 0.3, 0.2))
-        hand_x, hand_y = x + side * spread, 0.54 + lift
+        Piece("legs", "cloth", _symmetric(0, (0.2, 1.08), (0.23, 1.85), (0.04, 1.85), (0.0, 1.25))),
+        Piece("legs", "tyre", _box(-0.28, 1.83, -0.04, 1.93)),
+        Piece("legs", "tyre", _box(0.04, 1.83, 0.28, 1.93)),
+    ]
+    for name, side in (("left arm", -1), ("right arm", 1)):
+        lift = rng.choice((0.55, 0.45, -0.3), p=(0.5, 0.3, 0.2))
+        hand_x, hand_y = side * rng.uniform(0.42, 0.62), 0.54 + lift
         shape += [
-            Piece(name, "main-", _limb(x, 0.56, hand_x, hand_y, 0.16)),
+            Piece(name, "main-", _limb(side * 0.2, 0.56, hand_x, hand_y, 0.16)),
             Piece(name, "skin", _ellipse(hand_x, hand_y, 0.085, 0.085)),
         ]
-    shape += [
-        Piece("torso", MAIN, _polygon((0.27, 0.44), (0.63, 0.44), (0.71, 0.54), (0.67, 1.14), (0.23, 1.14), (0.19, 0.54))),
-        Piece("head", "skin", _ellipse(0.45, 0.22, 0.2, 0.23)),
-        Piece("head", "hair", _polygon((0.24, 0.24), (0.24, 0.08), (0.36, -0.03), (0.54, -0.03), (0.66, 0.08), (0.66, 0.24), (0.58, 0.11), (0.34, 0.11))),
-    ]  # fmt: skip
-    return shape
+    hair = ((0.09, -0.03), (0.21, 0.08), (0.21, 0.24), (0.13, 0.11))
+    return [
+        *shape,
+        Piece("torso", MAIN, _symmetric(0, (0.18, 0.44), (0.26, 0.54), (0.22, 1.14))),
+        Piece("head", "skin", _ellipse(0, 0.22, 0.2, 0.23)),
+        Piece("head", "hair", _symmetric(0, *hair)),
+        Piece("head", "tyre", _ellipse(-0.075, 0.22, 0.025, 0.035)),
+        Piece("head", "tyre", _ellipse(0.075, 0.22, 0.025, 0.035)),
+    ]
 
 
 def _boat(rng: np.random.Generator) -> Shape:
@@ -224,17 +233,17 @@ def _cat(rng: np.random.Generator) -> Shape:
 
 
 def _rocket(rng: np.random.Generator) -> Shape:
-    wide, low = rng.uniform(0.21, 0.27), rng.uniform(0.0, 0.12)
-    left, right = 0.5 - wide, 0.5 + wide
+    half, low = rng.uniform(0.21, 0.27), rng.uniform(1.5, 1.62)
+    fin = ((half - 0.05, 0.85), (0.48, 1.2), (0.48, low), (half - 0.08, 1.3))
     return [
-        Piece("body", "slate", _polygon((0.38, 1.3), (0.62, 1.3), (0.68, 1.48), (0.32, 1.48))),
-        Piece("left fin", "grey", _polygon((left + 0.05, 0.85), (0.02, 1.2), (0.02, 1.5 + low), (left + 0.08, 1.3))),
-        Piece("right fin", "grey", _polygon((right - 0.05, 0.85), (0.98, 1.2), (0.98, 1.5 + low), (right - 0.08, 1.3))),
-        Piece("body", MAIN, _polygon((left + 0.02, 0.42), (right - 0.02, 0.42), (right + 0.03, 0.8), (right - 0.04, 1.32), (left + 0.04, 1.32), (left - 0.03, 0.8))),
-        Piece("nose", "white", _polygon((0.5, -0.05), (0.5 + wide * 0.6, 0.18), (right, 0.46), (left, 0.46), (0.5 - wide * 0.6, 0.18))),
-        Piece("window", "slate", _ellipse(0.5, 0.74, 0.16, 0.16)),
-        Piece("window", "glass", _ellipse(0.5, 0.74, 0.12, 0.12)),
-    ]  # fmt: skip
+        Piece("body", "slate", _symmetric(0, (0.12, 1.3), (0.18, 1.48))),
+        Piece("left fin", "grey", _polygon(*((-x, y) for x, y in fin))),
+        Piece("right fin", "grey", _polygon(*fin)),
+        Piece("body", MAIN, _symmetric(0, (half - 0.02, 0.42), (half + 0.03, 0.8), (half - 0.04, 1.32))),
+        Piece("nose", "white", _symmetric(0, (0, -0.05), (half * 0.6, 0.18), (half, 0.46))),
+        Piece("window", "slate", _ellipse(0, 0.74, 0.16, 0.16)),
+        Piece("window", "glass", _ellipse(0, 0.74, 0.12, 0.12)),
+    ]
 
 
 @dataclass(frozen=True)
@@ -264,7 +273,7 @@ CATEGORIES: dict[str, Category] = {
 
 
 def unit_shape(category: str, rng: np.random.Generator) -> Shape:
-    """A random instance of `category`: turned, half of them mirrored, its box of area 1 with the upper left at (0, 0)."""
+    """A random instance of `category`, maybe mirrored, a little turned; its box has area 1 and starts at (0, 0)."""
     spec = CATEGORIES[category]
     shape = spec.draw(rng)
     if rng.random() < 0.5:
@@ -274,13 +283,13 @@ def unit_shape(category: str, rng: np.random.Generator) -> Shape:
     corners_N2 = np.concatenate(turned)
     low, high = corners_N2.min(axis=0), corners_N2.max(axis=0)
     scale = 1 / math.sqrt(np.prod(high - low))
-    return [replace(piece, points_N2=(points - low) * scale) for piece, points in zip(shape, turned, strict=True)]
+    return [Piece(p.part, p.paint, (points - low) * scale) for p, points in zip(shape, turned, strict=True)]
 
 
 def _mirrored(piece: Piece) -> Piece:
     side, _, rest = piece.part.partition(" ")
     part = {"left": f"right {rest}", "right": f"left {rest}"}.get(side, piece.part)
-    return replace(piece, part=part, points_N2=piece.points_N2 * (-1, 1))
+    return Piece(part, piece.paint, piece.points_N2 * (-1, 1))
 
 
 def extent(shape: Shape) -> tuple[float, float]:

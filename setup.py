@@ -1,0 +1,61 @@
+"""Metadata of the package; the tested versions are pinned in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """`mres.__version__`, read without importing the package."""
+    lines = (ROOT / "mres" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith("__version__")).split('"')[1]
+
+
+MDS = ["mosaicml-streaming>=0.13.0"]  # to read and write MDS shards beside WebDataset tars
+DEV = ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "ruff>=0.15", "types-PyYAML"]
+
+setup(
+    name="mres",
+    version=version(),
+    description="Referring-expression segmentation at every granularity, trained at any scale",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["mres", "mres.*"]),
+    package_data={"": ["*.html", "*.j2", "*.css", "py.typed"]},
+    install_requires=[
+        "deepspeed>=0.19.8",
+        "filelock<3.26",  # later ones refuse the lock that MDS readers inherit in forked data workers
+        "fsspec>=2024.2",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "ninja>=1.11",
+        "numpy>=1.26",
+        "open_clip_torch>=3.0",
+        "pillow>=10",
+        "psutil>=5.9",
+        "pycocotools>=2.0.8",
+        "pydantic>=2.7",
+        "pyyaml>=6",
+        "rich>=13",
+        "safetensors>=0.4",
+        "simplejpeg>=1.8",
+        "submitit>=1.5.2",
+        "tensorboard>=2.16",
+        "timm>=1.0.11",
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "webdataset>=1.0",
+    ],
+    extras_require={"mds": MDS, "dev": DEV, "all": MDS + DEV},
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

@@ -1,0 +1,89 @@
+"""`python launch/submit.py` as it is typed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUBMIT = Path(__file__).parents[2] / "launch" / "submit.py"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text("run: {name: tiny, dir: 'my runs'}\ndata: {train: nowhere, images_per_batch: 64, workers: 2}\n")
+    return path
+
+
+def submit(config: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(SUBMIT), "--config", str(config), *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=60, check=False)
+
+
+def test_dry_run_prints_the_batch_text_and_the_plan(config: Path) -> None:
+    done = submit(
+        config,
+        "--nodes",
+        "4",
+        "optim.lr=1e-3",
+        "--gpus-per-node",
+        "8",
+        "--time",
+        "2-00:00:00",
+        "--dry-run",
+        "train.steps=9",
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "#!/bin/bash"  # fit to be kept as a file
+    assert "#SBATCH --time=2880" in lines
+    assert "#SBATCH --cpus-per-task=4" in lines
+    assert "# world size 32 = 4 node(s) x 8 task(s), one a GPU" in lines
+    (task,) = [line for line in lines if line.startswith("# each task: ")]
+    assert task.endswith(f"launch/train.py --config {config} optim.lr=1e-3 train.steps=9")
+    assert not (config.parent / "my runs").exists()
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
+
+
+def test_dry_run_on_this_machine(config: Path) -> None:
+    done = submit(config, "--cluster", "local", "--tasks-per-node", "2", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "# world size 2 = 1 node(s) x 2 task(s), on CPUs" in done.stdout
+    assert "#SBATCH" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--cluster", "local", "optim.learning_rate=1"], "did you mean 'optim.lr'?"),
+        (["--cluster", "local", "--qos", "high"], "--qos has no effect with --cluster local"),
+        (["--cluster", "moon"], "invalid choice: 'moon'"),
+        (["--node", "4", "--cluster", "local"], "unrecognized arguments: --node"),  # no guessing at abbreviations
+        (["--nodes", "0"], "expected a whole number from 1, found '0'"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(config: Path, options: list[str], words: str) -> None:
+    done = submit(config, *options)
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_what_training_refuses_is_the_exit_code(config: Path) -> None:
+    done = submit(config, "--cluster", "local")
+    assert done.returncode == 2
+    assert "nowhere" in done.stdout
+    assert list((config.parent / "my runs" / "tiny" / "submitit").glob("*_0_log.out"))
+
+
+def test_help_does_not_load_torch(config: Path) -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['submit.py', *sys.argv[1:]]\n"
+        "try: runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    for options in (["--help"], ["--config", str(config), "--gpus-per-node", "1", "--dry-run"]):
+        done = subprocess.run([sys.executable, "-c", code, str(SUBMIT), *options], capture_output=True, check=False)
+        assert done.returncode == 0

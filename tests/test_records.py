@@ -1,0 +1,162 @@
+"""The record's JSON form: what is written is read back, and what breaks the format is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco
+
+from mres.records import (
+    Expression,
+    ImageRecord,
+    RecordError,
+    Rle,
+    Target,
+    expression_id,
+    record_from_json,
+    record_to_json,
+    rle_counts,
+)
+
+sides = st.integers(1, 40)
+masks = st.tuples(sides, sides).flatmap(lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1)))
+
+
+def encode(mask_HW: np.ndarray) -> Rle:
+    return Rle(*mask_HW.shape, coco.encode(np.asfortranarray(mask_HW))["counts"])
+
+
+def runs_of(mask_HW: np.ndarray) -> list[int]:
+    """Run lengths counted one by one, column by column; the first run is of zeros."""
+    runs, value = [0], 0
+    for pixel in mask_HW.T.reshape(-1):
+        if pixel != value:
+            runs.append(0)
+            value = pixel
+        runs[-1] += 1
+    return runs
+
+
+@given(masks)
+@settings(deadline=None)
+def test_run_lengths_are_those_of_pycocotools(mask_HW: np.ndarray) -> None:
+    assert rle_counts(encode(mask_HW).counts) == runs_of(mask_HW)
+
+
+@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=30))
+def test_long_runs_are_read_as_pycocotools_writes_them(runs: list[int]) -> None:
+    encoded = coco.frPyObjects({"size": [1, sum(runs)], "counts": runs}, 1, sum(runs))
+    assert rle_counts(encoded["counts"]) == runs
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_run_lengths_or_a_value_error(counts: bytes) -> None:
+    try:
+        runs = rle_counts(counts)
+    except ValueError:
+        return
+    assert all(run >= 0 for run in runs)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+phrases = texts.filter(str.strip)
+boxes = st.tuples(*[st.floats(-1e6, 1e6)] * 4)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> ImageRecord:
+    height, width = draw(sides), draw(sides)
+    ids = draw(st.lists(texts, min_size=1, max_size=4, unique=True))
+    targets = tuple(
+        Target(
+            id=id_,
+            granularity=draw(st.sampled_from(["object", "part"])),
+            category=draw(texts),
+            mask=encode(draw(arrays(np.uint8, (height, width), elements=st.integers(0, 1)))),
+            box=draw(boxes),
+            expressions=tuple(draw(st.lists(st.builds(Expression, phrases, texts), min_size=1, max_size=3))),
+            parent=draw(st.none() | st.sampled_from(ids)),
+        )
+        for id_ in ids
+    )
+    return ImageRecord(draw(texts), b"image", width, height, draw(texts), draw(texts), targets)
+
+
+@given(records())
+@settings(deadline=None)
+def test_a_record_survives_its_json_form(record: ImageRecord) -> None:
+    text = json.dumps(record_to_json(record, "a.jpg"), ensure_ascii=False)
+    assert record_from_json(json.loads(text), record.image, "here") == record
+    pairs = list(record.pairs())
+    assert len(pairs) == record.num_expressions
+    assert len({(id(target), index) for target, index in pairs}) == len(pairs)
+
+
+def test_expression_ids_name_image_target_and_index() -> None:
+    target = Target(
+        "t", "part", "c", encode(np.ones((1, 1), np.uint8)), (0, 0, 1, 1), (Expression("a"), Expression("b"))
+    )
+    record = ImageRecord("im", b"", 1, 1, "train", "s", (target,))
+    assert [expression_id(record, *pair) for pair in record.pairs()] == ["im/t/0", "im/t/1"]
+
+
+def valid() -> dict[str, Any]:
+    counts = encode(np.eye(4, 3, dtype=np.uint8)).counts.decode()
+    target = {
+        "id": "t",
+        "granularity": "part",
+        "category": "wheel",
+        "box": [0, 0, 3, 3],
+        "mask": {"size": [4, 3], "counts": counts},
+        "expressions": ["the wheel"],
+    }
+    return {"id": "r", "image": "a.jpg", "width": 3, "height": 4, "split": "val", "source": "s", "targets": [target]}
+
+
+def change(path: str, new: Any) -> dict[str, Any]:
+    value: Any = valid()
+    *above, last = path.split(".")
+    at = value
+    for key in above:
+        at = at[int(key) if key.isdigit() else key]
+    at[last] = new
+    return value
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "message"),
+    [
+        ("width", 4, r"'mask.size': found \[4, 3\], expected the image's size, \[4, 4\]"),
+        ("width", True, "'width': found True"),
+        ("height", 30_000, "'height': found 30000.*20000"),
+        ("split", "", "'split'"),
+        ("targets", [], "at least one target"),
+        ("colour", 1, "unknown field 'colour'; allowed: "),
+        ("targets", valid()["targets"] * 2, "the id 't' twice"),
+        ("targets.0.granularity", "pixel", "'granularity': found 'pixel', expected one of object, part"),
+        ("targets.0.parent", "x", "'parent': found 'x'"),
+        ("targets.0.box", [0, 0, 3], "'box'"),
+        ("targets.0.mask.counts", "000", r"'mask.counts'"),
+        ("targets.0.mask.counts", "~~", "'mask.counts'"),
+        ("targets.0.mask.counts", "é", "'mask.counts'"),
+        ("targets.0.mask.size", [3, 4], r"expected the image's size, \[4, 3\]"),
+        ("targets.0.expressions", [], "'expressions'"),
+        ("targets.0.expressions", [" "], "'expressions': found ' ', expected text of 1 to 2000"),
+        ("targets.0.expressions", ["x" * 2001], "text of 1 to 2000"),
+        ("targets.0.expressions", [{"text": "a", "sort": "b"}], "unknown field 'sort'"),
+    ],
+)
+def test_what_breaks_the_format_is_named(path: str, new: Any, message: str) -> None:
+    with pytest.raises(RecordError, match=message) as caught:
+        record_from_json(change(path, new), b"", "file.jsonl:7")
+    assert str(caught.value).startswith("file.jsonl:7: ")
+
+
+def test_the_valid_record_is_accepted(tmp_path: Path) -> None:
+    record = record_from_json(valid(), b"x", "here")
+    assert record.targets[0].expressions == (Expression("the wheel", ""),)
