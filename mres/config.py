@@ -8,12 +8,13 @@ import difflib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mres.checkpoint.config import CheckpointConfig
@@ -48,7 +49,8 @@ class Config(BaseModel):
     def _check(self) -> "Config":
         if self.data.images_per_batch % self.train.accumulate:
             raise ValueError(
-                f"data.images_per_batch={self.data.images_per_batch} is not a multiple of train.accumulate={self.train.accumulate}"
+                f"data.images_per_batch={self.data.images_per_batch} is not a multiple of "
+                f"train.accumulate={self.train.accumulate}"
             )
         return self
 
@@ -88,6 +90,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         keys, value = _parse_override(override)
         _set(values, keys, value, override)
         given[keys] = override
+    _refuse_true(values, path, given)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -105,16 +108,34 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config '{path}': {error}") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"not YAML: {getattr(error, 'problem', error)} ({place})") from None
+    except (ValueError, RecursionError) as error:  # such as a date of month 99, or ten thousand brackets
+        raise ConfigError(f"not YAML that can be used: {error} ({path})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"expected sections ({', '.join(Config.model_fields)}), found {type(values).__name__} ({path})")
-    return values
+        raise ConfigError(
+            f"expected sections ({', '.join(Config.model_fields)}), found {type(values).__name__} ({path})"
+        )
+    # A section whose keys are all commented out is an empty one.
+    return {str(key): value for key, value in values.items() if value is not None}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice; YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                problem=f"key '{twice}' is given twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
@@ -123,77 +144,13 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     if not equals or len(keys) < 2 or not all(keys):
         raise ConfigError(f"cannot read '{override}': an override is section.key=value, such as optim.lr=1e-4")
     try:
-        return keys, yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"cannot read the value of '{override}' as YAML") from None
-
-
-def _settable(config: Config) -> dict[str, Any]:
-    """A dump without the keys that are refused where they would have no effect (`parallel.zero_stage` under fsdp)."""
-    values = config.model_dump(mode="json")
-    parallel = values["parallel"]
-    if parallel["strategy"] != "zero":
-        del parallel["zero_stage"]
-    if parallel["strategy"] != "fsdp":
-        del parallel["reshard_after_forward"]
-    return values
-
-
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file, applies `section.key=value` overrides and checks the result.
-
-    Raises:
-        ConfigError: unreadable file, unknown key (with near names), wrong value, keys that contradict each other.
-    """
-    values = _read(path) if path is not None else {}
-    given: dict[tuple[str, ...], str] = {}
-    for override in overrides:
-        keys, value = _parse_override(override)
-        _set(values, keys, value, override)
-        given[keys] = override
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        details = error.errors()
-        unknown = [d for d in details if d["type"] == "extra_forbidden"]
-        wrong = [d for d in details if d["type"] != "missing"]  # a wrong model.size leaves the keys it fills missing
-        raise ConfigError("\n".join(_explain(d, path, given) for d in (unknown or wrong or details))) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"no config at '{path}'; the configs that come with mres are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config '{path}': {error}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"not YAML: {getattr(error, 'problem', error)} ({place})") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"expected sections ({', '.join(Config.model_fields)}), found {type(values).__name__} ({path})")
-    return values
-
-
-def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
-    dotted, equals, text = override.partition("=")
-    keys = tuple(dotted.lstrip("-").split("."))
-    if not equals or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"cannot read '{override}': an override is section.key=value, such as optim.lr=1e-4")
-    try:
-        return keys, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"cannot read the value of '{override}' as YAML") from None
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text (it wants 1.0e-4); pydantic turns such text into a number where one is due."""
-    return "" if value is None else value
+    field = dict(_known_keys()).get(".".join(keys))
+    # run.name=007 is a name; YAML reads it as the number 7.
+    is_text = field is not None and field.annotation in (str, str | None) and value is not None
+    return keys, text if is_text and not isinstance(value, str) else value
 
 
 def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:
@@ -204,49 +161,73 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: st
     values[keys[-1]] = value
 
 
+def _refuse_true(
+    values: dict[str, Any], path: Path | None, given: dict[tuple[str, ...], str], prefix: str = ""
+) -> None:
+    """Pydantic takes true for the number 1: `augment.flip: true` would flip every image. (false is 0: switched off.)"""
+    fields = dict(_known_keys())
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            _refuse_true(value, path, given, f"{name}.")
+        elif value is True and name in fields and fields[name].annotation in (int, float, int | None):
+            raise ConfigError(f"{name} = True: a number is due ({_where(tuple(name.split('.')), path, given)})")
+
+
+def _where(keys: tuple[str, ...], path: Path | None, given: dict[tuple[str, ...], str]) -> str:
+    """Where the value at `keys` came from: the file, the command line, or both where keys contradict each other."""
+    if path is None or any(keys[: len(k)] == k for k in given):
+        return "command line"
+    return f"{path} and command line" if any(k[: len(keys)] == keys for k in given) else str(path)
+
+
 def _explain(detail: ErrorDetails, path: Path | None, given: dict[tuple[str, ...], str]) -> str:
     keys = tuple(str(part) for part in detail["loc"])
     dotted = ".".join(keys)
-    override = next((text for k, text in given.items() if keys[: len(k)] == k), None)
-    where = "command line" if override or path is None else str(path)
+    where = _where(keys, path, given)
     if detail["type"] == "extra_forbidden":
         suggestion = _near(keys)
-        return f"unknown key '{dotted}' ({where})" + (f"; did you mean '{suggestion}'?" if suggestion else _allowed(keys))
+        remedy = f"; did you mean '{suggestion}'?" if suggestion else _allowed(keys)
+        return f"unknown key '{dotted}' ({where}){remedy}"
     message = detail["msg"].removeprefix("Value error, ")
     found = "" if detail["type"] in ("value_error", "missing") else f" = {detail['input']!r}"
     return f"{dotted or 'config'}{found}: {message} ({where})"
 
 
-def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every section and key with its dotted name."""
     for name, field in model.model_fields.items():
-        extra = field.json_schema_extra
-        aliases = extra.get("also_called", []) if isinstance(extra, dict) else []
-        yield prefix + name, [str(alias) for alias in aliases] if isinstance(aliases, list) else []
+        yield prefix + name, field
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _known_keys(field.annotation, f"{prefix}{name}.")
 
 
+def _also_called(field: FieldInfo) -> list[str]:
+    extra = field.json_schema_extra
+    names = extra.get("also_called", []) if isinstance(extra, dict) else []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def _near(keys: tuple[str, ...]) -> str | None:
-    """The known key that was probably meant: by another framework's name for it, by spelling, in any section."""
-    dotted, last = ".".join(keys), keys[-1]
+    """The known key that was probably meant: by spelling or by another framework's name, in its section or in any."""
     known = dict(_known_keys())
-    for name, aliases in known.items():
-        if last in aliases:
-            return name
-    same_section = [name for name in known if name.split(".")[:-1] == list(keys[:-1])]
-    for names in (same_section, list(known)):
-        by_last = {name.split(".")[-1]: name for name in reversed(names)}
-        close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
+    here = {name: field for name, field in known.items() if name.split(".")[:-1] == list(keys[:-1])}
+    for fields in (here, known):
+        by_last = {name.split(".")[-1]: name for name in reversed(fields)}
+        by_last |= {other: name for name, field in fields.items() for other in _also_called(field)}
+        close = difflib.get_close_matches(keys[-1], by_last, n=1, cutoff=0.7)
         if close:
             return by_last[close[0]]
-    close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.7)
+    as_deep = [name for name in known if name.count(".") == len(keys) - 1]
+    close = difflib.get_close_matches(".".join(keys), as_deep, n=1, cutoff=0.7)
     return close[0] if close else None
 
 
 def _allowed(keys: tuple[str, ...]) -> str:
     depth, section = len(keys), ".".join(keys[:-1])
-    names = [n for n, _ in _known_keys() if n.count(".") == depth - 1 and n.startswith(f"{section}." if section else "")]
-    return f"; allowed{f' in {section}' if section else ''}: {', '.join(n.split('.')[-1] for n in names)}"
+    inside = f"{section}." if section else ""
+    names = [name for name, _ in _known_keys() if name.count(".") == depth - 1 and name.startswith(inside)]
+    return f"; allowed{f' in {section}' if section else ''}: {', '.join(name.split('.')[-1] for name in names)}"
 
 
 @exit_on_user_error

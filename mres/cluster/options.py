@@ -86,6 +86,11 @@ def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
         only = [*_SLURM_STRINGS, "cpus_per_task", "max_requeues", "sbatch"]
         given = [name for name in only if getattr(options, name) not in (None, [])]
         check_one_machine(request, [f"--{name.replace('_', '-')}" for name in given])
+    if config.parallel.strategy == "single" and request.world_size > 1:
+        raise UserError(
+            f"parallel.strategy=single runs on one rank, and this job has {request.world_size}; use"
+            " parallel.strategy=ddp, fsdp or zero"
+        )
     if request.max_requeues and config.checkpoint.resume != "auto":
         remedy = "--max-requeues 0" if request.cluster == "slurm" else "no --time"
         raise UserError(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mres.config import Config
-from mres.errors import UserError
 from mres.evaluate.iou import figures_of, intersection_union
 from mres.evaluate.results import ExpressionResult, merge_results
 from mres.parallel.strategy import Strategy
@@ -168,15 +167,3 @@ class _Items(Dataset[_Item]):
         text_ET, _ = self._tokenize([target.expressions[i].text for target, i in pairs])
         image_CSS = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
         return _Item(record, geometry, image_CSS, text_ET, pairs)
-
-
-def held_out(config: Config) -> ShardSet:
-    """The shard set that `data.split` names.
-
-    Raises:
-        UserError: it is not set, or not a shard set.
-    """
-    folder = getattr(config.data, config.data.split)
-    if folder is None:
-        raise UserError(f"data.split={config.data.split} and data.{config.data.split} is not set; name a shard folder")
-    return ShardSet(folder)

@@ -2,10 +2,10 @@
 
 Conventions (`PROTOCOL` says them in results.json):
 
-- Masks are compared at the size of the original image. LAVT and ReLA resize the ground truth to 480 × 480, PolyFormer to
-  its patch size; their figures differ a little from ours for the same masks.
-- An empty prediction of an empty ground truth is IoU 1, as in LISA and EVF-SAM. CRIS, LAVT, PolyFormer and X-Decoder give 0;
-  ReLA gives 1 for mIoU. Data whose every mask has a pixel are not touched by the choice.
+- Masks are compared at the size of the original image. LAVT and ReLA resize the ground truth to 480 × 480, PolyFormer
+  to its patch size; their figures differ a little from ours for the same masks.
+- An empty prediction of an empty ground truth is IoU 1, as in LISA and EVF-SAM. CRIS, LAVT, PolyFormer and X-Decoder
+  give 0. Data whose every mask has a pixel are not touched by the choice.
 - P@X counts IoU ≥ X, as LAVT and X-Decoder do; CRIS and DETRIS count IoU > X.
 - Every sentence counts once. CRIS validates on the first sentence of a mask only; others join all of a mask's into one.
 - mIoU is the mean of the expressions' IoUs (called gIoU by some), oIoU = ΣI/ΣU (called cIoU). Object and part together

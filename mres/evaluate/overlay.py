@@ -24,24 +24,38 @@ _MAX_LINES = 3
 
 
 def overlay(
-    image_HW3: np.ndarray, mask_HW: np.ndarray, colour: Colour, *, alpha: float = 0.45, contour: int = 2
+    image_HW3: np.ndarray,
+    mask_HW: np.ndarray,
+    colour: Colour,
+    *,
+    alpha: float = 0.4,
+    contour: int = 2,
+    fade: float = 0.7,
 ) -> np.ndarray:
     """A copy of `image_HW3` (uint8) with `mask_HW` (bool) filled and outlined in `colour`.
 
     Args:
         alpha: opacity of the fill; 0 draws the contour alone.
-        contour: width of the outline in pixels, drawn inside the mask with a thin light line around it.
+        contour: width of the outline in pixels, drawn inside the mask with a thin white line around it.
+        fade: how far what lies outside the mask turns into light grey, so that the mask stands out whatever the colours
+            of the image are; 0 leaves it as it is.
     """
     assert image_HW3.shape == (*mask_HW.shape, 3), (image_HW3.shape, mask_HW.shape)
     assert image_HW3.dtype == np.uint8, image_HW3.dtype
     assert mask_HW.dtype == np.bool_, mask_HW.dtype
-    drawn_HW3 = image_HW3.astype(np.float32)
-    drawn_HW3[mask_HW] += alpha * (np.asarray(colour, np.float32) - drawn_HW3[mask_HW])
+    image = Image.fromarray(image_HW3)
+    inside = Image.blend(image, Image.new("RGB", image.size, colour), alpha)
+    outside = Image.blend(image, _light_grey(image), fade)
+    drawn_HW3 = np.where(mask_HW[:, :, None], np.asarray(inside), np.asarray(outside))
     if contour:
-        halo_HW = _grown(mask_HW, 1) & ~mask_HW
-        drawn_HW3[halo_HW] += 0.75 * (255 - drawn_HW3[halo_HW])
+        drawn_HW3[_grown(mask_HW, 1) & ~mask_HW] = _PAPER
         drawn_HW3[mask_HW & ~_shrunk(mask_HW, contour)] = colour
-    return drawn_HW3.round().astype(np.uint8)
+    return drawn_HW3
+
+
+def _light_grey(image: Image.Image) -> Image.Image:
+    """Its lightness in the upper part of the scale: fading to it brightens and takes the colour away."""
+    return image.convert("L").point(lambda lightness: 110 + lightness * (145 / 255)).convert("RGB")
 
 
 def _grown(mask_HW: np.ndarray, pixels: int) -> np.ndarray:

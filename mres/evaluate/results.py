@@ -101,9 +101,7 @@ def _wrong(where: str, field: str, found: Any, allowed: str) -> ResultsError:
     return ResultsError(f"{where}: field {field!r}: found {shown}, expected {allowed}")
 
 
-def merge_results(
-    parts: Iterable[Iterable[ExpressionResult]], expected_ids: Sequence[str]
-) -> list[ExpressionResult]:
+def merge_results(parts: Iterable[Iterable[ExpressionResult]], expected_ids: Sequence[str]) -> list[ExpressionResult]:
     """The ranks' results as one list in the order of `expected_ids`, each expression exactly once.
 
     Raises:
@@ -119,7 +117,9 @@ def merge_results(
     }
     texts = [f"{len(ids)} {what} ({_some(ids)})" for what, ids in problems.items() if ids]
     if texts:
-        raise ResultsError(f"each of the {len(expected_ids)} expressions must be there exactly once: {'; '.join(texts)}")
+        raise ResultsError(
+            f"each of the {len(expected_ids)} expressions must be there exactly once: {'; '.join(texts)}"
+        )
     by_id = {result.expression_id: result for result in results}
     return [by_id[id_] for id_ in expected_ids]
 
@@ -172,15 +172,18 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[ExpressionResult]]:
     for name in (SUMMARY_NAME, LINES_NAME):
         if not (folder / name).is_file():
             raise ResultsError(f"no {name} in '{folder}'; python launch/evaluate.py writes it")
+    path = folder / SUMMARY_NAME
     try:
-        summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-        results = [ExpressionResult.from_json(value, where) for where, value in read_jsonl(folder / LINES_NAME)]
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        path = folder / LINES_NAME
+        results = [ExpressionResult.from_json(value, where) for where, value in read_jsonl(path)]
     except RecordError as error:
         raise ResultsError(f"{error}; evaluate again") from None
     except (OSError, ValueError) as error:
-        raise ResultsError(f"cannot read the results in '{folder}': {error}; evaluate again") from None
-    figures = all_figures_of(results)
-    if not isinstance(summary, dict) or any(summary.get(key) != value for key, value in figures.items()):
+        raise ResultsError(f"cannot read '{path}': {error}; evaluate again") from None
+    figures = {"num_expressions": len(results), **all_figures_of(results)}
+    complete = isinstance(summary, dict) and summary.keys() >= {"protocol", "trivial", "checkpoint", "data"}
+    if not complete or any(summary.get(key) != value for key, value in figures.items()):
         raise ResultsError(f"'{folder}': {SUMMARY_NAME} does not follow from {LINES_NAME}; evaluate again")
     return summary, results
 

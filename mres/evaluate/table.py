@@ -9,6 +9,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from mres.evaluate.iou import BOTH, GROUPS, PRECISIONS
+from mres.evaluate.trivial import TRIVIAL_LABELS
 from mres.records import GRANULARITIES
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _FIGURES = ("mIoU", "oIoU", *(f"P@{at}" for at in PRECISIONS))
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table: the first `num_texts` columns are texts, the others figures (a whole number or 0–1; None: no such figure).
+    """A table: the first `num_texts` columns are texts, the others figures (a whole number, 0–1, or None for none).
 
     `sections` are the positions of rows that begin a new section.
     """
@@ -45,8 +46,6 @@ def result_rows(summary: Mapping[str, Any]) -> Rows:
 
 def kind_rows(summary: Mapping[str, Any]) -> Rows:
     """mIoU by kind of expression, the model's beside the trivial answers'; frequent kinds first."""
-    from mres.evaluate.trivial import TRIVIAL_LABELS
-
     trivial = summary.get("trivial", {})
     rows: list[tuple[str | float | None, ...]] = []
     sections = []

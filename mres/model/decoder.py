@@ -33,21 +33,21 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm self-attention among patches, cross-attention to the memory, FFN (the decoder layer of CRIS)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, self_attention: bool = True) -> None:
         super().__init__()
         width, hidden = config.decoder_width, int(config.decoder_width * config.decoder_mlp_ratio)
-        self.self_norm, self.cross_norm, self.ffn_norm = (nn.LayerNorm(width) for _ in range(3))
-        self.self_attention = Attention(width, config.decoder_heads, config.dropout)
+        self.cross_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.self_norm = nn.LayerNorm(width) if self_attention else None
+        self.self_attention = Attention(width, config.decoder_heads, config.dropout) if self_attention else None
         self.cross_attention = Attention(width, config.decoder_heads, config.dropout)
         self.ffn = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, patches_BNC: Tensor, memory_XMC: Tensor, allowed_XM: Tensor | None, position_NC: Tensor) -> Tensor:
-        """Patches of B images or of X = B·K pairs; with B < X the text-free self-attention runs once an image."""
-        normed = self.self_norm(patches_BNC)
-        placed = normed + position_NC
-        patches_BNC = patches_BNC + self.drop(self.self_attention(placed, placed, normed))
-        patches_XNC = patches_BNC.repeat_interleave(memory_XMC.shape[0] // patches_BNC.shape[0], dim=0)
+    def forward(self, patches_XNC: Tensor, memory_XMC: Tensor, allowed_XM: Tensor | None, position_NC: Tensor) -> Tensor:
+        if self.self_attention is not None and self.self_norm is not None:
+            normed = self.self_norm(patches_XNC)
+            placed = normed + position_NC
+            patches_XNC = patches_XNC + self.drop(self.self_attention(placed, placed, normed))
         query = self.cross_norm(patches_XNC) + position_NC
         patches_XNC = patches_XNC + self.drop(self.cross_attention(query, memory_XMC, memory_XMC, allowed_XM))
         return patches_XNC + self.drop(self.ffn(self.ffn_norm(patches_XNC)))

@@ -28,7 +28,9 @@ class UniRES(nn.Module):
         self.word_project = nn.Linear(config.text_width, width)
         self.low_filter = LanguageGuidedRegionFilter(config)
         self.high_filter = self.low_filter if config.filter_shared else LanguageGuidedRegionFilter(config)
-        self.stage1 = nn.ModuleList(DecoderLayer(config) for _ in range(config.stage1_layers))
+        self.sentence_gate = nn.Linear(config.text_width, width)
+        # The ViT has just mixed the patches, without the text as the first layer's self-attention would: it starts at the words.
+        self.stage1 = nn.ModuleList(DecoderLayer(config, self_attention=i > 0) for i in range(config.stage1_layers))
         self.stage2 = nn.ModuleList(DecoderLayer(config) for _ in range(config.stage2_layers))
         self.head = MaskHead(config)
         grid = config.image_size // config.patch_size
@@ -37,7 +39,7 @@ class UniRES(nn.Module):
     def forward(self, image_BCHW: Tensor, text_BKT: Tensor) -> Tensor:
         """Normalised images and token ids to mask logits_BKhw (logit > 0 is foreground at threshold 0.5)."""
         patches_BND, low_BLD, high_BGD, detail_BShw = self.vision(image_BCHW)
-        words_BKTE, _, is_word_BKT = self.text(text_BKT)
+        words_BKTE, sentence_BKE, is_word_BKT = self.text(text_BKT)
         words_BKTC = self.word_project(words_BKTE)
         groups_BKMC = torch.cat(
             [
@@ -50,7 +52,8 @@ class UniRES(nn.Module):
         pixels_BNRE = self.head.pixels(detail_BShw, patches_BNC)
         B, K = text_BKT.shape[:2]
         position_NC = self.position_NC.to(patches_BNC.dtype)
-        x_XNC = patches_BNC
+        gate_BK1C = self.sentence_gate(sentence_BKE)[:, :, None]
+        x_XNC = (patches_BNC[:, None] * (1 + gate_BK1C)).flatten(0, 1)
         for layer in self.stage1:
             x_XNC = layer(x_XNC, words_BKTC.flatten(0, 1), is_word_BKT.flatten(0, 1), position_NC)
         for layer in self.stage2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,6 +19,8 @@ class FsdpStrategy(NativeStrategy):
     """`fully_shard` on every block, then on the root; float32 masters, compute in `compute_dtype`, float32 reduction."""
 
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        # The logits are a view and nobody writes into them, so the hook that an in-place write would drop is safe.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(self.world.device.type, (self.world.size,), mesh_dim_names=("shard",))
         options: dict[str, Any] = {
             "mesh": mesh,

@@ -15,6 +15,26 @@ from torch.distributed.tensor import DTensor
 from mres.parallel.strategy import AdamW, ParameterGroup, Strategy
 
 
+def build_optimizer(model: nn.Module, groups: Sequence[ParameterGroup], adamw: AdamW) -> torch.optim.AdamW:
+    """The one optimizer of every strategy, over the model's parameters by name."""
+    named = dict(model.named_parameters())
+    return torch.optim.AdamW(
+        [{"params": [named[n] for n in g.names], "weight_decay": g.weight_decay} for g in groups],
+        betas=adamw.betas,
+        eps=adamw.eps,
+        fused=True,
+    )
+
+
+def blank_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state before its first step, so that there is something to load into."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
+        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
+    }
+
+
 class NativeStrategy(Strategy):
     """A torch AdamW over plain or DTensor parameters."""
 
@@ -29,13 +49,7 @@ class NativeStrategy(Strategy):
     def wrap(self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW) -> None:
         model.to(self.world.device)
         self.module, self._model, self._adamw = self._spread(model, blocks), model, adamw
-        named = dict(model.named_parameters())
-        self._optimizer = torch.optim.AdamW(
-            [{"params": [named[n] for n in g.names], "weight_decay": g.weight_decay} for g in groups],
-            betas=adamw.betas,
-            eps=adamw.eps,
-            fused=True,
-        )
+        self._optimizer = build_optimizer(model, groups, adamw)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
         stack = ExitStack()
@@ -74,19 +88,10 @@ class NativeStrategy(Strategy):
         for name, parameter in self._model.named_parameters():
             state[f"model.{name}"] = parameter.detach()
             if optimizer:
-                moments = self._optimizer.state[parameter] or self._blank_moments(parameter)
+                moments = self._optimizer.state[parameter] or blank_moments(parameter)
                 self._optimizer.state[parameter] = moments
                 state.update({f"optim.{name}.{key}": value for key, value in moments.items()})
         return state
-
-    @staticmethod
-    def _blank_moments(parameter: nn.Parameter) -> dict[str, Tensor]:
-        """AdamW's state before its first step, so that there is something to load into."""
-        return {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format).detach(),
-        }
 
 
 class SingleStrategy(NativeStrategy):
@@ -98,7 +103,10 @@ class DdpStrategy(NativeStrategy):
 
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         device_ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        # No buffer of the model ever changes: broadcasting them would cost a collective a step.
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     def _reduce(self, last: bool) -> AbstractContextManager[Any]:
         assert isinstance(self.module, nn.parallel.DistributedDataParallel)

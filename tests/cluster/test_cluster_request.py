@@ -113,3 +113,9 @@ def test_a_run_that_would_start_over_is_not_requeued() -> None:
         request("--cluster", "local", "--time", "60", overrides=never)
     assert request("--gpus-per-node", "1", "--max-requeues", "0", overrides=never).max_requeues == 0
     assert request("--cluster", "local", overrides=never).max_requeues == 0
+
+
+def test_single_does_not_go_with_many_ranks() -> None:
+    with pytest.raises(UserError, match=r"parallel\.strategy=single runs on one rank, and this job has 2"):
+        request("--gpus-per-node", "2", overrides=("parallel.strategy=single",))
+    assert request("--cluster", "debug", overrides=("parallel.strategy=single",)).world_size == 1

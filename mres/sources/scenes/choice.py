@@ -10,9 +10,9 @@ from mres.records import Expression
 from mres.sources.scenes.expressions import RELATIONAL_KINDS, SceneObject, part_wordings, references, wordings
 from mres.sources.scenes.layout import pick
 
-PER_OBJECT = 4
+PER_OBJECT = 6
 OBJECT_EXPRESSIONS = 16  # of an image at most; its parts get as many as its objects
-PER_PART = 2
+PER_PART = 3
 PATIENCE = 3  # relational expressions that may be owed before plain ones are passed over
 BARE = 0.3  # of the expressions leave out their first "the"
 # How likely a kind is chosen where several are possible: the rarer ones are possible less often.

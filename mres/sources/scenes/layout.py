@@ -11,7 +11,7 @@ import numpy as np
 from mres.sources.scenes.options import SceneOptions
 from mres.sources.scenes.shapes import CATEGORIES, COLOURS, Piece, Rgb, Shape, extent, unit_shape
 
-SMALL, LARGE = (0.19, 0.245), (0.36, 0.45)  # side of a square as large as the object's box
+SMALL, LARGE = (0.25, 0.30), (0.43, 0.52)  # side of a square as large as the object's box
 MAX_OVERLAP = 0.12  # of the smaller of two boxes
 MAX_RIVALS = 3
 EDGE = 0.015

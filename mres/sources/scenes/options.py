@@ -21,7 +21,7 @@ class SceneOptions:
 
     image_size: int = 128
     min_objects: int = 2
-    max_objects: int = 5
+    max_objects: int = 4
     relational_share: float = 0.25
 
     def __post_init__(self) -> None:

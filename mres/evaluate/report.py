@@ -1,0 +1,220 @@
+"""The report of a run: one self-contained HTML file that works without a network, scripts or other files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mres.evaluate import charts
+from mres.evaluate.gallery import CASE_GROUPS, gallery
+from mres.evaluate.iou import BOTH
+from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR
+from mres.evaluate.results import ExpressionResult, ResultsError, read_results, write_atomically
+from mres.evaluate.table import GROUP_LABELS, cell, kind_rows, result_rows
+from mres.records import GRANULARITIES
+from mres.shards.reader import ShardSet
+
+TRIVIAL_NOTES = {
+    "everything": "every pixel of the image",
+    "constant_mask": "the mean training mask (objects and parts apart), cut where it does best",
+    "all_objects": "the union of all objects",
+    "whole_object": "for a part, the object that it belongs to",
+    "same_category": "every instance of the right category: what is reached without telling instances apart",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a run's folder says."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    results: Sequence[ExpressionResult]
+    metrics: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
+    environment: Mapping[str, Any]
+    config: str
+
+
+def write_report(run_dir: Path, shards: ShardSet) -> Path:
+    """Writes `run_dir`/report/index.html and returns its path.
+
+    Args:
+        run_dir: a run's folder with results.json and results.jsonl; metrics.jsonl, evaluations.jsonl, config.yaml and
+            environment.json are shown where they exist.
+        shards: the set that was evaluated.
+
+    Raises:
+        ResultsError: results are missing or damaged, or were made on another set.
+    """
+    run = _read_run(run_dir)
+    _check_same_data(run, shards)
+    page = _render(run, shards)
+    path = run_dir / "report" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, page)
+    return path
+
+
+def _read_run(run_dir: Path) -> _Run:
+    if not run_dir.is_dir():
+        raise ResultsError(f"no run at '{run_dir}'; name the folder of a run, such as runs/demo")
+    summary, results = read_results(run_dir)
+    return _Run(
+        folder=run_dir,
+        summary=summary,
+        results=results,
+        metrics=_lines(run_dir / "metrics.jsonl"),
+        evaluations=_lines(run_dir / "evaluations.jsonl"),
+        environment=_environment(run_dir / "environment.json"),
+        config=_text(run_dir / "config.yaml"),
+    )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _environment(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(_text(path) or "{}")
+    except ValueError as error:
+        raise ResultsError(f"'{path}' is not JSON ({error}); remove it, or train again") from None
+    if not isinstance(value, dict):
+        raise ResultsError(f"'{path}': expected a JSON object, found {type(value).__name__}; remove it, or train again")
+    return value
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    """The lines of a JSONL file by steps; the last one may be cut off, for a run may still be writing it."""
+    texts = _text(path).splitlines()
+    lines: list[Mapping[str, Any]] = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            if number == len(texts):
+                break
+            raise ResultsError(f"{path}:{number}: not JSON; remove the line") from None
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            raise ResultsError(f'{path}:{number}: expected a JSON object with a whole "step"; remove the line')
+        lines.append(line)
+    return lines
+
+
+def _check_same_data(run: _Run, shards: ShardSet) -> None:
+    evaluated = run.summary.get("data", {})
+    fingerprint = evaluated.get("fingerprint", shards.fingerprint)
+    if fingerprint != shards.fingerprint:
+        raise ResultsError(
+            f"'{shards.folder}' is not the shard set that '{run.folder}' was evaluated on: that was "
+            f"'{evaluated.get('folder')}', fingerprint {fingerprint}; name it, or evaluate again"
+        )
+
+
+def _render(run: _Run, shards: ShardSet) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("mres.evaluate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": cell, "svg": Markup, "percent": lambda value: f"{100 * value:.1f}%"}
+    page = environment.get_template("report.html.j2").render(
+        name=run.folder.resolve().name,
+        summary=run.summary,
+        both=run.summary[BOTH],
+        num_images=len({result.image_id for result in run.results}),
+        labels=GROUP_LABELS,
+        result_table=result_rows(run.summary),
+        kind_table=kind_rows(run.summary),
+        trivial_notes=[TRIVIAL_NOTES[name] for name in run.summary.get("trivial", {}) if name in TRIVIAL_NOTES],
+        training=_training(run.metrics),
+        curves=_curves(run),
+        iou_charts=_iou_charts(run),
+        groups=gallery(run.results, shards),
+        places=CASE_GROUPS,
+        colours={"truth": _css(TRUTH_COLOUR), "prediction": _css(PREDICTION_COLOUR)},
+        facts=_facts(run, shards),
+        config=run.config,
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in an expression must not cost the report
+
+
+def _css(colour: tuple[int, int, int]) -> str:
+    return "#" + "".join(f"{channel:02x}" for channel in colour)
+
+
+def _curves(run: _Run) -> list[tuple[str, str]]:
+    """(caption, SVG) of what metrics.jsonl has."""
+    drawn = [
+        ("Loss", charts.loss_chart(run.metrics)),
+        ("Learning rate", charts.rate_chart(run.metrics)),
+        ("Gradient norm before clipping", charts.norm_chart(run.metrics)),
+        ("Throughput", charts.speed_chart(run.metrics)),
+    ]
+    return [(caption, svg) for caption, svg in drawn if svg is not None]
+
+
+def _iou_charts(run: _Run) -> list[tuple[str, str]]:
+    drawn = [("mIoU over training", charts.iou_chart(run.evaluations))]
+    for granularity in GRANULARITIES:
+        ious = [result.iou for result in run.results if result.granularity == granularity]
+        drawn.append((f"IoU of the {granularity} expressions", charts.iou_histogram(ious, granularity)))
+    return [(caption, svg) for caption, svg in drawn if svg is not None]
+
+
+def _training(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What the training came to, in a few figures."""
+    if not metrics:
+        return []
+    last = metrics[-1]
+    facts = [("steps", f"{last['step']:,}")]
+    facts += [(text, f"{last[key]:,.{digits}f}") for key, text, digits in _LAST_FIGURES if _is_number(last.get(key))]
+    for key, text in (("images_per_s", "images/s"), ("expressions_per_s", "expressions/s")):
+        values = [line[key] for line in metrics if _is_number(line.get(key))]
+        if values:
+            facts.append((f"{text} (median)", f"{statistics.median(values):,.1f}"))
+    timed = [line for line in metrics if _is_number(line.get("step_s")) and _is_number(line.get("data_wait_s"))]
+    if total := sum(line["step_s"] for line in timed):
+        facts.append(
+            ("waited for data", f"{100 * sum(line['data_wait_s'] for line in timed) / total:.1f} % of the time")
+        )
+    return facts
+
+
+_LAST_FIGURES = (("epoch", "epochs", 1), ("expressions_seen", "expressions seen", 0), ("loss", "last loss", 4))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _facts(run: _Run, shards: ShardSet) -> list[tuple[str, str]]:
+    """What was evaluated and what it ran on."""
+    counts = shards.manifest.counts
+    facts = [
+        ("run folder", str(run.folder)),
+        ("checkpoint", str(run.summary.get("checkpoint", ""))),
+        ("evaluated on", str(run.summary.get("data", {}).get("folder", shards.folder))),
+        ("images in the set", f"{counts.images:,}"),
+        ("data fingerprint", shards.fingerprint),
+    ]
+    return [(name, text) for name, text in facts if text] + list(_flat(run.environment))
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested names and values as ("packages: torch", "2.6.0")."""
+    facts = []
+    for key, item in value.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        facts += _flat(item, f"{name}: ") if isinstance(item, Mapping) else [(name, "–" if item is None else str(item))]
+    return facts

@@ -1,0 +1,97 @@
+"""The command line of evaluation; refuses what it can before torch loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mres.cli import config_parser, parse
+from mres.config import Config
+from mres.evaluate.held_out import held_out
+from mres.records import ImageRecord
+from mres.shards.reader import ShardSet
+
+if TYPE_CHECKING:
+    from mres.evaluate.results import ExpressionResult
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `launch/evaluate.py` with `argv`.
+
+    Raises:
+        UserError: a config, path, checkpoint or environment that cannot work.
+    """
+    parser = config_parser(
+        "launch/evaluate.py",
+        "Evaluates a checkpoint on the shard set that data.split names; every expression once, at original resolution.",
+        "example: python launch/evaluate.py --config configs/demo.yaml --checkpoint runs/demo data.split=val",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, a checkpoint or a .safetensors file")
+    parser.add_argument("--out", type=Path, help="folder of results.json and results.jsonl; default: the run's folder")
+    parser.add_argument("--json", action="store_true", help="print results.json instead of the table")
+    arguments, config = parse(parser, argv)
+    shards = held_out(config)
+    return evaluate(config, shards, arguments.checkpoint, arguments.out or config.run_dir, as_json=arguments.json)
+
+
+def evaluate(config: Config, shards: ShardSet, checkpoint: Path, out: Path, *, as_json: bool) -> int:
+    """Evaluates, writes the results into `out` and prints them."""
+    from mres.checkpoint.pretrained import load_weights
+    from mres.evaluate.evaluator import Evaluator
+    from mres.parallel.config import ParallelConfig
+    from mres.parallel.strategy import build_strategy
+    from mres.parallel.world import join_world, leave_world
+    from mres.train.session import set_threads
+    from mres.train.task import SegmentationTask
+
+    # Every rank holds the whole model and takes its share of the images; only gather and agree cross ranks.
+    parallel = ParallelConfig(strategy="ddp")
+    world = join_world(parallel)
+    try:
+        set_threads(config, world)
+        task = SegmentationTask(config.model, config.loss)
+        model = task.build(config.run.seed)
+        restored = load_weights(model, config.model, checkpoint)
+        evaluator = Evaluator(config, shards, task, build_strategy(parallel, world))
+        results = evaluator.results(model.to(world.device))
+        if results is not None:
+            _publish(config, shards, results, restored.source, out, as_json=as_json)
+        return 0
+    finally:
+        leave_world()
+
+
+def _publish(
+    config: Config, shards: ShardSet, results: list[ExpressionResult], checkpoint: str, out: Path, *, as_json: bool
+) -> None:
+    """Rank 0 sets the trivial answers beside the model's, writes both down and shows them."""
+    from mres.evaluate.results import summarise, write_results
+    from mres.evaluate.table import print_tables
+    from mres.evaluate.trivial import trivial_answers
+
+    data = {"folder": str(shards.folder), "fingerprint": shards.fingerprint, "split": config.data.split}
+    summary = summarise(
+        results,
+        threshold=config.evaluate.threshold,
+        checkpoint=checkpoint,
+        data=data,
+        trivial=trivial_answers(_constant_sample(config, shards), map(shards.read, range(len(shards)))),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_results(out, results, summary)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print_tables(summary)
+
+
+# The best constant mask is a mean; more images than this no longer move it.
+_CONSTANT_SAMPLE = 500
+
+
+def _constant_sample(config: Config, shards: ShardSet) -> Iterator[ImageRecord]:
+    """What the constant answers are learned from: training images, or held-out ones where no training set is named."""
+    source = ShardSet(config.data.train) if config.data.train else shards
+    return map(source.read, range(min(len(source), _CONSTANT_SAMPLE)))

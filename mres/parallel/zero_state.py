@@ -1,0 +1,150 @@
+"""State in and out of a running DeepSpeed ZeRO optimizer (0.19), parameter by parameter.
+
+Every stage keeps float32 masters and AdamW moments in flat tensors, of which each rank has a part. This file knows
+where the pieces of a parameter lie in them; DeepSpeed's own setters fail where a size does not divide by the number of
+ranks (stage 3), do not reach all groups before the first step (1 and 2), and leave what the forward pass reads as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mres.errors import UserError
+from mres.parallel.native import blank_moments
+from mres.parallel.strategy import ParameterGroup
+from mres.parallel.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """This rank's piece of a parameter: its elements start … start+numel lie at `offset` of the flat master `flat`."""
+
+    flat: Tensor
+    offset: int
+    start: int
+    numel: int
+
+
+class Partition:
+    """The masters and moments of one rank; `key` is "param", "exp_avg" or "exp_avg_sq"."""
+
+    def __init__(
+        self,
+        optimizer: Any,
+        model: nn.Module,
+        groups: Sequence[ParameterGroup],
+        shapes: Mapping[str, torch.Size],
+        world: World,
+    ) -> None:
+        self._optimizer, self.shapes, self._world = optimizer, shapes, world
+        self._sharded_weights = hasattr(optimizer, "fp32_partitioned_groups_flat")
+        self._shares = self._find_shares(dict(model.named_parameters()), groups)
+        for share in self._shares.values():
+            state = optimizer.optimizer.state
+            state[share.flat] = state[share.flat] or blank_moments(share.flat)
+
+    def _find_shares(self, named: Mapping[str, nn.Parameter], groups: Sequence[ParameterGroup]) -> dict[str, _Share]:
+        if self._sharded_weights:
+            return {name: self._stage_3_share(name, parameter) for name, parameter in named.items()}
+        flats = [group["params"][0] for group in self._optimizer.param_groups]  # a flat master a group that is not empty
+        filled = [group for group in groups if group.names]
+        shares = {
+            name: self._flat_share(named[name], flat)
+            for group, flat in zip(filled, flats, strict=True)
+            for name in group.names
+        }
+        return {name: shares[name] for name in named}
+
+    def _stage_3_share(self, name: str, parameter: nn.Parameter) -> _Share:
+        """Stage 3 cuts every parameter into as many equal pieces as there are ranks; the last ones are padded."""
+        group, offset, padded = self._optimizer.grad_position[self._optimizer.get_param_id(parameter)]
+        start = min(self._world.rank * padded, self.shapes[name].numel())
+        numel = min(padded, self.shapes[name].numel() - start)
+        return _Share(self._optimizer.fp32_partitioned_groups_flat[group], offset, start, numel)
+
+    @staticmethod
+    def _flat_share(parameter: nn.Parameter, flat: Tensor) -> _Share:
+        """Stages 1 and 2 cut the concatenation of a group's parameters; a rank may have nothing of a parameter."""
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return _Share(flat, 0, 0, 0)
+        inside, outside = mapping.hp_fragment_address, mapping.lp_fragment_address
+        return _Share(flat, inside.start, outside.start, inside.numel)
+
+    def _piece(self, name: str, key: str) -> Tensor:
+        share = self._shares[name]
+        flat = share.flat if key == "param" else self._optimizer.optimizer.state[share.flat][key]
+        return flat.detach().narrow(0, share.offset, share.numel)
+
+    def gather(self, name: str, key: str, owner: int) -> Tensor | None:
+        """The whole float32 tensor in the host memory of rank `owner`, None elsewhere; called by all ranks together."""
+        share = self._shares[name]
+        whole = torch.zeros(self.shapes[name].numel(), dtype=torch.float32, device=self._world.device)
+        whole.narrow(0, share.start, share.numel).copy_(self._piece(name, key))
+        # Added as integers: every element comes from one rank, and so keeps its very bits (-0.0, NaN).
+        dist.reduce(whole.view(torch.int32), dst=owner)
+        return whole.view(self.shapes[name]).cpu() if owner == self._world.rank else None
+
+    def step_of(self, name: str) -> Tensor:
+        """AdamW's step count of a parameter, a float32 scalar on the host."""
+        return self._optimizer.optimizer.state[self._shares[name].flat]["step"].detach().clone().cpu()
+
+    def write(self, name: str, key: str, whole: Tensor) -> None:
+        """Takes this rank's piece of the whole tensor; `publish` makes it what the forward pass reads."""
+        share = self._shares[name]
+        self._piece(name, key).copy_(whole.flatten().narrow(0, share.start, share.numel))
+
+    def write_steps(self, steps: Mapping[str, Tensor]) -> None:
+        """Sets the step counts, of which a flat tensor has only one.
+
+        Raises:
+            UserError: the parameters of a group were not stepped equally often.
+        """
+        by_flat: dict[int, str] = {}
+        for name, step in steps.items():
+            flat = self._shares[name].flat
+            first = by_flat.setdefault(id(flat), name)
+            if step != steps[first]:
+                raise UserError(
+                    f"the checkpoint's optimizer counts {float(steps[first]):.0f} steps for '{first}' and {float(step):.0f} for "
+                    f"'{name}'; parallel.strategy=zero keeps one count for both, go on with the strategy that wrote it"
+                )
+            self._optimizer.optimizer.state[flat]["step"].copy_(step)
+
+    def publish(self) -> None:
+        """Rounds the masters into the weights of the forward pass; called by all ranks together."""
+        optimizer = self._optimizer
+        if not self._sharded_weights:
+            optimizer.update_lp_params()
+            return
+        optimizer._partition_all_parameters()
+        for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+    def owners(self) -> dict[str, int]:
+        """Which rank writes each parameter: the largest first, each to the rank with the least so far."""
+        loads = [0] * self._world.size
+        owners = {}
+        for name in sorted(self.shapes, key=lambda n: (-self.shapes[n].numel(), n)):
+            owners[name] = loads.index(min(loads))
+            loads[owners[name]] += self.shapes[name].numel()
+        return owners
+
+    def chunks(self, num_bytes: int) -> Iterator[list[str]]:
+        """The parameters in pieces of at most `num_bytes` of float32, or of one parameter that is larger."""
+        chunk: list[str] = []
+        for name in self.shapes:
+            if chunk and 4 * sum(self.shapes[n].numel() for n in [*chunk, name]) > num_bytes:
+                yield chunk
+                chunk = []
+            chunk.append(name)
+        if chunk:
+            yield chunk

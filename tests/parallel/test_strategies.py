@@ -1,0 +1,235 @@
+"""One contract for all strategies: the same training, the same state, on real processes over gloo.
+
+All kinds run one after another in two processes, started once; the tests look at what came out.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_training as toy
+
+from mres.errors import UserError
+from mres.testing import run_distributed
+
+KINDS = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+HALF = ("fsdp-bf16", "zero1-bf16", "zero2-bf16", "zero3-bf16")
+STEPS, SAVED = 20, 15
+# Who reads whose checkpoint; between them, every kind writes for and reads from another.
+READS = {
+    "single": ("zero3", "fsdp"),
+    "ddp": ("zero2", "single"),
+    "fsdp": ("zero3", "ddp"),
+    "zero1": ("zero3", "single"),
+    "zero2": ("fsdp", "zero1"),
+    "zero3": ("ddp", "zero2"),
+}
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Report:
+    """What one rank saw of one kind."""
+
+    course: toy.Course = field(default_factory=toy.Course)
+    evaluated: tuple[float, ...] = ()
+    bad: toy.Course = field(default_factory=toy.Course)
+    after: toy.Course = field(default_factory=toy.Course)
+    resumed: toy.Course = field(default_factory=toy.Course)
+    read: dict[str, toy.Course] = field(default_factory=dict)
+    accumulated: toy.Course = field(default_factory=toy.Course)
+
+
+def _train_all(folder: Path) -> dict[str, Report]:
+    """Two ranks: every kind trains, meets a bad step, and saves on the way; then new ones resume from those."""
+    from mres.parallel.world import join_world, leave_world
+
+    _write_output_to(folder / f"output-{os.environ['RANK']}")
+    world = join_world(toy.config_of("ddp"))
+    reports = {kind: _train(toy.build(kind, world), folder / kind) for kind in KINDS}
+    reports |= {kind: _train(toy.build(kind, world), folder / kind, steps=4, saved=2) for kind in HALF}
+    for kind, report in reports.items():
+        strategy = toy.build(kind, world, seed=1)  # other weights, so that what is right was read
+        strategy.load_state(folder / kind / "saved", optimizer=True)
+        report.resumed = toy.train(strategy, range(len(report.course.losses))[SAVED if kind in KINDS else 2 :])
+        strategy.save_state(folder / kind / "resumed")
+        for source in READS.get(kind, ()):
+            strategy.load_state(folder / source / "saved", optimizer=True)
+            report.read[source] = toy.train(strategy, range(SAVED, STEPS))
+        if kind in KINDS:
+            strategy.load_state(folder / kind / "saved", optimizer=True)
+            report.accumulated = toy.train(strategy, range(SAVED, STEPS), accumulate=2)
+    leave_world()
+    return reports
+
+
+def _train(strategy: Any, folder: Path, *, steps: int = STEPS, saved: int = SAVED) -> Report:
+    strategy.save_state(folder / "start")
+    first = toy.train(strategy, range(saved))
+    strategy.save_state(folder / "saved")
+    evaluated = toy.evaluate(strategy), toy.evaluate(strategy)
+    rest = toy.train(strategy, range(saved, steps))
+    strategy.save_state(folder / "end")
+    bad = toy.train(strategy, range(steps, steps + 1), poisoned=True)
+    strategy.save_state(folder / "bad")
+    after = toy.train(strategy, range(steps + 1, steps + 3))
+    course = toy.Course(first.losses + rest.losses, first.norms + rest.norms)
+    return Report(course, evaluated, bad, after)
+
+
+def _train_alone(folder: Path) -> dict[str, Report]:
+    """One rank: from the same start, and on from what two ranks saved."""
+    from mres.parallel.world import join_world, leave_world
+
+    world = join_world(toy.config_of("fsdp"))
+    reports = {}
+    for kind in ("single", "fsdp", "zero2", "zero3"):
+        strategy = toy.build(kind, world)
+        report = reports[kind] = Report(course=toy.train(strategy, range(3)))
+        strategy.save_state(folder / "alone" / kind)
+        strategy.load_state(folder / "zero1" / "saved", optimizer=True)
+        report.resumed = toy.train(strategy, range(SAVED, STEPS))
+    leave_world()
+    return reports
+
+
+def _write_output_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def reports(folder: Path) -> dict[str, Report]:
+    first, second = run_distributed(_train_all, 2, folder)
+    for kind in first:  # norms are global and losses are summed over ranks, so ranks see the same
+        assert repr(first[kind].course) == repr(second[kind].course), kind
+    return first
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, reports: dict[str, Report]) -> dict[str, Report]:
+    return run_distributed(_train_alone, 1, folder)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_losses_norms_and_weights_are_those_of_one_process(kind: str, reports: dict[str, Report], folder: Path) -> None:
+    course, single = reports[kind].course, reports["single"].course
+    assert course.losses == pytest.approx(single.losses, rel=2e-6)
+    assert course.norms == pytest.approx(single.norms, rel=1e-5)
+    assert toy.farthest(toy.read(folder / "single" / "end"), toy.read(folder / kind / "end")) < 1e-4
+
+
+def test_the_course_says_something(reports: dict[str, Report]) -> None:
+    single = reports["single"].course
+    assert single.losses[-1] < 0.8 * single.losses[0]
+    assert sum(norm > toy.ADAMW.max_grad_norm for norm in single.norms) > STEPS / 2, "clipping must have been active"
+    assert min(single.norms) < toy.ADAMW.max_grad_norm, "and not always"
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_checkpoints_have_one_form(kind: str, folder: Path) -> None:
+    one, other = toy.read(folder / "single" / "saved"), toy.read(folder / kind / "saved")
+    assert {n: (t.shape, t.dtype) for n, t in one.items()} == {n: (t.shape, t.dtype) for n, t in other.items()}
+    assert all(float(t) == SAVED for n, t in other.items() if n.endswith(".step"))
+
+
+@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+def test_masters_start_as_the_very_weights_of_the_model(kind: str, reports: dict[str, Report], folder: Path) -> None:
+    assert toy.farthest(toy.read(folder / "single" / "start"), toy.read(folder / kind / "start")) == 0
+
+
+@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+def test_resumes_bit_for_bit(kind: str, reports: dict[str, Report], folder: Path) -> None:
+    report = reports[kind]
+    rest = slice(SAVED if kind in KINDS else 2, None)
+    assert report.resumed.losses == report.course.losses[rest]
+    assert report.resumed.norms == report.course.norms[rest]
+    assert toy.farthest(toy.read(folder / kind / "end"), toy.read(folder / kind / "resumed")) == 0
+
+
+@pytest.mark.parametrize(("kind", "source"), [(kind, source) for kind in READS for source in READS[kind]])
+def test_resumes_from_another_strategy(kind: str, source: str, reports: dict[str, Report]) -> None:
+    assert reports[kind].read[source].losses == pytest.approx(reports[source].course.losses[SAVED:], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_changes_nothing(kind: str, reports: dict[str, Report]) -> None:
+    report = reports[kind]
+    assert report.accumulated.losses == pytest.approx(report.course.losses[SAVED:], rel=2e-6)
+    assert report.accumulated.norms == pytest.approx(report.course.norms[SAVED:], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+def test_a_bad_step_of_one_rank_moves_nothing_anywhere(kind: str, reports: dict[str, Report], folder: Path) -> None:
+    (norm,) = reports[kind].bad.norms
+    assert norm - norm != 0
+    assert toy.farthest(toy.read(folder / kind / "end"), toy.read(folder / kind / "bad")) == 0
+    reference = reports["single" if kind in KINDS else "fsdp-bf16"].after
+    assert reports[kind].after.losses == pytest.approx(reference.losses, rel=1e-5 if kind in KINDS else 1e-2)
+
+
+@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+def test_evaluating_in_between_is_possible_and_repeats(kind: str, reports: dict[str, Report]) -> None:
+    once, again = reports[kind].evaluated
+    assert once == again
+    assert once == pytest.approx(reports["single" if kind in KINDS else "fsdp-bf16"].evaluated[0], rel=1e-4 if kind in KINDS else 0.1)
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_bfloat16_follows_float32(kind: str, reports: dict[str, Report]) -> None:
+    assert reports[kind].course.losses == pytest.approx(reports["single"].course.losses[:4], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in (*KINDS, *HALF) if kind.startswith("zero")])
+def test_no_rank_writes_the_whole(kind: str, reports: dict[str, Report], folder: Path) -> None:
+    sizes = [file.stat().st_size for file in (folder / kind / "saved").glob("*.distcp")]
+    assert len(sizes) == 2
+    assert max(sizes) < 0.6 * sum(sizes)
+
+
+def test_backends_say_nothing(reports: dict[str, Report], folder: Path) -> None:
+    assert [(folder / f"output-{rank}").read_text() for rank in (0, 1)] == ["", ""]
+
+
+def test_fsdp_of_one_rank_is_one_process(alone: dict[str, Report]) -> None:
+    assert alone["fsdp"].course.losses == alone["single"].course.losses
+    assert alone["fsdp"].course.norms == pytest.approx(alone["single"].course.norms, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["single", "fsdp", "zero2", "zero3"])
+def test_one_rank_goes_on_from_two(kind: str, alone: dict[str, Report], reports: dict[str, Report]) -> None:
+    assert alone[kind].course.losses == pytest.approx(reports["single"].course.losses[:3], rel=1e-6)
+    assert alone[kind].resumed.losses == pytest.approx(reports["zero1"].course.losses[SAVED:], rel=1e-5)
+
+
+def _load_uneven(folder: Path) -> str:
+    """A checkpoint in which one parameter was stepped less often than its neighbours."""
+    from mres.parallel.world import join_world
+
+    world = join_world(toy.config_of("zero2"))
+    single = toy.build("single", world)
+    toy.train(single, range(1))
+    first = next(iter(single._optimizer.state.values()))  # type: ignore[attr-defined]
+    first["step"] -= 1
+    single.save_state(folder)
+    try:
+        toy.build("zero2", world).load_state(folder, optimizer=True)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_zero_refuses_step_counts_that_it_cannot_keep(tmp_path: Path) -> None:
+    (message,) = run_distributed(_load_uneven, 1, tmp_path)
+    assert "counts" in message
+    assert "strategy" in message

@@ -1,0 +1,125 @@
+"""A tiny UniRES on synthetic batches, trained under any strategy; runs in the processes of `run_distributed`.
+
+Shapes: B images, S side, K expressions an image, T tokens, h side of the grid of logits.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from mres.model.config import LossConfig, ModelConfig
+from mres.model.loss import mask_losses
+from mres.parallel.config import ParallelConfig
+from mres.parallel.strategy import AdamW, Strategy, build_strategy
+from mres.parallel.world import World
+from mres.train.optim import parameter_groups
+
+IMAGES, EXPRESSIONS, SIDE, TOKENS = 4, 3, 32, 8
+ADAMW = AdamW((0.9, 0.99), 1e-8, max_grad_norm=0.5)
+
+
+def config_of(kind: str) -> ParallelConfig:
+    """ "zero3" or "fsdp-bf16" to a config."""
+    name, _, dtype = kind.partition("-")
+    options: dict = {"compute_dtype": "bfloat16"} if dtype == "bf16" else {}
+    if name.startswith("zero"):
+        return ParallelConfig(strategy="zero", zero_stage=int(name[-1]), **options)
+    return ParallelConfig(strategy=name, **options)
+
+
+def model_config() -> ModelConfig:
+    """Small, with sizes that do not divide by the number of ranks (kernel bias: 17) and a filter that is used twice."""
+    return ModelConfig(
+        size="tiny", image_size=SIDE, vision_width=32, vision_depth=2, vision_heads=2, text_width=32, text_depth=1,
+        text_vocab_size=1024, text_length=TOKENS, decoder_width=32, decoder_heads=2, low_group_tokens=4,
+        high_group_tokens=3, filter_shared=True,
+    )  # fmt: skip
+
+
+def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
+    from mres.model.unires import UniRES
+
+    torch.manual_seed(seed)
+    model = UniRES(model_config())
+    world = World(0, 1, 0, 1, world.device) if kind.startswith("single") else world
+    strategy = build_strategy(config_of(kind), world)
+    if kind.startswith("zero"):
+        type(strategy).persist_below = 1000  # some parameters whole, some partitioned, also in a tiny model
+    strategy.wrap(model, model.blocks(), parameter_groups(model, 0.05), ADAMW)
+    return strategy
+
+
+def batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The global batch of a step: image_BCSS, text_BKT, mask_BKhh, valid_BK; how many are valid differs from half to half."""
+    draw = torch.Generator().manual_seed(1000 + step)
+    image = torch.randn(IMAGES, 3, SIDE, SIDE, generator=draw)
+    text = torch.randint(1, 1000, (IMAGES, EXPRESSIONS, TOKENS), generator=draw, dtype=torch.int32)
+    text[..., -2], text[..., -1] = 1023, 0  # end of text, padding
+    mask = (torch.rand(IMAGES, EXPRESSIONS, SIDE // 2, SIDE // 2, generator=draw) > 0.7).float()
+    valid = torch.rand(IMAGES, EXPRESSIONS, generator=draw) > 0.4
+    valid[0, 0] = True
+    return image, text, mask, valid
+
+
+def learning_rate(step: int) -> float:
+    return 2e-3 * min(1.0, (step + 1) / 4) * 0.5 * (1 + math.cos(math.pi * step / 30))
+
+
+@dataclass
+class Course:
+    """Losses of global batches and gradient norms, step by step."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+
+def train(strategy: Strategy, steps: range, *, accumulate: int = 1, poisoned: bool = False) -> Course:
+    """Trains on the batches of `steps`; `poisoned`: the last rank's last loss is NaN in each."""
+    course, world = Course(), strategy.world
+    for step in steps:
+        total = torch.zeros(())
+        share = [tensor.chunk(world.size)[world.rank] for tensor in batch(step)]
+        num_valid = float(batch(step)[3].sum())
+        for number in range(accumulate):
+            image, text, mask, valid = (tensor.chunk(accumulate)[number] for tensor in share)
+            with ExitStack() as stack:
+                stack.enter_context(strategy.micro_batch(last=number + 1 == accumulate))
+                loss = mask_losses(strategy.module(image, text), mask, valid, LossConfig())["loss"]
+                if poisoned and world.rank + 1 == world.size and number + 1 == accumulate:
+                    loss = loss * float("nan")
+                strategy.backward(loss * (world.size / num_valid))
+            total += loss.detach() / num_valid
+        course.norms.append(float(strategy.step(learning_rate(step))))
+        course.losses.append(float(strategy.sum(total) if world.size > 1 else total))
+    return course
+
+
+def evaluate(strategy: Strategy) -> float:
+    """A forward pass in between, as the trainer's evaluation does it."""
+    module = strategy.module
+    module.eval()
+    with torch.no_grad():
+        logits = module(*batch(99)[:2])
+    module.train()
+    return float(logits.float().mean())
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """All that a checkpoint holds."""
+    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in metadata.items()}
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state
+
+
+def farthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference of two states, relative to the largest value of its tensor."""
+    assert one.keys() == other.keys()
+    return max(float((one[n] - other[n]).abs().max() / one[n].abs().max().clamp_min(1e-12)) for n in one)

@@ -1,0 +1,148 @@
+"""The demo: scenes → shards → pre-training (FSDP, 2 processes) → fine-tuning → evaluation → report. `make demo` runs it.
+
+Every stage leaves something that is found again, so after Ctrl-C the same command goes on where it was.
+"""
+
+import argparse
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mres.config import load_config
+from mres.errors import UserError, exit_on_user_error
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data" / "demo"
+# Shard set, images, seed, share of relational expressions. Pre-training has a little of everything; fine-tuning looks
+# harder at what tells rivals apart; the held-out quarter is what make demo reports.
+SETS = (
+    ("pretrain", "train", 4000, 1, 0.5),
+    ("finetune", "train", 2000, 2, 0.6),
+    ("val", "val", 200, 3, 0.25),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the demo: what it is called, what shows that it is done, the command that does it."""
+
+    title: str
+    done: Callable[[], bool]
+    command: Sequence[str]
+
+
+def stages(processes: int) -> list[Stage]:
+    python = sys.executable
+    made = [
+        Stage(
+            f"drawing {images} scenes ({name})",
+            (DATA / name / "manifest.json").is_file,
+            [
+                python, "tools/shard.py", "build", "scenes", str(DATA / name), "--num-images", str(images), "--seed", str(seed),
+                "--split", split, "--image-size", "128", "--relational-share", str(share), "--workers", str(processes),
+            ],
+        )
+        for name, split, images, seed, share in SETS
+    ]  # fmt: skip
+    torchrun = [
+        python, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+        "--master-addr", "127.0.0.1", "--master-port", str(_free_port()), "launch/train.py", "--config",
+    ]  # fmt: skip
+    trained = [
+        Stage(title, _is_trained(ROOT / config), [*torchrun, config])
+        for title, config in (
+            ("pre-training on objects and parts", "configs/demo_pretrain.yaml"),
+            ("fine-tuning", "configs/demo.yaml"),
+        )
+    ]
+    evaluate = [python, "launch/evaluate.py", "--config", "configs/demo.yaml", "--checkpoint", "runs/demo"]
+    report = [python, "tools/report.py", "runs/demo"]
+    return [
+        *made,
+        *trained,
+        Stage("evaluating on held-out scenes", _is_evaluated(ROOT / "configs/demo.yaml"), evaluate),
+        Stage("writing the report", lambda: False, report),
+    ]
+
+
+def _is_trained(config_path: Path) -> Callable[[], bool]:
+    config = load_config(config_path)
+    last = ROOT / config.run_dir / "checkpoints" / f"step-{config.train.steps:08d}" / "MANIFEST.json"
+    return last.is_file
+
+
+def _is_evaluated(config_path: Path) -> Callable[[], bool]:
+    """Results count as long as they are of the checkpoint that is there."""
+    config = load_config(config_path)
+    checkpoint = f"step-{config.train.steps:08d}"
+
+    def done() -> bool:
+        try:
+            results = json.loads((ROOT / config.run_dir / "results.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        manifest = ROOT / config.run_dir / "checkpoints" / checkpoint / "MANIFEST.json"
+        written = (ROOT / config.run_dir / "results.json").stat().st_mtime
+        return str(results.get("checkpoint", "")).endswith(checkpoint) and written > manifest.stat().st_mtime
+
+    return done
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def run(stage: Stage, number: int, total: int) -> None:
+    """Runs a stage unless it is done; a Ctrl-C is waited out, since the command saves before it ends."""
+    if stage.done():
+        print(f"[{number}/{total}] {stage.title}: done before", flush=True)
+        return
+    print(f"[{number}/{total}] {stage.title}", flush=True)
+    started = time.monotonic()
+    process = subprocess.Popen(stage.command, cwd=ROOT)
+    # The terminal sends Ctrl-C to the command as well; it saves and ends, and then we do.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if code:
+        raise UserError(f"the stage '{stage.title}' ended early (exit code {code}); run make demo again to go on from here")
+    print(f"      {time.monotonic() - started:.0f} s", flush=True)
+
+
+@exit_on_user_error
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__)
+    parser.add_argument("--processes", type=int, default=2, help="training processes (default: 2)")
+    arguments = parser.parse_args()
+    if not 1 <= arguments.processes <= 8:
+        raise UserError(f"--processes {arguments.processes}: allowed are 1, 2, 4 and 8, which divide the demo's batch of 8 images")
+    started = time.monotonic()
+    todo = stages(arguments.processes)
+    for number, stage in enumerate(todo, start=1):
+        run(stage, number, len(todo))
+    print(_closing(time.monotonic() - started))
+    return 0
+
+
+def _closing(seconds: float) -> str:
+    run_dir = ROOT / "runs" / "demo"
+    return (
+        f"\nthe demo took {seconds / 60:.1f} minutes\n"
+        f"  table     {run_dir / 'results.json'}\n"
+        f"  report    {run_dir / 'report' / 'index.html'}   (open it in a browser)\n"
+        "  try it    .venv/bin/python tools/predict.py --checkpoint runs/demo --image PHOTO --text 'the red car' --out overlay.png"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

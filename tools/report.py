@@ -1,0 +1,42 @@
+"""Makes a run's report again, from its folder: `python tools/report.py runs/demo`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mres.errors import UserError, exit_on_user_error
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="report.py", description=__doc__)
+    p.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, with the results of an evaluation")
+    p.add_argument("--data", type=Path, metavar="FOLDER", help="the shard set that was evaluated; default: data.val")
+    return p
+
+
+@exit_on_user_error
+def main() -> int:
+    arguments = parser().parse_args()
+    data = arguments.data or _held_out(arguments.run_dir)
+    from mres.evaluate.report import write_report
+    from mres.shards.reader import ShardSet
+
+    print(write_report(arguments.run_dir, ShardSet(data)))
+    return 0
+
+
+def _held_out(run_dir: Path) -> Path:
+    """`data.val` of the run's own config."""
+    from mres.config import load_config
+
+    if not run_dir.is_dir():
+        raise UserError(f"no run at '{run_dir}'; name the folder of a run, such as runs/demo")
+    path = run_dir / "config.yaml"
+    val = load_config(path).data.val if path.is_file() else None
+    if val is None:
+        raise UserError(f"'{path}' names no data.val; name the shard set that was evaluated: --data FOLDER")
+    return Path(val)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
