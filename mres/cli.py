@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mres.cluster.environment import is_slurm_task, task_environment
 from mres.config import Config, load_config
 from mres.errors import UserError
 
@@ -30,6 +31,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
         if word.startswith("-") and "=" not in word:
             raise UserError(f"unknown option '{word}' (command line); see {parser.prog} --help")
     config = load_config(arguments.config, [*arguments.overrides, *rest])
+    if "RANK" not in os.environ and is_slurm_task(os.environ):  # plain `srun python …`: no launcher has set it
+        os.environ.update(task_environment(os.environ))
     _check_local_rank(arguments.local_rank)
     return arguments, config
 

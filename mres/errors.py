@@ -3,17 +3,26 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 class UserError(Exception):
     """Bad input: one message that names what, where, the allowed values and the remedy. Exit code 2, no traceback."""
 
 
+def _speaks(environ: Mapping[str, str]) -> bool:
+    """Whether no other rank of this machine reports the same; variables that make no sense silence nobody."""
+    numbers = [environ.get(name, "0") for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")]
+    if not all(number.isdigit() for number in numbers):
+        return True
+    local_rank, rank, world_size = map(int, numbers)
+    return local_rank == 0 or rank >= world_size
+
+
 def exit_on_user_error(main: Callable[[], int | None]) -> Callable[[], int]:
     """Wraps a command's `main`: a `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes 130.
 
-    Further ranks of a distributed job stay silent about an error that rank 0 reports as well.
+    Of a distributed job's ranks the first on each machine speaks: what is wrong is mostly wrong for all of them.
     """
 
     @functools.wraps(main)
@@ -21,7 +30,7 @@ def exit_on_user_error(main: Callable[[], int | None]) -> Callable[[], int]:
         try:
             return main() or 0
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0" or getattr(error, "all_ranks", False):
+            if _speaks(os.environ):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             return 2
         except BrokenPipeError:  # `mres ... | head`: the reader has seen enough

@@ -1,7 +1,7 @@
 """Measures what mres claims, each figure beside its reference in the same run: `python tools/bench.py NAME [--json]`.
 
-  grouping   expressions a second with K expressions an image, against the same model fed pair by pair
-  loop       the training loop, against a bare PyTorch loop of the same model and batches
+grouping   expressions a second with K expressions an image, against the same model fed pair by pair
+loop       the training loop, against a bare PyTorch loop of the same model and batches
 """
 
 import argparse
@@ -97,7 +97,9 @@ def _bare_step(config: "Config") -> tuple["SegmentationTask", Callable[["Batch"]
     return task, step
 
 
-def _trainer_steps(config: "Config", task: "SegmentationTask", batch: "Batch", folder: Path, steps: int) -> Callable[[], None]:
+def _trainer_steps(
+    config: "Config", task: "SegmentationTask", batch: "Batch", folder: Path, steps: int
+) -> Callable[[], None]:
     from mres.parallel.strategy import AdamW, build_strategy
     from mres.parallel.world import join_world
     from mres.stream.order import Order
@@ -177,7 +179,9 @@ BENCHES = {"grouping": grouping, "loop": loop}
 
 @exit_on_user_error
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=sorted(BENCHES))
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--size", default="tiny", help="named model size (default: tiny)")

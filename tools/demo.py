@@ -115,7 +115,9 @@ def run(stage: Stage, number: int, total: int) -> None:
     finally:
         signal.signal(signal.SIGINT, previous)
     if code:
-        raise UserError(f"the stage '{stage.title}' ended early (exit code {code}); run make demo again to go on from here")
+        raise UserError(
+            f"the stage '{stage.title}' ended early (exit code {code}); run make demo again to go on from here"
+        )
     print(f"      {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -125,7 +127,9 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2, help="training processes (default: 2)")
     arguments = parser.parse_args()
     if not 1 <= arguments.processes <= 8:
-        raise UserError(f"--processes {arguments.processes}: allowed are 1, 2, 4 and 8, which divide the demo's batch of 8 images")
+        raise UserError(
+            f"--processes {arguments.processes}: allowed are 1, 2, 4 and 8, which divide the demo's batch of 8 images"
+        )
     started = time.monotonic()
     todo = stages(arguments.processes)
     for number, stage in enumerate(todo, start=1):

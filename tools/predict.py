@@ -15,7 +15,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, a checkpoint or an exported folder")
     p.add_argument("--image", type=Path, required=True, help="JPEG, PNG or what else Pillow reads")
     p.add_argument("--text", action="append", required=True, help="an expression; may be given several times")
-    p.add_argument("--out", type=Path, default=Path("overlay.png"), help="overlay; masks go beside it as NAME-mask-1.png …")
+    p.add_argument(
+        "--out", type=Path, default=Path("overlay.png"), help="overlay; masks go beside it as NAME-mask-1.png …"
+    )
     p.add_argument("--threshold", type=float, help="probability from which a pixel is foreground; default: the run's")
     return p
 

@@ -117,7 +117,7 @@ def _jsonl(arguments: argparse.Namespace) -> "Source":
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from mres.shards.progress import track
+    from mres.progress import track
     from mres.shards.writer import WriteOptions, write_shards
 
     options = WriteOptions(arguments.images_per_shard, arguments.max_bad_fraction, arguments.overwrite)

@@ -1,157 +1,207 @@
 """Weights into a plain model, before a strategy wraps it: from a run, a safetensors file, or CLIP's text tower."""
 
-import json
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+import yaml
+from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from mres.checkpoint.store import Checkpoint, CheckpointError, locate
+from mres.checkpoint.folder import CONFIG, Checkpoint, CheckpointError
+from mres.checkpoint.weights import SafetensorsWeights, open_source
+from mres.config import Config, load_config
 from mres.model.config import ModelConfig
 
-_PREFIX = "model."
+# What a model may change without becoming another one.
+_FREE_KEYS = {"size", "dropout"}
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What came into the model: tensors and bytes against all of the (part of the) model that was asked for."""
+    """What came into the (part of the) model that was asked for, and what of the source had no place in it."""
 
     source: str
     tensors: int
     all_tensors: int
     bytes: int
     all_bytes: int
+    left_behind: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        share = 100 * self.bytes / max(1, self.all_bytes)
-        return f"restored {self.tensors} of {self.all_tensors} tensors ({share:.1f} % of the bytes) from {self.source}"
+        text = (
+            f"restored {self.tensors} of {self.all_tensors} tensors ({_percent(self.tensors, self.all_tensors)}), "
+            f"{self.bytes:,} of {self.all_bytes:,} bytes ({_percent(self.bytes, self.all_bytes)}) from {self.source}"
+        )
+        return text + (f"; left behind: {', '.join(self.left_behind)}" if self.left_behind else "")
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.1f} %"
 
 
 def load_weights(model: nn.Module, config: ModelConfig, source: Path) -> Restored:
-    """Strict: every parameter comes from `source` (a run, a checkpoint's folder or a .safetensors file), with its shape.
+    """Strict: every parameter comes from `source`, with its shape.
+
+    Args:
+        model: its parameters are overwritten.
+        config: what `model` was built from; compared with the source's own where that has one.
+        source: a run's folder, a checkpoint's, an exported folder or a .safetensors file.
 
     Raises:
-        CheckpointError: nothing there, damaged, or of another model (the first differing key or tensor is named).
+        CheckpointError: nothing there, damaged, or of another model (the first differing keys or tensors are named).
     """
-    if source.suffix == ".safetensors":
-        return _copy(model, read_safetensors(source), str(source))
-    checkpoint = locate(source)
-    check_same_model(checkpoint, config)
-    return _copy(model, read_model(checkpoint.folder), str(checkpoint.folder))
+    found = open_source(source)
+    if found.model is not None:
+        _check_same(found.model, config, found.path)
+    return _copy(model, dict(found.weights), str(found.path))
 
 
 def check_same_model(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Refuses a checkpoint of another model, naming the keys that differ."""
-    theirs, mine = checkpoint.state.get("model", {}), config.model_dump(mode="json")
-    differ = [k for k in mine if k != "size" and theirs.get(k) != mine[k]]
+    _check_same(checkpoint.state.get("model", {}), config, checkpoint.folder)
+
+
+def _check_same(theirs: Mapping[str, Any], config: ModelConfig, where: Path) -> None:
+    mine = config.model_dump(mode="json")
+    differ = [k for k in mine if k not in _FREE_KEYS and theirs.get(k) != mine[k]]
     if differ:
         shown = ", ".join(f"model.{k} was {theirs.get(k)!r} and is now {mine[k]!r}" for k in differ[:4])
+        shown += f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        own = f" ({where / CONFIG})" if where.is_dir() else ""
+        raise CheckpointError(f"{where} is of another model: {shown}; use the config it was trained with{own}")
+
+
+def run_config(source: Path) -> Config:
+    """The config that the weights in `source` (as for `load_weights`) were trained with.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or a .safetensors file that mres did not write.
+        ConfigError: the config is not one of this version of mres.
+    """
+    found = open_source(source)
+    if found.path.is_dir():
+        return load_config(found.path / CONFIG)
+    if found.config_yaml is None:
         raise CheckpointError(
-            f"{checkpoint.folder} is a checkpoint of another model: {shown}; use the config it was trained with "
-            f"({checkpoint.folder / 'config.yaml'})"
+            f"'{found.path}' does not say what model it is of (no config in its header); name the run's folder, "
+            "or what tools/convert.py exported from it"
         )
-
-
-def read_model(folder: Path) -> dict[str, Tensor]:
-    """The weights of a DCP checkpoint as plain CPU tensors; no process group, whatever strategy wrote them."""
-    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    state: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.items()
-        if name.startswith(_PREFIX) and isinstance(entry, TensorStorageMetadata)
-    }
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"no such file: '{path}'") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is not a safetensors file that can be read: {error}") from None
+        return Config.model_validate(yaml.safe_load(found.config_yaml))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"the config in the header of '{found.path}' is of another version: {key}: {first['msg']}"
+        ) from None
 
 
 def load_text_weights(model: nn.Module, source: Path) -> Restored:
     """The text tower from a local open_clip checkpoint (.pt or .safetensors), CLIP or CustomTextCLIP.
 
-    Positions beyond the model's text length, and the projection into CLIP's joint space, which UniRES does not use, are
-    left behind; everything else must fit.
+    Positions beyond the model's text length, the image tower and the projection into CLIP's joint space, which UniRES
+    does not use, are left behind; everything else must fit. Two things a checkpoint does not say: the number of heads
+    (CLIP's is width / 64) and the activation (OpenAI's is model.quick_gelu).
 
     Raises:
-        CheckpointError: unreadable, not a CLIP, or of another width, depth or vocabulary.
+        CheckpointError: unreadable, not a CLIP, or of another width, depth, vocabulary or too short a text length.
     """
-    found = _text_state(_read_torch(source), source)
+    found, left_behind = _text_tower(_tensors_of(source), source)
     tower: nn.Module = model.text.tower  # type: ignore[union-attr,assignment]
-    length = tower.state_dict()["positional_embedding"].shape[0]
-    if found["positional_embedding"].shape[0] < length:
-        raise CheckpointError(
-            f"'{source}' has {found['positional_embedding'].shape[0]} text positions, the model wants {length}; "
-            "lower model.text_length"
-        )
-    found["positional_embedding"] = found["positional_embedding"][:length]
-    return _copy(tower, found, str(source))
+    own = tower.state_dict()
+    _check_sizes(_sizes(found), _sizes(own), source)
+    length, positions = len(own["positional_embedding"]), found["positional_embedding"]
+    if len(positions) > length:
+        left_behind.append(f"positional_embedding[{length}:{len(positions)}]")
+        found["positional_embedding"] = positions[:length]
+    return replace(_copy(tower, found, str(source)), left_behind=tuple(left_behind))
 
 
-def _text_state(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    if any(name.startswith("text.") for name in state):
-        state = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
-    own = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
-    found = {name: value for name, value in state.items() if name.startswith(own)}
-    if "token_embedding.weight" not in found or "positional_embedding" not in found:
-        raise CheckpointError(f"'{source}' has no CLIP text tower (token_embedding, positional_embedding, transformer.…)")
-    return found
+# Where open_clip has a text tower: CLIP, CustomTextCLIP, either one trained under DDP.
+_PREFIXES = ("", "text.", "module.", "module.text.")
+_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _text_tower(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tower's tensors by their plain names, and what else there is."""
+    for prefix in _PREFIXES:
+        if f"{prefix}token_embedding.weight" in state and f"{prefix}positional_embedding" in state:
+            starts = tuple(prefix + start for start in _TOWER)
+            found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(starts)}
+            return found, _summary(name for name in state if not name.startswith(starts))
+    raise CheckpointError(f"'{source}' has no CLIP text tower (token_embedding, positional_embedding, transformer.…)")
+
+
+def _sizes(tower: Mapping[str, Tensor]) -> dict[str, int]:
+    vocab_size, width = tower["token_embedding.weight"].shape
+    depth = len({name.split(".")[2] for name in tower if name.startswith("transformer.resblocks.")})
+    length = len(tower["positional_embedding"])
+    return {"text_width": width, "text_depth": depth, "text_vocab_size": vocab_size, "text_length": length}
+
+
+def _check_sizes(theirs: Mapping[str, int], mine: Mapping[str, int], source: Path) -> None:
+    differ = [key for key in mine if (theirs[key] < mine[key] if key == "text_length" else theirs[key] != mine[key])]
+    if differ:
+        shown = ", ".join(f"{key} {theirs[key]} (the model's is {mine[key]})" for key in differ)
+        remedy = " ".join(f"model.{key}={theirs[key]}" for key in differ)
+        raise CheckpointError(f"the text tower in '{source}' does not fit: it has {shown}; set {remedy}")
+
+
+def _summary(names: Iterable[str]) -> list[str]:
+    """Names by their first part, so that an image tower is one entry."""
+    counts = Counter(name.split(".")[0] + (".*" if "." in name else "") for name in names)
+    return [f"{head} ({count} tensors)" if head.endswith("*") else head for head, count in counts.items()]
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return dict(SafetensorsWeights(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no such file: '{path}'") from None
     except Exception as error:  # torch raises a dozen types for files that are not its own
         raise CheckpointError(f"'{path}' cannot be read as tensors only: {str(error).splitlines()[0]}") from None
-    return state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _copy(model: nn.Module, found: dict[str, Tensor], source: str) -> Restored:
-    wanted = dict(model.named_parameters())
-    missing = sorted(set(wanted) - set(found))
-    unknown = sorted(set(found) - set(model.state_dict()))
+    """Every parameter from the tensor of its name, or of one of its names where it is used in several places."""
+    names_of: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(parameter, []).append(name)
+    missing = sorted(names[0] for names in names_of.values() if not set(names) & set(found))
+    unknown = sorted(set(found) - {name for names in names_of.values() for name in names})
     if missing or unknown:
         raise CheckpointError(
             f"{source} does not fit the model: {len(missing)} tensors are missing {missing[:3]}, "
             f"{len(unknown)} are unknown {unknown[:3]}"
         )
+    for parameter, names in names_of.items():
+        _check_fits(parameter, {name: found[name] for name in names if name in found}, source)
     with torch.no_grad():
-        for name, parameter in wanted.items():
-            if parameter.shape != found[name].shape:
-                raise CheckpointError(
-                    f"{source} does not fit the model: {name} has shape {list(found[name].shape)}, the model's is "
-                    f"{list(parameter.shape)}"
-                )
-            parameter.copy_(found[name])
-    size = sum(p.numel() * p.element_size() for p in wanted.values())
-    return Restored(source, len(wanted), len(wanted), size, size)
+        for parameter, names in names_of.items():
+            parameter.copy_(next(found[name] for name in names if name in found))
+    size = sum(p.numel() * p.element_size() for p in names_of)
+    return Restored(source, len(names_of), len(names_of), size, size)
 
 
-def model_config(checkpoint: Checkpoint) -> ModelConfig:
-    """The model section that the checkpoint was trained with."""
-    try:
-        return ModelConfig.model_validate(checkpoint.state["model"])
-    except (KeyError, ValueError):
-        raise CheckpointError(f"{checkpoint.folder / 'state.json'} has no usable model section") from None
-
-
-def describe(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.folder} (step {checkpoint.step}, {json.dumps(checkpoint.state.get('stream', {}))})"
+def _check_fits(parameter: nn.Parameter, candidates: Mapping[str, Tensor], source: str) -> None:
+    first, value = next(iter(candidates.items()))
+    for name, other in candidates.items():
+        if other.shape != parameter.shape:
+            raise CheckpointError(
+                f"{source} does not fit the model: {name} has shape {list(other.shape)}, "
+                f"the model's is {list(parameter.shape)}"
+            )
+        if not torch.equal(other, value):
+            raise CheckpointError(
+                f"{source} does not fit the model: {first} and {name} are one tensor in it and differ there"
+            )

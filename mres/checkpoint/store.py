@@ -1,63 +1,71 @@
-"""Checkpoints of a run: written aside, published by rename, verified before use.
+"""The checkpoints of a run: written aside, published by rename, verified before use, the oldest removed.
 
     checkpoints/step-00001000/{DCP files, state.json, config.yaml, MANIFEST.json}
 
-A folder without MANIFEST.json, or one whose files do not match it, is never resumed from.
+Only a folder of exactly that name counts, and only if its files match its MANIFEST.json.
 """
 
-import hashlib
-import json
-import os
+from __future__ import annotations
+
+import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mres.errors import UserError
-from mres.parallel.strategy import Strategy
+from mres.checkpoint.folder import FORMAT, MANIFEST, SAFETENSORS, Checkpoint, CheckpointError, seal, verify
+from mres.files import publish_folder
 
-FORMAT = "mres-checkpoint-1"
-_MANIFEST = "MANIFEST.json"
+if TYPE_CHECKING:
+    from mres.parallel.strategy import Strategy
+
+__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "locate", "newest", "published", "save", "verify"]
+
+_NAME = re.compile(r"step-(\d{8,})")
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be used; the message says which file and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A published checkpoint that was verified."""
-
-    folder: Path
-    step: int
-    state: dict[str, Any]
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
 
 
 def save(root: Path, step: int, strategy: Strategy, state: dict[str, Any], config_yaml: str, *, keep: int) -> Path:
     """Writes and publishes a checkpoint; called by all ranks together, which succeed or fail together.
 
+    `state` has the `step`. The `keep` newest checkpoints stay. Those of later steps, which a run has that was started
+    again from an earlier one, are renamed to "….superseded": nothing goes on from them any more.
+
     Raises:
         CheckpointError: nothing was published (disk full, no permission); older checkpoints stand.
     """
-    final = root / f"step-{step:08d}"
-    part = root / f"{final.name}.incomplete"
-    main = strategy.world.is_main
-    _together(strategy, final, lambda: _fresh(part) if main else None)
-    _together(strategy, final, lambda: strategy.save_state(part))
-    _together(strategy, final, lambda: _publish(part, final, step, state, config_yaml) if main else None)
-    if main:
+    final = step_folder(root, step)
+    part = _aside(final, "incomplete")
+
+    def on_main(action: Callable[[], None]) -> Callable[[], None]:
+        return action if strategy.world.is_main else lambda: None
+
+    try:
+        _together(strategy, final, on_main(lambda: _fresh(part)))
+        _together(strategy, final, lambda: strategy.save_state(part))
+        _together(strategy, final, on_main(lambda: _publish(part, final, step, state, config_yaml)))
+    except CheckpointError:
+        if strategy.world.is_main:
+            shutil.rmtree(part, ignore_errors=True)  # a full disk needs the room
+        raise
+    if strategy.world.is_main:
         _prune(root, keep)
     return final
 
 
-def _together(strategy: Strategy, final: Path, action: Any) -> None:
+def _together(strategy: Strategy, final: Path, action: Callable[[], None]) -> None:
     """Runs `action` on every rank; a failure anywhere becomes the same error everywhere instead of a hang."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     problem = ""
     try:
         action()
-    except Exception as error:  # whatever one rank met (a full disk, DCP's own exception), all ranks must learn of it
-        problem = f"{type(error).__name__}: {error}".strip()
+    except (Exception, CheckpointException) as error:  # whatever one rank met, all ranks must learn of it
+        problem = reason(error)
     if strategy.agree([float(bool(problem))])[0]:
         reasons = sorted({p for p in strategy.same_everywhere(problem) if p})
         raise CheckpointError(
@@ -66,104 +74,112 @@ def _together(strategy: Strategy, final: Path, action: Any) -> None:
         )
 
 
+def reason(error: BaseException) -> str:
+    """Why writing failed, in a line: what DCP wraps into the tracebacks of all ranks, and what lies behind it."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__ or error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": '{error.filename}'" if error.filename else "")
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
+def _aside(folder: Path, what: str) -> Path:
+    return folder.with_name(f"{folder.name}.{what}")
+
+
 def _fresh(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def _publish(part: Path, final: Path, step: int, state: dict[str, Any], config_yaml: str) -> None:
-    (part / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    (part / "config.yaml").write_text(config_yaml, encoding="utf-8")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(part.iterdir())}
-    manifest = {"format": FORMAT, "step": step, "files": files}
-    (part / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in [*part.iterdir(), part]:
-        _fsync(path)
-    if final.exists():  # the same step again, after a rewind: the new one has the same content or better
-        shutil.rmtree(final)
-    part.rename(final)
-    _fsync(final.parent)
-
-
-def verify(folder: Path) -> Checkpoint:
-    """Checks every file's size and hash.
-
-    Raises:
-        CheckpointError: naming the file that is missing or damaged.
-    """
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        files, step = manifest["files"], manifest["step"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {_MANIFEST}: it is no checkpoint, or one that was not finished") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder / _MANIFEST} is damaged") from None
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has format {manifest.get('format')!r}, this version of mres reads {FORMAT!r}")
-    for name, expected in files.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} is damaged (size or hash differ from {_MANIFEST})")
-    return Checkpoint(folder, step, json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    seal(part, step, state, config_yaml)
+    for later in published(final.parent):
+        if _step_of(later) > step:
+            superseded = _aside(later, "superseded")
+            shutil.rmtree(superseded, ignore_errors=True)
+            later.rename(superseded)
+    publish_folder(part, final)
 
 
 def published(root: Path) -> list[Path]:
     """The checkpoint folders below `root`, newest first, finished ones only."""
     if not root.is_dir():
         return []
-    return sorted((p for p in root.glob("step-*") if (p / _MANIFEST).is_file()), key=lambda p: p.name, reverse=True)
+    named = (path for path in root.iterdir() if _NAME.fullmatch(path.name))
+    return sorted((path for path in named if (path / MANIFEST).is_file()), key=_step_of, reverse=True)
 
 
-def newest(root: Path) -> Iterator[Checkpoint | CheckpointError]:
-    """Walks back from the newest checkpoint: errors for the damaged ones, then the first good one, then ends."""
-    for folder in published(root):
-        try:
-            yield verify(folder)
-            return
-        except CheckpointError as error:
-            yield error
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
-def locate(path: Path) -> Checkpoint:
-    """The checkpoint that a user means by a run's folder, its checkpoints/ folder or a checkpoint's own folder.
+def newest(root: Path, *, optimizer: bool = True) -> Iterator[Checkpoint | CheckpointError]:
+    """Walks back from the newest checkpoint: errors for the damaged ones, then the first good one, then ends.
 
     Raises:
-        CheckpointError: nothing there, or nothing good.
+        CheckpointError: with `optimizer`, the first good one holds weights only; an older one would be a step back.
     """
-    if (path / _MANIFEST).is_file():
-        return verify(path)
+    for folder in published(root):
+        try:
+            found = verify(folder)
+        except CheckpointError as error:
+            yield error
+            continue
+        yield _complete(found) if optimizer else found
+        return
+
+
+def locate(path: Path, *, optimizer: bool = True) -> Checkpoint:
+    """The checkpoint that a user means by a run's folder, its checkpoints/ folder or a checkpoint's own folder.
+
+    With `optimizer`, one to go on from; without, weights alone will do, such as an exported folder.
+
+    Raises:
+        CheckpointError: nothing there, nothing good, or weights only.
+    """
+    if (path / MANIFEST).is_file():
+        found = verify(path)
+        return _complete(found) if optimizer else found
     problems = []
     for root in (path / "checkpoints", path):
-        for found in newest(root):
-            if isinstance(found, Checkpoint):
-                return found
-            problems.append(str(found))
-    detail = f" ({'; '.join(problems)})" if problems else ""
+        for candidate in newest(root, optimizer=optimizer):
+            if isinstance(candidate, Checkpoint):
+                return candidate
+            problems.append(str(candidate))
+    raise CheckpointError(_nothing_at(path, problems))
+
+
+def _complete(checkpoint: Checkpoint) -> Checkpoint:
+    if checkpoint.weights_only:
+        raise CheckpointError(
+            f"{checkpoint.folder} holds weights only, without the optimizer's state, so no run can go on from it; "
+            f"start a new run from it with checkpoint.init_from={checkpoint.folder} and another run.name"
+        )
+    return checkpoint
+
+
+def _nothing_at(path: Path, problems: list[str]) -> str:
     if not path.exists():
-        raise CheckpointError(f"no such checkpoint or run: '{path}'")
-    raise CheckpointError(f"no finished checkpoint in '{path}'{detail}; name a run's folder or one of its checkpoints/step-*")
+        return f"no such checkpoint or run: '{path}'"
+    if (path / SAFETENSORS).is_file():
+        return f"'{path}' has no {MANIFEST} to check it with; name '{path / SAFETENSORS}' to take it as it is"
+    detail = f" ({'; '.join(problems)})" if problems else ""
+    return (
+        f"no finished checkpoint in '{path}'{detail}; name a run's folder, one of its checkpoints/step-*, an exported "
+        "folder or a .safetensors file"
+    )
 
 
 def _prune(root: Path, keep: int) -> None:
+    """Removes old checkpoints and what killed saves left; what cannot be removed is tried again at the next save."""
     for folder in published(root)[keep:]:
-        shutil.rmtree(folder)
-    for folder in root.glob("step-*.incomplete"):
-        shutil.rmtree(folder)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        aside = _aside(folder, "incomplete")
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):  # renamed first: a folder that is half removed must not look like a checkpoint
+            folder.rename(aside)
+    for leftover in [*root.glob("step-*.incomplete"), *root.glob("step-*.replaced")]:
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -20,7 +20,8 @@ from mres.config import Config
 from mres.evaluate.iou import figures_of, intersection_union
 from mres.evaluate.results import ExpressionResult, merge_results
 from mres.parallel.strategy import Strategy
-from mres.records import ImageRecord, Target, expression_id
+from mres.progress import track
+from mres.records import ImageRecord, RecordError, Target, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
 from mres.stream.loader import StreamShape, Tokenize
@@ -51,6 +52,25 @@ class _Item:
     pairs: list[tuple[Target, int]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one forward pass takes: expressions start … start+K-1 of some images; or the message on a record that is bad."""
+
+    items: list[_Item]
+    start: int
+    image_BCSS: Tensor
+    text_BKT: Tensor
+    bad: str | None = None
+
+
+def _pass(items: list[_Item], start: int) -> _Pass:
+    pieces = [item.text_ET[start : start + _MAX_EXPRESSIONS] for item in items]
+    text_BKT = torch.zeros(len(items), max(map(len, pieces)), pieces[0].shape[1], dtype=torch.int32)
+    for row, piece in enumerate(pieces):
+        text_BKT[row, : len(piece)] = piece
+    return _Pass(items, start, torch.stack([item.image_CSS for item in items]), text_BKT)
+
+
 class Evaluator:
     """Masks compared at original resolution; ranks take images r, r + world, … without padding."""
 
@@ -63,7 +83,11 @@ class Evaluator:
         return None if results is None else figures_of(results)
 
     def results(self, module: nn.Module, *, max_images: int | None = None) -> list[ExpressionResult] | None:
-        """A result an expression, in the order of the shard set, on rank 0; None elsewhere."""
+        """A result an expression, in the order of the shard set, on rank 0; None elsewhere.
+
+        Raises:
+            RecordError: on all ranks, for a record or image that cannot be read; an evaluation leaves nothing out.
+        """
         num_images = min(len(self._shards), max_images or len(self._shards))
         training = module.training
         module.eval()
@@ -85,36 +109,44 @@ class Evaluator:
         work = self._passes(num_images)
         while True:
             job = next(work, None)
+            self._refuse_bad(job)
             if not self._strategy.agree([float(job is not None)])[0]:
                 return
             if job is None:
                 shape = self._task.shape
-                self._logits(module, torch.zeros(1, 3, shape.side, shape.side, dtype=torch.uint8),
-                             torch.zeros(1, 1, shape.text_length, dtype=torch.int32))
+                image_1CSS = torch.zeros(1, 3, shape.side, shape.side, dtype=torch.uint8)
+                self._logits(module, image_1CSS, torch.zeros(1, 1, shape.text_length, dtype=torch.int32))
                 continue
-            items, start = job
-            width = max(len(item.text_ET[start : start + _MAX_EXPRESSIONS]) for item in items)
-            text_BKT = torch.zeros(len(items), width, self._task.shape.text_length, dtype=torch.int32)
-            for row, item in enumerate(items):
-                piece = item.text_ET[start : start + _MAX_EXPRESSIONS]
-                text_BKT[row, : len(piece)] = piece
-            logits_BKhh = self._logits(module, torch.stack([item.image_CSS for item in items]), text_BKT)
-            for item, logits_Khh in zip(items, logits_BKhh, strict=True):
-                yield self._compare(item, start, logits_Khh)
+            logits_BKhh = self._logits(module, job.image_BCSS, job.text_BKT)
+            for item, logits_Khh in zip(job.items, logits_BKhh, strict=True):
+                yield self._compare(item, job.start, logits_Khh)
 
-    def _passes(self, num_images: int) -> Iterator[tuple[list[_Item], int]]:
+    def _refuse_bad(self, job: _Pass | None) -> None:
+        mine = job.bad if job is not None else None
+        if self._strategy.agree([float(mine is not None)])[0]:
+            first = next(bad for bad in self._strategy.same_everywhere(mine) if bad is not None)
+            raise RecordError(
+                f"{first}; an evaluation leaves nothing out: repair the shard set, or build it without the record"
+            )
+
+    def _passes(self, num_images: int) -> Iterator[_Pass]:
         world = self._strategy.world
-        loader = DataLoader(
+        mine = range(world.rank, num_images, world.size)
+        batches = DataLoader(
             _Items(self._shards, self._task, self._config.data.resize),
             batch_size=self._config.evaluate.images_per_batch,
-            sampler=range(world.rank, num_images, world.size),
+            sampler=mine,
             collate_fn=list,
             num_workers=self._config.data.workers,
         )
-        for items in loader:
-            most = max(len(item.text_ET) for item in items)
-            for start in range(0, most, _MAX_EXPRESSIONS):
-                yield [item for item in items if len(item.text_ET) > start], start
+        shown = track(batches, len(batches), "evaluating (batches)") if world.is_main else batches
+        for items in shown:
+            bad = next((item for item in items if isinstance(item, str)), None)
+            if bad is not None:
+                yield _Pass([], 0, torch.empty(0), torch.empty(0), bad)
+                return
+            for start in range(0, max(len(item.text_ET) for item in items), _MAX_EXPRESSIONS):
+                yield _pass([item for item in items if len(item.text_ET) > start], start)
 
     def _logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor:
         device = self._strategy.world.device
@@ -122,14 +154,18 @@ class Evaluator:
 
     def _compare(self, item: _Item, start: int, logits_Khh: Tensor) -> list[ExpressionResult]:
         pairs = item.pairs[start : start + _MAX_EXPRESSIONS]
-        masks_KHW = predicted_masks(logits_Khh[: len(pairs)], item.geometry, self._task.shape.side, self._config.evaluate.threshold)
+        masks_KHW = predicted_masks(
+            logits_Khh[: len(pairs)], item.geometry, self._task.shape.side, self._config.evaluate.threshold
+        )
         truth_KHW = transforms.decode_masks([target.mask for target, _ in pairs])
         return [
             self._result(item.record, target, i, mask_HW, truth_HW.astype(bool))
             for (target, i), mask_HW, truth_HW in zip(pairs, masks_KHW, truth_KHW, strict=True)
         ]
 
-    def _result(self, record: ImageRecord, target: Target, index: int, mask_HW: np.ndarray, truth_HW: np.ndarray) -> ExpressionResult:
+    def _result(
+        self, record: ImageRecord, target: Target, index: int, mask_HW: np.ndarray, truth_HW: np.ndarray
+    ) -> ExpressionResult:
         intersection, union = intersection_union(mask_HW, truth_HW)
         expression = target.expressions[index]
         return ExpressionResult(
@@ -148,19 +184,26 @@ class Evaluator:
 
 def predicted_masks(logits_Khh: Tensor, geometry: transforms.Geometry, side: int, threshold: float) -> list[np.ndarray]:
     """Binary masks at the original size: logits are brought there bilinearly, then compared with the threshold's logit."""
-    logits_KSS = F.interpolate(logits_Khh[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
+    logits_KSS = (
+        F.interpolate(logits_Khh[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
+    )
     cut = math.log(threshold / (1 - threshold))
     return [geometry.to_original(logits_SS) > cut for logits_SS in logits_KSS]
 
 
-class _Items(Dataset[_Item]):
-    """Images without augmentation, with every expression."""
+class _Items(Dataset[_Item | str]):
+    """Images without augmentation, with every expression; the message, where a record cannot be read."""
 
     def __init__(self, shards: ShardSet, task: EvaluatedTask, resize: str) -> None:
         self._shards, self._tokenize, self._side, self._resize = shards, task.tokenizer, task.shape.side, resize
 
-    def __getitem__(self, index: int) -> _Item:
-        record, where = self._shards.read(index), self._shards.name(index)
+    def __getitem__(self, index: int) -> _Item | str:
+        try:
+            return self._item(self._shards.read(index), self._shards.name(index))
+        except RecordError as error:
+            return str(error)
+
+    def _item(self, record: ImageRecord, where: str) -> _Item:
         geometry = transforms.fit(record.width, record.height, self._side, self._resize)
         image = transforms.square_image(transforms.open_image(record, where), geometry, self._side, where)
         pairs = list(record.pairs())

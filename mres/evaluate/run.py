@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
         "Evaluates a checkpoint on the shard set that data.split names; every expression once, at original resolution.",
         "example: python launch/evaluate.py --config configs/demo.yaml --checkpoint runs/demo data.split=val",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, a checkpoint or a .safetensors file")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a run's folder, a checkpoint or a .safetensors file"
+    )
     parser.add_argument("--out", type=Path, help="folder of results.json and results.jsonl; default: the run's folder")
     parser.add_argument("--json", action="store_true", help="print results.json instead of the table")
     arguments, config = parse(parser, argv)

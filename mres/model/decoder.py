@@ -22,7 +22,9 @@ class Attention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, query_XNC: Tensor, key_XMC: Tensor, value_XMC: Tensor, allowed_XM: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query_XNC: Tensor, key_XMC: Tensor, value_XMC: Tensor, allowed_XM: Tensor | None = None
+    ) -> Tensor:
         q, k, v = self.query(query_XNC), self.key(key_XMC), self.value(value_XMC)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mask = None if allowed_XM is None else allowed_XM[:, None, None, :]
@@ -43,7 +45,9 @@ class DecoderLayer(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, patches_XNC: Tensor, memory_XMC: Tensor, allowed_XM: Tensor | None, position_NC: Tensor) -> Tensor:
+    def forward(
+        self, patches_XNC: Tensor, memory_XMC: Tensor, allowed_XM: Tensor | None, position_NC: Tensor
+    ) -> Tensor:
         if self.self_attention is not None and self.self_norm is not None:
             normed = self.self_norm(patches_XNC)
             placed = normed + position_NC
@@ -51,6 +55,22 @@ class DecoderLayer(nn.Module):
         query = self.cross_norm(patches_XNC) + position_NC
         patches_XNC = patches_XNC + self.drop(self.cross_attention(query, memory_XMC, memory_XMC, allowed_XM))
         return patches_XNC + self.drop(self.ffn(self.ffn_norm(patches_XNC)))
+
+
+class SentenceGate(nn.Module):
+    """Multiplies patches with the sentence, channel by channel: the text-visual product of CRIS's neck.
+
+    Attention and FFN only add the text to a patch; comparing the two ("is this patch red?") is a product, which they learn
+    slowly from scratch (measured: docs/decisions.md).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.text_width, config.decoder_width)
+
+    def forward(self, patches_BKNC: Tensor, sentence_BKE: Tensor) -> Tensor:
+        """Patches may have K = 1, the same for every expression; the result has the sentences' K."""
+        return patches_BKNC * (1 + self.gate(sentence_BKE)[:, :, None])
 
 
 class MaskHead(nn.Module):
@@ -81,7 +101,12 @@ class MaskHead(nn.Module):
         coarse_BEgg = _to_grid(self.from_patches(patches_BNC), self.grid)
         coarse_BEhw = F.interpolate(coarse_BEgg, scale_factor=self.ratio, mode="bilinear", align_corners=False)
         pixels_BEhw = F.gelu(self.norm(self.mix(self.from_detail(detail_BShw) + coarse_BEhw)))
-        return F.pixel_unshuffle(pixels_BEhw, self.ratio).unflatten(1, (self.pixel_width, -1)).flatten(3).permute(0, 3, 2, 1)
+        return (
+            F.pixel_unshuffle(pixels_BEhw, self.ratio)
+            .unflatten(1, (self.pixel_width, -1))
+            .flatten(3)
+            .permute(0, 3, 2, 1)
+        )
 
     def forward(self, patches_XNC: Tensor, pixels_BNRE: Tensor) -> Tensor:
         """Returns logits_XHW (h×w)."""

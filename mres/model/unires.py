@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mres.model.config import ModelConfig
-from mres.model.decoder import DecoderLayer, MaskHead, sine_positions
+from mres.model.decoder import DecoderLayer, MaskHead, SentenceGate, sine_positions
 from mres.model.filter import LanguageGuidedRegionFilter
 from mres.model.text import TextEncoder
 from mres.model.vision import VisionEncoder
@@ -28,7 +28,7 @@ class UniRES(nn.Module):
         self.word_project = nn.Linear(config.text_width, width)
         self.low_filter = LanguageGuidedRegionFilter(config)
         self.high_filter = self.low_filter if config.filter_shared else LanguageGuidedRegionFilter(config)
-        self.sentence_gate = nn.Linear(config.text_width, width)
+        self.entry_gate, self.exit_gate = SentenceGate(config), SentenceGate(config)
         # The ViT has just mixed the patches, without the text as the first layer's self-attention would: it starts at the words.
         self.stage1 = nn.ModuleList(DecoderLayer(config, self_attention=i > 0) for i in range(config.stage1_layers))
         self.stage2 = nn.ModuleList(DecoderLayer(config) for _ in range(config.stage2_layers))
@@ -52,13 +52,13 @@ class UniRES(nn.Module):
         pixels_BNRE = self.head.pixels(detail_BShw, patches_BNC)
         B, K = text_BKT.shape[:2]
         position_NC = self.position_NC.to(patches_BNC.dtype)
-        gate_BK1C = self.sentence_gate(sentence_BKE)[:, :, None]
-        x_XNC = (patches_BNC[:, None] * (1 + gate_BK1C)).flatten(0, 1)
+        x_XNC = self.entry_gate(patches_BNC[:, None], sentence_BKE).flatten(0, 1)
         for layer in self.stage1:
             x_XNC = layer(x_XNC, words_BKTC.flatten(0, 1), is_word_BKT.flatten(0, 1), position_NC)
         for layer in self.stage2:
             x_XNC = layer(x_XNC, groups_BKMC.flatten(0, 1), None, position_NC)
-        return self.head(x_XNC, pixels_BNRE).unflatten(0, (B, K))
+        x_BKNC = self.exit_gate(x_XNC.unflatten(0, (B, K)), sentence_BKE)
+        return self.head(x_BKNC.flatten(0, 1), pixels_BNRE).unflatten(0, (B, K))
 
     @staticmethod
     def _filter(region_filter: nn.Module, groups_BGC: Tensor, words_BKTC: Tensor, is_word_BKT: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -65,15 +66,23 @@ class NativeStrategy(Strategy):
         loss.backward()
 
     def step(self, lr: float) -> Tensor:
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._adamw.max_grad_norm)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        norm = self._gradient_norm()
+        torch.nn.utils.clip_grads_with_norm_(self._model.parameters(), self._adamw.max_grad_norm, norm)
         # The fused kernel reads this flag on the device and leaves weights, moments and step count alone where it is 1.
         self._optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([g.to_local() if isinstance(g, DTensor) else g for g in gradients])
+        if isinstance(gradients[0], DTensor):
+            # Every rank has the norm of its shards. In float64, so that a rank alone gets its own back, bit for bit.
+            square = self.sum(norm.double().square())
+            norm = square.sqrt().float()
         return norm
 
     def save_state(self, folder: Path) -> None:
@@ -103,7 +112,9 @@ class DdpStrategy(NativeStrategy):
 
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         device_ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-        # No buffer of the model ever changes: broadcasting them would cost a collective a step.
+        # No buffer of the model ever changes: broadcasting them would cost a collective a step. What replaces the option
+        # came after torch 2.6, the oldest that will do.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         return nn.parallel.DistributedDataParallel(
             model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -40,13 +41,14 @@ class ZeroStrategy(Strategy):
         exact = {n: p.detach().cpu() for n, p in model.named_parameters()} if half else {}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._optimizer = build_optimizer(model, groups, adamw)
-        self.module, *_ = deepspeed.initialize(
-            # Else it would take LOCAL_RANK for the device, which is wrong where a rank sees its own GPU only.
-            args=SimpleNamespace(device_rank=self.world.device.index or 0),
-            model=model,
-            optimizer=self._optimizer,
-            config=self._deepspeed_config(adamw, sum(shape.numel() for shape in shapes.values())),
-        )
+        with redirect_stdout(io.StringIO()):  # memory figures that it prints (stage 1, bfloat16); its logger is not affected
+            self.module, *_ = deepspeed.initialize(
+                # Else it would take LOCAL_RANK for the device, which is wrong where a rank sees its own GPU only.
+                args=SimpleNamespace(device_rank=self.world.device.index or 0),
+                model=model,
+                optimizer=self._optimizer,
+                config=self._deepspeed_config(adamw, sum(shape.numel() for shape in shapes.values())),
+            )
         self._partition = Partition(self.module.optimizer, model, groups, shapes, self.world)
         if half:
             model.register_forward_pre_hook(_to_bfloat16)

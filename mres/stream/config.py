@@ -3,11 +3,12 @@
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 
-def named(*others: str) -> dict[str, list[str]]:
+def named(*others: str) -> JsonDict:
     """What other frameworks call a key; a config error for such a name suggests ours."""
-    return {"also_called": list(others)}
+    return {"also_called": [*others]}
 
 
 class AugmentConfig(BaseModel):
@@ -19,7 +20,10 @@ class AugmentConfig(BaseModel):
     flip_words: Literal["swap", "skip"] = Field(
         "swap", description="a flipped image's left and right: swap the words, or skip the flip where such words occur"
     )
-    zoom: Annotated[tuple[float, float], Field(description="range of the scale of the image in its square")] = (1.0, 1.0)
+    zoom: Annotated[tuple[float, float], Field(description="range of the scale of the image in its square")] = (
+        1.0,
+        1.0,
+    )
     shift: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a share of the side")
     brightness: float = Field(0.0, ge=0, lt=1)
     contrast: float = Field(0.0, ge=0, lt=1)
@@ -37,7 +41,9 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: str | None = Field(None, description="shard folder to train on", json_schema_extra=named("train_data", "dataset"))
+    train: str | None = Field(
+        None, description="shard folder to train on", json_schema_extra=named("train_data", "dataset")
+    )
     val: str | None = Field(None, description="shard folder held out", json_schema_extra=named("val_data", "valid"))
     test: str | None = Field(None, description="a further held-out shard folder")
     split: Literal["train", "val", "test"] = Field("val", description="which of the three launch/evaluate.py evaluates")
@@ -54,7 +60,11 @@ class DataConfig(BaseModel):
     resize: Literal["letterbox", "stretch"] = "letterbox"
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(
-        2, ge=0, le=256, description="loader processes a rank; 0 decodes in the training process", json_schema_extra=named("num_workers")
+        2,
+        ge=0,
+        le=256,
+        description="loader processes a rank; 0 decodes in the training process",
+        json_schema_extra=named("num_workers"),
     )
     prefetch: int = Field(4, ge=1, description="batches a worker prepares ahead; without effect at workers=0")
     max_bad_fraction: float = Field(

@@ -19,7 +19,7 @@ from mres.stream import transforms
 from mres.stream.batch import Batch, Sample, collate
 from mres.stream.config import DataConfig
 from mres.stream.draws import draw_expressions
-from mres.stream.order import Order, Slot, rng
+from mres.stream.order import Order, Slot, rng, share_of_rank
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, int]]
 
@@ -50,13 +50,17 @@ class TrainingStream:
     """Batches of this rank from any step on, the same whatever the number of ranks and workers."""
 
     def __init__(
-        self, shards: ShardSet, config: DataConfig, shape: StreamShape, tokenize: Tokenize, *, seed: int, rank: int, world_size: int
+        self,
+        shards: ShardSet,
+        config: DataConfig,
+        shape: StreamShape,
+        tokenize: Tokenize,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
     ) -> None:
-        if config.images_per_batch % world_size:
-            raise UserError(
-                f"data.images_per_batch={config.images_per_batch} cannot be split among {world_size} ranks; "
-                f"use a multiple of {world_size}"
-            )
+        share_of_rank(config.images_per_batch, world_size)
         self.shards, self.config = shards, config
         self.order = Order(seed, len(shards), config.images_per_batch)
         self._dataset = _Images(shards, config, shape, tokenize, seed)
@@ -92,8 +96,8 @@ class TrainingStream:
         ):
             if mine != theirs:
                 raise UserError(
-                    f"cannot resume at step {step}: {name} was {theirs} and is now {mine}; give the run the same value, or "
-                    "start a new one (run.name=…) from its weights (checkpoint.init_from=…)"
+                    f"cannot resume at step {step}: {name} was {theirs} and is now {mine}; give the run the same "
+                    "value, or start a new one (run.name=…) from its weights (checkpoint.init_from=…)"
                 )
 
     def shortage(self) -> str | None:
@@ -145,7 +149,9 @@ class _Images(Dataset[Sample]):
         masks_khh = transforms.square_masks([t.mask for t, _ in pairs], geometry, self.shape.side, self.shape.stride)
         return self._fill(record, pairs, texts, image, masks_khh)
 
-    def _fill(self, record: ImageRecord, pairs: list, texts: list[str], image: Image.Image, masks_khh: np.ndarray) -> Sample:
+    def _fill(
+        self, record: ImageRecord, pairs: list, texts: list[str], image: Image.Image, masks_khh: np.ndarray
+    ) -> Sample:
         empty = self._empty()
         ids_kT, num_cut = self.tokenize(texts)
         k = len(pairs)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mres.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -45,8 +47,7 @@ class Order:
 
     def slots(self, first_step: int, last_step: int, *, rank: int, world_size: int) -> Iterator[list[Slot]]:
         """A rank's share of the global batches first_step … last_step-1: a contiguous piece of each."""
-        assert self.images_per_batch % world_size == 0, (self.images_per_batch, world_size)
-        share = self.images_per_batch // world_size
+        share = share_of_rank(self.images_per_batch, world_size)
         permutation, permuted_epoch = np.empty(0, np.int64), -1
         for step in range(first_step, last_step):
             epoch, batch = divmod(step, self.steps_per_epoch)
@@ -55,6 +56,20 @@ class Order:
             start = batch * self.images_per_batch + rank * share
             piece = permutation[start : min(start + share, (batch + 1) * self.images_per_batch)]
             yield [Slot(epoch, int(i)) for i in piece] + [Slot(epoch, None)] * (share - len(piece))
+
+
+def share_of_rank(images_per_batch: int, world_size: int) -> int:
+    """Images of a global batch that each rank takes.
+
+    Raises:
+        UserError: the batch cannot be split evenly.
+    """
+    if images_per_batch % world_size:
+        raise UserError(
+            f"data.images_per_batch={images_per_batch} cannot be split among {world_size} ranks; "
+            f"use a multiple of {world_size}"
+        )
+    return images_per_batch // world_size
 
 
 def rng(*key: int | str) -> np.random.Generator:

@@ -22,7 +22,7 @@ _SIDE_WORD = re.compile(r"(?<![a-z])(left|right)(?=most|hand|ward|[^a-z]|$)", re
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where an image lies in its square: the source region `box` (x0, y0, x1, y1) fills the pixels `rect` of the square."""
+    """Where an image lies in its square: the source region `box` (x0, y0, x1, y1) fills the square's pixels `rect`."""
 
     width: int
     height: int

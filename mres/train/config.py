@@ -51,21 +51,27 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps", json_schema_extra=named("max_steps", "iterations"))
+    steps: int | None = Field(
+        None, ge=1, description="optimizer steps", json_schema_extra=named("max_steps", "iterations")
+    )
     epochs: int | None = Field(None, ge=1, description="passes over the data; the default is the paper's 50")
     log_every: int = Field(10, ge=1, description="steps a line of metrics")
     accumulate: int = Field(
-        1, ge=1, description="micro-batches a rank splits its share of the global batch into",
+        1,
+        ge=1,
+        description="micro-batches a rank splits its share of the global batch into",
         json_schema_extra=named("gradient_accumulation_steps", "accum"),
     )
     max_bad_steps: int = Field(3, ge=0, description="non-finite steps to skip in a row before the run stops")
     trace_batches: bool = Field(False, description="write batches.jsonl: the ids of every global batch")
-    threads: int | None = Field(None, ge=1, description="CPU threads a process; default: the cores divided by the ranks")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads a process; default: the cores divided by the ranks"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if self.steps is not None and self.epochs is not None:
-            raise ValueError(f"steps={self.steps} and epochs={self.epochs} are both given; give one")
+            raise ValueError(f"steps={self.steps} and epochs={self.epochs} are both given; set one of them to null")
         return self
 
     def total_steps(self, steps_per_epoch: int) -> int:

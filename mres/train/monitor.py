@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ class Monitor:
         """Opens the files for a run that goes on at `first_step`: what a dead run wrote after it is taken back."""
         if not self._enabled:
             return
-        for name in ("metrics.jsonl", "batches.jsonl", "evaluations.jsonl", "bad_steps.jsonl"):
+        for name in ("metrics.jsonl", "batches.jsonl", "evaluations.jsonl", "bad_steps.jsonl", "quarantine.jsonl"):
             rewind(self._dir / name, first_step)
         from torch.utils.tensorboard import SummaryWriter
 
@@ -56,7 +57,7 @@ class Monitor:
         """One JSON line into a file of the run's folder."""
         if self._enabled:
             with (self._dir / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps({key: _json_value(value) for key, value in line.items()}, allow_nan=False) + "\n")
 
     def say(self, text: str) -> None:
         if not self._enabled:
@@ -87,16 +88,27 @@ def rewind(path: Path, step: int) -> None:
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
+def _json_value(value: Any) -> Any:
+    """JSON knows no NaN and no infinity; readers other than Python's would refuse the line."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _figures(values: Mapping[str, float | int]) -> str:
     wait = 100 * values["data_wait_s"] / max(1e-9, values["step_s"])
     return (
         f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  norm {values['grad_norm']:.2f}  "
-        f"{values['images_per_s']:.1f} images/s  {values['expressions_per_s']:.0f} expressions/s  data wait {wait:.0f} %"
+        f"{values['images_per_s']:.1f} images/s  {values['expressions_per_s']:.0f} expressions/s  "
+        f"data wait {wait:.0f} %"
     )
 
 
 def _progress_bar() -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
     return Progress(*columns)

@@ -13,7 +13,8 @@ _NO_DECAY_NAMES = ("pos_embed", "positional_embedding", "token_embedding", "cls_
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
     """Matrices and kernels decay; biases, norms (one dimension), embeddings and tokens do not. Made before wrapping."""
-    decay, rest = [], []
+    decay: list[str] = []
+    rest: list[str] = []
     for name, parameter in model.named_parameters():
         keep = parameter.ndim < 2 or any(part in name for part in _NO_DECAY_NAMES)
         (rest if keep else decay).append(name)

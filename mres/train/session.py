@@ -23,7 +23,7 @@ from mres.train.monitor import Monitor
 from mres.train.optim import describe_groups, parameter_groups
 from mres.train.preempt import StopRequest
 from mres.train.task import SegmentationTask
-from mres.train.trainer import Trainer
+from mres.train.trainer import Progress, Trainer
 
 
 def train(config: Config, shards: ShardSet) -> int:
@@ -51,10 +51,17 @@ class _Session:
         self.task = SegmentationTask(config.model, config.loss)
         self.strategy = build_strategy(config.parallel, world)
         self.stream = TrainingStream(
-            shards, config.data, self.task.shape, self.task.tokenizer, seed=config.run.seed, rank=world.rank, world_size=world.size
+            shards,
+            config.data,
+            self.task.shape,
+            self.task.tokenizer,
+            seed=config.run.seed,
+            rank=world.rank,
+            world_size=world.size,
         )
         self.last_step = config.train.total_steps(self.stream.order.steps_per_epoch)
         self.monitor = Monitor(config.run_dir, self.last_step, enabled=world.is_main)
+        self.progress = Progress()
         self.root = config.run_dir / "checkpoints"
         self.trainer = Trainer(
             config,
@@ -72,18 +79,19 @@ class _Session:
         _check_accumulation(self.config, self.world)
         checkpoint = self._resume_from()
         if checkpoint is not None and checkpoint.step >= self.last_step:
-            self._say(f"{self.config.run_dir} is complete: {checkpoint.step} steps (checkpoint.resume=never starts again)")
+            self._say(
+                f"{self.config.run_dir} is complete: {checkpoint.step} steps (checkpoint.resume=never starts again)"
+            )
             return 0
-        self._write_run_files()
-        self._build(checkpoint)
         first_step = checkpoint.step if checkpoint else 0
-        self.monitor.start(first_step)
         shortage = self.stream.shortage()
         if shortage:
             self._say(f"warning: {shortage}")
-        seen = float(checkpoint.state["expressions_seen"]) if checkpoint else 0.0
+        self._prepare_folder()
+        self._build(checkpoint)
+        self.monitor.start(first_step)
         try:
-            done = self.trainer.fit(first_step, self.last_step, seen)
+            done = self.trainer.fit(first_step, self.last_step, self.progress)
         finally:
             self.monitor.close()
         return self._farewell(done)
@@ -101,11 +109,14 @@ class _Session:
             self._say(line)
         adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
         self.strategy.wrap(model, model.blocks(), groups, adamw)
-        self._say(f"strategy {config.parallel.strategy} on {self.world.size} rank(s), {self.world.device}, "
-                  f"{torch.get_num_threads()} thread(s) each")
+        self._say(
+            f"strategy {config.parallel.strategy} on {self.world.size} rank(s), {self.world.device}, "
+            f"{torch.get_num_threads()} thread(s) each"
+        )
         if checkpoint is not None:
             pretrained.check_same_model(checkpoint, config.model)
             self.stream.check_state(StreamState(**checkpoint.state["stream"]), checkpoint.step)
+            self.progress = Progress.from_json(checkpoint.state)
             self.strategy.load_state(checkpoint.folder, optimizer=True)
             self._say(f"going on at step {checkpoint.step} from {checkpoint.folder}")
 
@@ -134,15 +145,16 @@ class _Session:
         state = {
             "step": step,
             "stream": self.stream.state(step).to_json(),
-            "expressions_seen": self.trainer.expressions_seen,
+            **self.progress.to_json(),
             "model": self.config.model.model_dump(mode="json"),
         }
-        folder = store.save(self.root, step, self.strategy, state, self.config.to_yaml(), keep=self.config.checkpoint.keep)
+        folder = store.save(
+            self.root, step, self.strategy, state, self.config.to_yaml(), keep=self.config.checkpoint.keep
+        )
         self._say(f"checkpoint {folder}")
 
     def _evaluate(self, step: int) -> None:
-        if self.config.data.val is None:
-            raise UserError("evaluate.every is set and data.val is not; name a held-out shard folder or remove it")
+        assert self.config.data.val is not None, "refused before the start"
         from mres.evaluate.evaluator import Evaluator
 
         evaluator = Evaluator(self.config, ShardSet(self.config.data.val), self.task, self.strategy)
@@ -152,25 +164,35 @@ class _Session:
             figures = ", ".join(f"{g} mIoU {table[g]['mIoU']:.3f}" for g in ("object", "part") if table[g]["num"])
             self._say(f"step {step}: {figures}")
 
+    def _prepare_folder(self) -> None:
+        """Rank 0 makes the run's folder; all ranks learn of it if it cannot."""
+        problem = None
+        if self.world.is_main:
+            try:
+                self._write_run_files()
+            except OSError as error:
+                problem = f"cannot write into the run's folder '{self.config.run_dir}': {error}; set run.dir"
+        problem = self.strategy.same_everywhere(problem)[0]
+        if problem:
+            raise UserError(problem)
+
     def _write_run_files(self) -> None:
-        if not self.world.is_main:
-            return
         run_dir = self.config.run_dir
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-            facts = environment(self.world, self.stream.shards)
-            (run_dir / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write into the run's folder '{run_dir}': {error}; set run.dir") from None
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+        facts = environment(self.world, self.stream.shards)
+        (run_dir / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     def _farewell(self, done: int) -> int:
         if done >= self.last_step:
             self._say(f"done: {done} steps; the run is in {self.config.run_dir}")
             return 0
-        self._say(f"stopped at step {done} of {self.last_step}; run the same command again to go on")
+        automatic = "" if self.config.checkpoint.resume == "auto" else " with checkpoint.resume=auto"
+        self._say(f"stopped at step {done} of {self.last_step}; run the same command again{automatic} to go on")
         # Ranks that were not signalled themselves stop for the one that was.
-        return self.strategy.same_everywhere(self.stop.exit_code if self.stop.requested else None)[self.world.rank] or 75
+        return (
+            self.strategy.same_everywhere(self.stop.exit_code if self.stop.requested else None)[self.world.rank] or 75
+        )
 
     def _say(self, text: str) -> None:
         self.monitor.say(text)
@@ -182,7 +204,9 @@ def _check_same(strategy: Strategy, config: Config, last_step: int) -> None:
     for rank, theirs in enumerate(strategy.same_everywhere(mine)):
         differ = [key for key in mine if theirs[key] != mine[key]]
         if differ:
-            raise UserError(f"rank {rank} has another {', '.join(differ)} than rank {strategy.world.rank}; start all with the same")
+            raise UserError(
+                f"rank {rank} has another {', '.join(differ)} than rank {strategy.world.rank}; start all with the same"
+            )
 
 
 def _check_accumulation(config: Config, world: World) -> None:
@@ -220,7 +244,9 @@ def _version(package: str) -> str | None:
 def _git_sha() -> str | None:
     here = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

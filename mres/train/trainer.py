@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,24 @@ class _Window:
     steps: int = 0
     images: float = 0
     expressions: float = 0
+    cut: float = 0
     data_wait_s: float = 0.0
     paused_s: float = 0.0
+
+
+@dataclass
+class Progress:
+    """What a run has counted so far, the same on every rank; it travels in checkpoints."""
+
+    expressions_seen: int = 0
+    quarantined: set[str] = field(default_factory=set)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"expressions_seen": self.expressions_seen, "quarantined": sorted(self.quarantined)}
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> Progress:
+        return cls(int(state["expressions_seen"]), set(state.get("quarantined", ())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +89,14 @@ class Trainer:
         self._window = _Window()
         self._unread: deque[_Step] = deque()
         self._bad_in_a_row = 0
-        self._bad_images = 0.0
-        self._expressions_seen = 0.0
+        self._progress = Progress()
 
-    def fit(self, first_step: int, last_step: int, expressions_seen: float = 0.0) -> int:
-        """Returns the number of steps done: last_step, or fewer where a stop was agreed (then a checkpoint is written)."""
-        self._expressions_seen = expressions_seen
+    def fit(self, first_step: int, last_step: int, progress: Progress) -> int:
+        """Returns the number of steps done: last_step, or fewer where a stop was agreed (then a checkpoint is written).
+
+        `progress` is what was counted before `first_step`; it goes on being counted in place.
+        """
+        self._progress = progress
         batches = self._stream.batches(first_step, last_step)
         self._window = _Window()
         for step in range(first_step, last_step):
@@ -90,24 +108,22 @@ class Trainer:
                 return step + 1
         return last_step
 
-    @property
-    def expressions_seen(self) -> float:
-        return self._expressions_seen
-
     def _step(self, step: int, batch: Batch, last_step: int) -> bool:
         """One optimizer step; returns whether some rank was asked to stop."""
         config, strategy = self._config, self._strategy
         _seed_step(config.run.seed, step, strategy.world.rank)
-        expressions, images, bad, stop = strategy.agree(
-            [float(batch.valid_BK.sum()), batch.num_images, len(batch.bad), float(self._stop.requested)]
+        expressions, images, cut, bad, stop = strategy.agree(
+            [float(batch.valid_BK.sum()), batch.num_images, batch.num_cut, len(batch.bad), float(self._stop.requested)]
         )
-        self._count(batch, expressions, images, bad)
+        self._count(expressions, images, cut)
+        if bad:
+            self._quarantine(step, batch)
         micro_batches = batch.split(config.train.accumulate)
         losses: dict[str, Tensor] = {}
         for number, micro in enumerate(micro_batches, start=1):
             with strategy.micro_batch(last=number == len(micro_batches)):
                 sums = self._task.losses(strategy.module, micro.to(strategy.world.device))
-                # Ranks' gradients are averaged: times their number, the sum over all ranks is divided by all expressions.
+                # Ranks' gradients are averaged: times their number, it is their sum, divided by all expressions.
                 strategy.backward(sums["loss"] * (strategy.world.size / max(1.0, expressions)))
             for name, value in sums.items():
                 losses[name] = losses.get(name, 0) + value.detach() / max(1.0, expressions)
@@ -120,25 +136,29 @@ class Trainer:
             self._log(step, losses, lr)
         return bool(stop)
 
-    def _count(self, batch: Batch, expressions: float, images: float, bad: float) -> None:
-        self._window.steps += 1
-        self._window.images += images
-        self._window.expressions += expressions
-        self._expressions_seen += expressions
-        if not bad:
-            return
-        self._bad_images += bad
-        messages = [m for rank in self._strategy.same_everywhere(batch.bad) for m in rank]
-        for message in messages:
-            self._monitor.append("quarantine.jsonl", {"error": message})
+    def _count(self, expressions: float, images: float, cut: float) -> None:
+        window = self._window
+        window.steps += 1
+        window.images += images
+        window.expressions += expressions
+        window.cut += cut
+        self._progress.expressions_seen += int(expressions)
+
+    def _quarantine(self, step: int, batch: Batch) -> None:
+        """Names every broken record once, and stops the run where there are more of them than it may have."""
+        config, known, num_images = self._config, self._progress.quarantined, self._stream.order.num_images
+        for message in (m for rank in self._strategy.same_everywhere(batch.bad) for m in rank):
+            if message in known:
+                continue
+            known.add(message)
+            self._monitor.append("quarantine.jsonl", {"step": step + 1, "error": message})
+            if len(known) > config.data.max_bad_fraction * num_images:
+                raise UserError(
+                    f"{message}\n{len(known)} broken images are more than data.max_bad_fraction="
+                    f"{config.data.max_bad_fraction:g} of {num_images} allows; repair the shards "
+                    "(python tools/shard.py verify names all of them) or raise it"
+                )
             self._monitor.say(f"warning: left out of the batch: {message}")
-        allowed = self._config.data.max_bad_fraction * self._stream.order.num_images
-        if self._bad_images > allowed:
-            raise UserError(
-                f"{messages[0]}\n{self._bad_images:.0f} broken images are more than data.max_bad_fraction="
-                f"{self._config.data.max_bad_fraction:g} of {self._stream.order.num_images} allows; repair the shards "
-                "(python tools/shard.py verify names all of them) or raise it"
-            )
 
     def _after(self, done: int, last_step: int, *, stop: bool) -> bool:
         """Checkpoint and evaluation where they are due; returns whether to stop here."""
@@ -147,10 +167,11 @@ class Trainer:
         if done % self._config.checkpoint.every == 0 or done == last_step or stop:
             self._read_norms()  # a checkpoint must not be written behind a run of bad steps that nobody looked at
             self._save(done)
+        stop = stop and done < last_step
         if every and done % every == 0 and not stop:
             self._evaluate(done)
         self._window.paused_s += time.perf_counter() - started
-        return stop and done < last_step
+        return stop
 
     def _log(self, step: int, losses: dict[str, Tensor], lr: float) -> None:
         names = sorted(losses)
@@ -164,7 +185,7 @@ class Trainer:
                 "step": step + 1,
                 "epoch": order.epoch_of(step),
                 "images_seen": order.images_before(step + 1),
-                "expressions_seen": int(self._expressions_seen),
+                "expressions_seen": self._progress.expressions_seen,
                 **dict(zip(names, totals, strict=True)),
                 "grad_norm": norm,
                 "lr": lr,
@@ -172,7 +193,8 @@ class Trainer:
                 "data_wait_s": window.data_wait_s / window.steps,
                 "images_per_s": window.images / seconds,
                 "expressions_per_s": window.expressions / seconds,
-                "bad_images": int(self._bad_images),
+                "cut_expressions": int(window.cut),
+                "bad_images": len(self._progress.quarantined),
                 "peak_memory_bytes": _peak_memory(self._strategy.world.device),
             }
         )
@@ -198,7 +220,9 @@ class Trainer:
             "expression_ids": [e for _, expressions in ranks for e in expressions],
         }
         self._monitor.append("bad_steps.jsonl", ids)
-        self._monitor.say(f"warning: step {step.number}: loss or gradient is not finite; the step was skipped on all ranks")
+        self._monitor.say(
+            f"warning: step {step.number}: loss or gradient is not finite; the step was skipped on all ranks"
+        )
         if self._bad_in_a_row > self._config.train.max_bad_steps:
             raise UserError(
                 f"{self._bad_in_a_row} steps in a row up to step {step.number} had no finite gradient "

@@ -1,0 +1,156 @@
+"""Weights in files, tensor by tensor and without a process group: DCP, safetensors, and whatever a user names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed.checkpoint as dcp
+import yaml
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from mres.checkpoint.folder import CONFIG, MANIFEST, SAFETENSORS, CheckpointError
+from mres.checkpoint.store import locate
+
+PREFIX = "model."
+# Reading a DCP checkpoint goes through its whole index each time, so tensors are read in pieces of this size.
+_PIECE_BYTES = 1 << 28
+
+
+class Weights(Protocol):
+    """Named tensors, read while they are gone through."""
+
+    num_bytes: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class DcpWeights:
+    """The weights of a DCP checkpoint, whatever strategy wrote them; the optimizer's tensors stay where they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        self._entries = {
+            name: entry
+            for name, entry in metadata.items()
+            if name.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
+        }
+        self.num_bytes = sum(map(_num_bytes, self._entries.values()))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for names in self._pieces():
+            state: dict[str, Any] = {
+                name: torch.empty(self._entries[name].size, dtype=self._entries[name].properties.dtype)
+                for name in names
+            }
+            with alone():
+                dcp.load(state, checkpoint_id=self._folder, no_dist=True)
+            for name in names:
+                yield name.removeprefix(PREFIX), state.pop(name)
+
+    def _pieces(self) -> Iterator[list[str]]:
+        names: list[str] = []
+        size = 0
+        for name, entry in self._entries.items():
+            if names and size + _num_bytes(entry) > _PIECE_BYTES:
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += _num_bytes(entry)
+        if names:
+            yield names
+
+
+def _num_bytes(entry: TensorStorageMetadata) -> int:
+    return int(entry.size.numel() * entry.properties.dtype.itemsize)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """DCP warns about working without a process group, which is what is wanted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+class SafetensorsWeights:
+    """A .safetensors file; `header` is the text in it.
+
+    Raises:
+        CheckpointError: no such file, or not one of safetensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file = safe_open(path, framework="pt")
+            self.num_bytes = path.stat().st_size
+        except FileNotFoundError:
+            raise CheckpointError(f"no such file: '{path}'") from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"'{path}' is not a safetensors file that can be read: {error}") from None
+        self.header: dict[str, str] = self._file.metadata() or {}
+        self._names: list[str] = list(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self._names:
+            yield name, self._file.get_tensor(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Weights and what is known about them; nothing is known of a .safetensors file that mres did not write.
+
+    `path` is a verified checkpoint's folder or a .safetensors file; `model` is the model section of `config_yaml`.
+    """
+
+    path: Path
+    weights: Weights
+    step: int | None
+    model: dict[str, Any] | None
+    config_yaml: str | None
+
+
+def open_source(path: Path) -> Source:
+    """The weights that a user means by a run's, checkpoint's or exported folder, or by a .safetensors file.
+
+    Raises:
+        CheckpointError: nothing there, or damaged.
+    """
+    if path.name == SAFETENSORS and (path.parent / MANIFEST).is_file():
+        path = path.parent  # its manifest says whether the file is as it was written
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return _open_file(path)
+    found = locate(path, optimizer=False)
+    exported = found.folder / SAFETENSORS
+    weights: Weights = SafetensorsWeights(exported) if exported.is_file() else DcpWeights(found.folder)
+    config_yaml = (found.folder / CONFIG).read_text(encoding="utf-8")
+    return Source(found.folder, weights, found.step, found.state.get("model", {}), config_yaml)
+
+
+def _open_file(path: Path) -> Source:
+    weights = SafetensorsWeights(path)
+    config_yaml, step = weights.header.get("config"), weights.header.get("step")
+    if config_yaml is None or step is None or not step.isdecimal():
+        return Source(path, weights, None, None, None)
+    try:
+        model = yaml.safe_load(config_yaml)["model"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise CheckpointError(f"'{path}' has a header that cannot be read: its config has no model section") from None
+    return Source(path, weights, int(step), model, config_yaml)

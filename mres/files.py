@@ -1,0 +1,35 @@
+"""Files and folders that are whole or not there at all: hashed, fsynced, published by rename."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_folder(part: Path, final: Path) -> None:
+    """Renames `part`, whose content is on the disk, to `final`; what stands there is removed once it is replaced."""
+    replaced = final.with_name(final.name + ".replaced")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    part.rename(final)
+    fsync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
