@@ -26,7 +26,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["mres", "mres.*"]),
-    package_data={"": ["*.html", "*.j2", "*.css", "py.typed"]},
+    package_data={"": ["templates/*", "py.typed"]},
     install_requires=[
         "deepspeed>=0.19.8",
         "filelock<3.26",  # later ones refuse the lock that MDS readers inherit in forked data workers

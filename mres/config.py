@@ -21,7 +21,7 @@ from mres.checkpoint.config import CheckpointConfig
 from mres.errors import UserError, exit_on_user_error
 from mres.evaluate.config import EvaluateConfig
 from mres.model.config import LossConfig, ModelConfig
-from mres.parallel.config import ParallelConfig
+from mres.parallel.config import STRATEGY_OF, ParallelConfig
 from mres.stream.config import DataConfig
 from mres.train.config import OptimConfig, RunConfig, TrainConfig
 
@@ -71,10 +71,9 @@ def _settable(config: Config) -> dict[str, Any]:
     """A dump without the keys that are refused where they would have no effect (`parallel.zero_stage` under fsdp)."""
     values = config.model_dump(mode="json")
     parallel = values["parallel"]
-    if parallel["strategy"] != "zero":
-        del parallel["zero_stage"]
-    if parallel["strategy"] != "fsdp":
-        del parallel["reshard_after_forward"]
+    for key, strategy in STRATEGY_OF.items():
+        if parallel["strategy"] != strategy:
+            del parallel[key]
     return values
 
 
@@ -86,8 +85,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     values = _read(path) if path is not None else {}
     given: dict[tuple[str, ...], str] = {}
-    for override in overrides:
-        keys, value = _parse_override(override)
+    parsed = [(override, *_parse_override(override)) for override in overrides]
+    for override, keys, value in parsed:
+        if keys == ("parallel", "strategy"):
+            _drop_other_strategies(values, value)
         _set(values, keys, value, override)
         given[keys] = override
     _refuse_true(values, path, given)
@@ -151,6 +152,14 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     # run.name=007 is a name; YAML reads it as the number 7.
     is_text = field is not None and field.annotation in (str, str | None) and value is not None
     return keys, text if is_text and not isinstance(value, str) else value
+
+
+def _drop_other_strategies(values: dict[str, Any], strategy: Any) -> None:
+    """A file's keys for its own strategy must not keep the command line from naming another one."""
+    parallel = values.get("parallel")
+    if isinstance(parallel, dict):
+        kept = {key: value for key, value in parallel.items() if STRATEGY_OF.get(key, strategy) == strategy}
+        values["parallel"] = kept
 
 
 def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:

@@ -24,6 +24,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def free_bytes(path: Path) -> int:
+    """Room on the disk on which `path` is, or would be made."""
+    there = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    return shutil.disk_usage(there).free
+
+
 def publish_folder(part: Path, final: Path) -> None:
     """Renames `part`, whose content is on the disk, to `final`; what stands there is removed once it is replaced."""
     replaced = final.with_name(final.name + ".replaced")

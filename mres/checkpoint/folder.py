@@ -128,6 +128,8 @@ class _Inert:
 
     def __init__(self, *_: Any) -> None: ...
 
+    def __setstate__(self, _: Any) -> None: ...
+
 
 class _NamesOnly(pickle.Unpickler):
     """Goes through a pickle without importing or calling anything that it names."""

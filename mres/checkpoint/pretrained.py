@@ -57,8 +57,8 @@ def load_weights(model: nn.Module, config: ModelConfig, source: Path) -> Restore
         CheckpointError: nothing there, damaged, or of another model (the first differing keys or tensors are named).
     """
     found = open_source(source)
-    if found.model is not None:
-        _check_same(found.model, config, found.path)
+    if found.state is not None:
+        _check_same(found.state.get("model", {}), config, found.path)
     return _copy(model, dict(found.weights), str(found.path))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mres.checkpoint.folder import FORMAT, MANIFEST, SAFETENSORS, Checkpoint, CheckpointError, seal, verify
-from mres.files import publish_folder
+from mres.files import free_bytes, publish_folder
 
 if TYPE_CHECKING:
     from mres.parallel.strategy import Strategy
@@ -65,7 +65,7 @@ def _together(strategy: Strategy, final: Path, action: Callable[[], None]) -> No
     try:
         action()
     except (Exception, CheckpointException) as error:  # whatever one rank met, all ranks must learn of it
-        problem = reason(error)
+        problem = f"{reason(error)} ({free_bytes(final.parent) / 1e6:,.0f} MB were free there)"
     if strategy.agree([float(bool(problem))])[0]:
         reasons = sorted({p for p in strategy.same_everywhere(problem) if p})
         raise CheckpointError(
@@ -75,15 +75,14 @@ def _together(strategy: Strategy, final: Path, action: Callable[[], None]) -> No
 
 
 def reason(error: BaseException) -> str:
-    """Why writing failed, in a line: what DCP wraps into the tracebacks of all ranks, and what lies behind it."""
+    """Why writing failed, in a line: DCP wraps it into the tracebacks of all ranks, torch into its own terms."""
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]
-    while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
-        error = error.__cause__ or error.__context__ or error
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": '{error.filename}'" if error.filename else "")
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    text = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    return f"the disk did not take all of a file ({text})" if "inline_container" in text else text
 
 
 def _aside(folder: Path, what: str) -> Path:

@@ -115,15 +115,14 @@ class SafetensorsWeights:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Weights and what is known about them; nothing is known of a .safetensors file that mres did not write.
+    """Weights and what is known about them, which of a .safetensors file that mres did not write is nothing.
 
-    `path` is a verified checkpoint's folder or a .safetensors file; `model` is the model section of `config_yaml`.
+    `path` is a verified checkpoint's folder or a .safetensors file; `state` has the step and the model section.
     """
 
     path: Path
     weights: Weights
-    step: int | None
-    model: dict[str, Any] | None
+    state: dict[str, Any] | None
     config_yaml: str | None
 
 
@@ -140,17 +139,23 @@ def open_source(path: Path) -> Source:
     found = locate(path, optimizer=False)
     exported = found.folder / SAFETENSORS
     weights: Weights = SafetensorsWeights(exported) if exported.is_file() else DcpWeights(found.folder)
-    config_yaml = (found.folder / CONFIG).read_text(encoding="utf-8")
-    return Source(found.folder, weights, found.step, found.state.get("model", {}), config_yaml)
+    return Source(found.folder, weights, found.state, (found.folder / CONFIG).read_text(encoding="utf-8"))
 
 
 def _open_file(path: Path) -> Source:
     weights = SafetensorsWeights(path)
-    config_yaml, step = weights.header.get("config"), weights.header.get("step")
-    if config_yaml is None or step is None or not step.isdecimal():
-        return Source(path, weights, None, None, None)
+    header = weights.header
+    if "config" not in header or "step" not in header:
+        return Source(path, weights, None, None)
     try:
-        model = yaml.safe_load(config_yaml)["model"]
-    except (yaml.YAMLError, KeyError, TypeError):
-        raise CheckpointError(f"'{path}' has a header that cannot be read: its config has no model section") from None
-    return Source(path, weights, int(step), model, config_yaml)
+        state = weights_state(int(header["step"]), dict(yaml.safe_load(header["config"])["model"]))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"'{path}' has a header that cannot be read: no step, or no model in its config"
+        ) from None
+    return Source(path, weights, state, header["config"])
+
+
+def weights_state(step: int, model: dict[str, Any]) -> dict[str, Any]:
+    """What state.json says beside weights without an optimizer."""
+    return {"step": step, "weights_only": True, "model": model}

@@ -81,7 +81,8 @@ def _bpe(vocab_size: int) -> Any:
 
     if vocab_size == 49408:
         return SimpleTokenizer()
-    lines = gzip.open(default_bpe(), "rt", encoding="utf-8").read().split("\n")
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as merges:
+        lines = merges.read().split("\n")
     with tempfile.NamedTemporaryFile(suffix=".gz") as cut:
         cut.write(gzip.compress("\n".join(lines[: 1 + vocab_size - _FIXED_TOKENS]).encode()))
         cut.flush()

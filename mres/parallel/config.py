@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Keys that only one strategy reads; they are refused under another one.
+STRATEGY_OF = {"zero_stage": "zero", "reshard_after_forward": "fsdp"}
+
 
 class ParallelConfig(BaseModel):
     """Which strategy trains the model across ranks; losses do not depend on it."""
@@ -20,7 +23,9 @@ class ParallelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "ParallelConfig":
-        for key, owner in (("zero_stage", "zero"), ("reshard_after_forward", "fsdp")):
+        for key, owner in STRATEGY_OF.items():
             if key in self.model_fields_set and self.strategy != owner:
-                raise ValueError(f"{key} has an effect with strategy={owner} only, not with strategy={self.strategy}; remove it")
+                raise ValueError(
+                    f"{key} has an effect with strategy={owner} only, not with strategy={self.strategy}; remove it"
+                )
         return self

@@ -31,7 +31,8 @@ class FsdpStrategy(NativeStrategy):
         }
         for block in blocks:
             fully_shard(block, **options)
-        return fully_shard(model, **options)
+        fully_shard(model, **options)
+        return model
 
     def _reduce(self, last: bool) -> AbstractContextManager[Any]:
         assert isinstance(self.module, FSDPModule)

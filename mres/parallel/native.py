@@ -47,7 +47,9 @@ class NativeStrategy(Strategy):
         """Returns what forward is called on; the parameters of `model` are the ones to optimise from then on."""
         return model
 
-    def wrap(self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW) -> None:
+    def wrap(
+        self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW
+    ) -> None:
         model.to(self.world.device)
         self.module, self._model, self._adamw = self._spread(model, blocks), model, adamw
         self._optimizer = build_optimizer(model, groups, adamw)

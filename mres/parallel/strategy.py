@@ -47,10 +47,16 @@ class Strategy(ABC):
     def __init__(self, config: ParallelConfig, world: World) -> None:
         self.config, self.world = config, world
         # Agreement travels on the CPU beside the GPU's queue, so that no step waits for the device.
-        self._cpu_group = dist.new_group(backend="gloo") if world.device.type == "cuda" else None
+        self._cpu_group: dist.ProcessGroup | None = None
+        if world.device.type == "cuda":
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._cpu_group = group
 
     @abstractmethod
-    def wrap(self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW) -> None:
+    def wrap(
+        self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW
+    ) -> None:
         """Moves, shards and wraps the model (`self.module` from then on) and makes its optimizer."""
 
     @abstractmethod

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
 
+_REMEDY = "start through torchrun, deepspeed or srun, or without any launcher on one rank"
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -34,13 +36,15 @@ def join_world(config: ParallelConfig) -> World:
     """Reads RANK, WORLD_SIZE, LOCAL_RANK … and opens the process group (gloo for CPU tensors, NCCL for CUDA's).
 
     Raises:
-        UserError: variables that do not fit, or a strategy that cannot run on so many ranks.
+        UserError: variables that are missing or do not fit, or a strategy that cannot run on so many ranks.
     """
     rank, size, local_rank, local_size = _from_environment()
     if config.strategy == "single" and size > 1:
         raise UserError(
             f"parallel.strategy=single runs on one rank and was launched on {size}; use parallel.strategy=ddp, fsdp or zero"
         )
+    if size > 1:
+        _check_address()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         # A launcher that shows every task only its own GPU leaves one device, whatever the local rank.
@@ -61,13 +65,34 @@ def leave_world() -> None:
 
 
 def _from_environment() -> tuple[int, int, int, int]:
-    values = []
-    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", None)):
-        text = os.environ.get(name, default if default is not None else str(values[1]))
-        if not text.isdigit():
-            raise UserError(f"the environment variable {name}={text!r} is not a whole number; start through torchrun, deepspeed or srun")
-        values.append(int(text))
-    rank, size, local_rank, local_size = values
-    if not 0 <= rank < size:
-        raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; start through torchrun, deepspeed or srun")
+    """Rank, world size, local rank, local world size; without any of the variables, one rank alone.
+
+    Raises:
+        UserError: a value that is no number or does not fit the others, or one that is missing.
+    """
+    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if rank >= size:
+        raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; {_REMEDY}")
+    # A default would put all ranks of a machine on its first GPU.
+    local_rank = _number("LOCAL_RANK", 0 if size == 1 else None)
+    # The deepspeed launcher has its own name for the last one.
+    local_size = _number("LOCAL_WORLD_SIZE", _number("LOCAL_SIZE", size))
+    if local_rank >= local_size:
+        raise UserError(f"LOCAL_RANK={local_rank} does not fit LOCAL_WORLD_SIZE={local_size}; {_REMEDY}")
     return rank, size, local_rank, local_size
+
+
+def _number(name: str, default: int | None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdigit():
+        found = f"{name} is not set" if text is None else f"{name}={text!r} is not a whole number"
+        raise UserError(f"the environment variable {found}; {_REMEDY}")
+    return int(text)
+
+
+def _check_address() -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError(f"the environment variable {name} is not set, so ranks cannot find one another; {_REMEDY}")

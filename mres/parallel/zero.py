@@ -30,10 +30,13 @@ class ZeroStrategy(Strategy):
     # Stage 3 keeps smaller parameters whole on every rank: gathering them costs more time than they cost memory.
     persist_below: ClassVar[int] = 100_000
 
+    _engine: Any
     _partition: Partition
     _optimizer: torch.optim.AdamW
 
-    def wrap(self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW) -> None:
+    def wrap(
+        self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW
+    ) -> None:
         deepspeed = _import_deepspeed(self.world.device.type, self.world.local_rank)
         model.to(self.world.device)
         half = self.config.compute_dtype == "bfloat16"
@@ -41,15 +44,17 @@ class ZeroStrategy(Strategy):
         exact = {n: p.detach().cpu() for n, p in model.named_parameters()} if half else {}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._optimizer = build_optimizer(model, groups, adamw)
-        with redirect_stdout(io.StringIO()):  # memory figures that it prints (stage 1, bfloat16); its logger is not affected
-            self.module, *_ = deepspeed.initialize(
+        # It prints memory figures (stage 1 in bfloat16); what its logger says comes through.
+        with redirect_stdout(io.StringIO()):
+            self._engine, *_ = deepspeed.initialize(
                 # Else it would take LOCAL_RANK for the device, which is wrong where a rank sees its own GPU only.
                 args=SimpleNamespace(device_rank=self.world.device.index or 0),
                 model=model,
                 optimizer=self._optimizer,
                 config=self._deepspeed_config(adamw, sum(shape.numel() for shape in shapes.values())),
             )
-        self._partition = Partition(self.module.optimizer, model, groups, shapes, self.world)
+        self.module = self._engine
+        self._partition = Partition(self._engine.optimizer, model, groups, shapes, self.world)
         if half:
             model.register_forward_pre_hook(_to_bfloat16)
             for name, value in exact.items():
@@ -76,18 +81,18 @@ class ZeroStrategy(Strategy):
         }
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        self.module.set_gradient_accumulation_boundary(last)
+        self._engine.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        self.module.backward(loss, scale_wrt_gas=False)
+        self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, lr: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         # It reads the norm on the host and leaves everything as it is where that is not finite; the norm is then inf.
-        self.module.step()
-        return torch.as_tensor(self.module.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
+        self._engine.step()
+        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
 
     def save_state(self, folder: Path) -> None:
         """Gathers tensor by tensor, each on the one rank that writes it: no rank ever holds the whole model."""

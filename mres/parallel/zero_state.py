@@ -52,7 +52,8 @@ class Partition:
     def _find_shares(self, named: Mapping[str, nn.Parameter], groups: Sequence[ParameterGroup]) -> dict[str, _Share]:
         if self._sharded_weights:
             return {name: self._stage_3_share(name, parameter) for name, parameter in named.items()}
-        flats = [group["params"][0] for group in self._optimizer.param_groups]  # a flat master a group that is not empty
+        # A flat master a group; DeepSpeed drops groups that are empty.
+        flats = [group["params"][0] for group in self._optimizer.param_groups]
         filled = [group for group in groups if group.names]
         shares = {
             name: self._flat_share(named[name], flat)

@@ -55,7 +55,8 @@ class DataConfig(BaseModel):
         0.5, ge=0, le=1, description="share of an image's K draws that are parts, as far as it has them"
     )
     kind_weights: dict[str, float] = Field(
-        default_factory=dict, description="how many times as likely expressions of a kind are drawn (default 1)"
+        default_factory=dict,
+        description="how many times as likely a kind is drawn (default 1; 0: only where nothing else is left)",
     )
     resize: Literal["letterbox", "stretch"] = "letterbox"
     augment: AugmentConfig = AugmentConfig()

@@ -144,7 +144,8 @@ class _Images(Dataset[Sample]):
             geometry = transforms.Geometry(geometry.width, geometry.height, geometry.box, geometry.rect)
         if geometry.flipped:
             texts = [transforms.swap_side_words(text) for text in texts]
-        image = transforms.square_image(transforms.open_image(record, where), geometry, self.shape.side, where)
+        image = transforms.open_image(record, where)
+        image = transforms.square_image(image, geometry, self.shape.side, f"{where}: record {record.id!r}")
         image = transforms.jitter(image, self.config.augment, random)
         masks_khh = transforms.square_masks([t.mask for t, _ in pairs], geometry, self.shape.side, self.shape.stride)
         return self._fill(record, pairs, texts, image, masks_khh)

@@ -83,7 +83,7 @@ class _Session:
                 f"{self.config.run_dir} is complete: {checkpoint.step} steps (checkpoint.resume=never starts again)"
             )
             return 0
-        first_step = checkpoint.step if checkpoint else 0
+        first_step = self._take_up(checkpoint) if checkpoint else 0
         shortage = self.stream.shortage()
         if shortage:
             self._say(f"warning: {shortage}")
@@ -114,9 +114,6 @@ class _Session:
             f"{torch.get_num_threads()} thread(s) each"
         )
         if checkpoint is not None:
-            pretrained.check_same_model(checkpoint, config.model)
-            self.stream.check_state(StreamState(**checkpoint.state["stream"]), checkpoint.step)
-            self.progress = Progress.from_json(checkpoint.state)
             self.strategy.load_state(checkpoint.folder, optimizer=True)
             self._say(f"going on at step {checkpoint.step} from {checkpoint.folder}")
 
@@ -133,6 +130,13 @@ class _Session:
         if isinstance(found, UserError):
             raise found
         return found
+
+    def _take_up(self, checkpoint: store.Checkpoint) -> int:
+        """Refuses a checkpoint of another model or stream, before anything is written; returns the step to go on at."""
+        pretrained.check_same_model(checkpoint, self.config.model)
+        self.stream.check_state(StreamState(**checkpoint.state["stream"]), checkpoint.step)
+        self.progress = Progress.from_json(checkpoint.state)
+        return checkpoint.step
 
     def _find(self) -> store.Checkpoint | None:
         for found in store.newest(self.root):

@@ -18,6 +18,7 @@ from mres.testing import run_distributed
 
 KINDS = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
 HALF = ("fsdp-bf16", "zero1-bf16", "zero2-bf16", "zero3-bf16")
+ALL = [*KINDS, *HALF]
 STEPS, SAVED = 20, 15
 # Who reads whose checkpoint; every kind is read by another one, in other processes by one rank too.
 READS = {"single": "fsdp", "ddp": "zero3", "fsdp": "zero2", "zero1": "single", "zero2": "ddp", "zero3": "zero1"}
@@ -101,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(folder: Path) -> dict[str, Report]:
-    first, second = run_distributed(_train_all, 2, folder)
+    first, second = run_distributed(_train_all, 2, folder, timeout_s=900)
     for kind in first:  # norms are global and losses are summed over ranks, so ranks see the same
         assert repr(first[kind].course) == repr(second[kind].course), kind
     return first
@@ -134,12 +135,12 @@ def test_checkpoints_have_one_form(kind: str, reports: dict[str, Report], folder
     assert all(float(t) == SAVED for n, t in other.items() if n.endswith(".step"))
 
 
-@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+@pytest.mark.parametrize("kind", ALL)
 def test_masters_start_as_the_very_weights_of_the_model(kind: str, reports: dict[str, Report], folder: Path) -> None:
     toy.assert_same(toy.read(folder / "single" / "start"), toy.read(folder / kind / "start"))
 
 
-@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+@pytest.mark.parametrize("kind", ALL)
 def test_resumes_bit_for_bit(kind: str, reports: dict[str, Report]) -> None:
     report = reports[kind]
     rest = slice(SAVED if kind in KINDS else 2, None)
@@ -147,7 +148,7 @@ def test_resumes_bit_for_bit(kind: str, reports: dict[str, Report]) -> None:
     assert report.resumed.norms == report.course.norms[rest]
 
 
-@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+@pytest.mark.parametrize("kind", ALL)
 def test_a_bad_step_of_one_rank_moves_nothing_anywhere(kind: str, reports: dict[str, Report], folder: Path) -> None:
     (norm,) = reports[kind].bad.norms
     assert norm - norm != 0
@@ -157,7 +158,7 @@ def test_a_bad_step_of_one_rank_moves_nothing_anywhere(kind: str, reports: dict[
     assert reports[kind].after.losses == pytest.approx(reports[reference].after.losses, rel=tolerance)
 
 
-@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+@pytest.mark.parametrize("kind", ALL)
 def test_accumulation_changes_nothing(kind: str, reports: dict[str, Report]) -> None:
     accumulated, whole = reports[kind].accumulated, reports[kind].after
     assert accumulated.losses == pytest.approx(whole.losses, rel=2e-6 if kind in KINDS else 1e-2)
@@ -169,7 +170,7 @@ def test_resumes_from_another_strategy(kind: str, source: str, reports: dict[str
     assert reports[kind].read.losses == pytest.approx(reports[source].course.losses[SAVED:], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", (*KINDS, *HALF))
+@pytest.mark.parametrize("kind", ALL)
 def test_evaluating_in_between_repeats(kind: str, reports: dict[str, Report]) -> None:
     once, again = reports[kind].evaluated
     assert once == again
@@ -182,7 +183,7 @@ def test_bfloat16_follows_float32(kind: str, reports: dict[str, Report]) -> None
     assert reports[kind].course.losses == pytest.approx(reports["single"].course.losses[:4], rel=0.02)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in (*KINDS, *HALF) if kind.startswith("zero")])
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind.startswith("zero")])
 def test_no_rank_writes_the_whole(kind: str, reports: dict[str, Report], folder: Path) -> None:
     sizes = [file.stat().st_size for file in (folder / kind / "saved").glob("*.distcp")]
     assert len(sizes) == 2

@@ -1,0 +1,125 @@
+"""Real saves in real processes: forked from a server that has imported torch once, so that a process starts at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mres.testing import free_port
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mres.checkpoint.store", "mres.checkpoint.weights", "mres.parallel.native"])
+CONFIG_YAML = "model: {size: tiny}\n"
+# What changes the disk, or opens what will be written or waited for, as Python's audit hooks name it.
+_OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
+
+
+def in_process(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of `function` in a process of its own, or its exception."""
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+        return pool.submit(function, *args).result()
+
+
+def on_ranks(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
+    """`in_process` for ranks that meet."""
+    port = free_port()
+    with ProcessPoolExecutor(size, mp_context=CONTEXT) as pool:
+        return [future.result() for future in [pool.submit(_rank, function, r, size, port, *args) for r in range(size)]]
+
+
+def _rank(function: Callable[..., Any], rank: int, size: int, port: int, *args: Any) -> Any:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    return function(*args)
+
+
+def save_all(root: Path, steps: list[int], *, keep: int = 2, width: int = 32) -> list[Path]:
+    """Saves a model whose weights all equal the step."""
+    return list(_saves(root, steps, keep, width))
+
+
+def _saves(root: Path, steps: list[int], keep: int, width: int) -> Any:
+    import torch
+    from torch import nn
+
+    from mres.checkpoint import store
+    from mres.parallel.config import ParallelConfig
+    from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
+    from mres.parallel.world import join_world
+
+    config = ParallelConfig(strategy="ddp")
+    strategy = build_strategy(config, join_world(config))
+    model = nn.Linear(width, width)
+    names = tuple(name for name, _ in model.named_parameters())
+    strategy.wrap(model, [], [ParameterGroup(names, 0.0)], AdamW((0.9, 0.999), 1e-8, 1.0))
+    for step in steps:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(step)
+        yield store.save(root, step, strategy, {"step": step, "model": {}}, CONFIG_YAML, keep=keep)
+
+
+def save_until_killed(root: Path, log: Path, steps: list[int], kill_at: int | None) -> None:
+    """Saves on and on, noting each finished step in `log`; ends itself with SIGKILL before operation `kill_at`."""
+    operations = 0
+
+    def watch(event: str, _: Any) -> None:
+        nonlocal operations
+        if event in _OPERATIONS:
+            operations += 1
+            if operations == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    saves = _saves(root, steps, 2, 32)
+    next(saves)  # starts everything up
+    _note(log, steps[0])
+    sys.addaudithook(watch)
+    for step, _ in zip(steps[1:], saves, strict=False):
+        _note(log, step)
+
+
+def operations_of_a_save(root: Path) -> int:
+    """How many times a save that also removes a checkpoint changes the disk."""
+    seen = 0
+
+    def watch(event: str, _: Any) -> None:
+        nonlocal seen
+        seen += event in _OPERATIONS
+
+    saves = _saves(root, [1, 2, 3], 2, 32)
+    next(saves), next(saves)
+    sys.addaudithook(watch)
+    next(saves)
+    return seen
+
+
+def _note(log: Path, step: int) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, f"{step}\n".encode())
+    os.close(descriptor)
+
+
+def save_on_full_disk(root: Path) -> str:
+    """A save that fits, then one that does not; returns what the user is told."""
+    from mres.errors import UserError
+
+    save_all(root, [1])
+    try:
+        save_all(root, [2], width=1024)
+    except UserError as error:
+        return str(error)
+    return "it fitted"
+
+
+def limit_file_size(num_bytes: int, function: Callable[..., Any], *args: Any) -> Any:
+    """Where no small disk can be mounted: no file of this process may grow beyond `num_bytes`."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+    return function(*args)

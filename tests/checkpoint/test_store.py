@@ -1,0 +1,204 @@
+"""Checkpoints that are whole, or are named as what they are."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from saving import CONFIG_YAML, in_process, limit_file_size, on_ranks, save_all, save_on_full_disk
+
+from mres.checkpoint import store
+from mres.checkpoint.folder import seal
+from mres.checkpoint.store import CheckpointError
+from mres.checkpoint.weights import DcpWeights
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of steps 5 and 10; not to be changed."""
+    root = tmp_path_factory.mktemp("saved") / "run" / "checkpoints"
+    in_process(save_all, root, [5, 10])
+    return root
+
+
+@pytest.fixture
+def root(saved: Path, tmp_path: Path) -> Path:
+    """A copy of them to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "run" / "checkpoints"))
+
+
+def steps(root: Path) -> list[int]:
+    return [store.verify(folder).step for folder in store.published(root)]
+
+
+def test_what_was_saved_is_there(saved: Path) -> None:
+    (found,) = store.newest(saved)
+    assert isinstance(found, store.Checkpoint)
+    assert (found.step, found.state, found.weights_only) == (10, {"step": 10, "model": {}}, False)
+    weights = dict(DcpWeights(found.folder))
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {"weight": (32, 32), "bias": (32,)}
+    assert all(torch.equal(value, torch.full_like(value, 10)) for value in weights.values())
+
+
+@pytest.mark.parametrize("name", [".", "checkpoints", "checkpoints/step-00000010"])
+def test_a_run_or_its_checkpoints_or_one_of_them_may_be_named(saved: Path, name: str) -> None:
+    assert store.locate(saved.parent / name).step == 10
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_bit_is_found(root: Path, data: st.DataObject) -> None:
+    folder = root / "step-00000010"
+    path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    content = bytearray(path.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    intact = path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=str(folder)):
+        store.verify(folder)
+    path.write_bytes(intact)
+    assert store.verify(folder).step == 10
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json", "config.yaml", "MANIFEST.json"])
+@pytest.mark.parametrize("what", ["truncated", "missing"])
+def test_damage_is_named_and_the_checkpoint_before_is_used(root: Path, name: str, what: str) -> None:
+    path = root / "step-00000010" / name
+    if what == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.unlink()
+    *errors, good = store.newest(root)
+    assert isinstance(good, store.Checkpoint)
+    assert good.step == 5
+    if (name, what) == ("MANIFEST.json", "missing"):  # then it was never finished
+        assert not errors
+    else:
+        assert str(path) in str(errors[0])
+    assert store.locate(root.parent).step == 5
+
+
+def test_nothing_good_is_an_error_that_names_all(root: Path) -> None:
+    for folder in store.published(root):
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"step-00000010/state.json is damaged.*step-00000005/state.json is damaged"
+    ):
+        store.locate(root)
+
+
+def test_a_path_without_checkpoints_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint or run: '.*nowhere'"):
+        store.locate(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="no finished checkpoint in .* name a run's folder"):
+        store.locate(tmp_path)
+
+
+def test_another_format_is_refused(root: Path) -> None:
+    path = root / "step-00000010" / "MANIFEST.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": "mres-checkpoint-9"}))
+    with pytest.raises(CheckpointError, match="format 'mres-checkpoint-9', this version of mres reads"):
+        store.verify(path.parent)
+
+
+def test_a_manifest_cannot_point_outside(root: Path) -> None:
+    path = root / "step-00000010" / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../step-00000005/state.json"] = manifest["files"]["state.json"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="is missing"):
+        store.verify(path.parent)
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_the_metadata_is_refused_and_never_runs(root: Path, tmp_path: Path) -> None:
+    folder = root / "step-00000010"
+    (folder / "MANIFEST.json").unlink()
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "owned")))
+    seal(folder, 10, {"step": 10}, CONFIG_YAML)
+    with pytest.raises(CheckpointError, match=r"metadata is refused: it names posix.mkdir"):
+        store.verify(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_folders_of_other_names_are_no_checkpoints(root: Path) -> None:
+    for name in ("step-00000020.incomplete", "step-00000020.superseded", "step-20", "best"):
+        shutil.copytree(root / "step-00000010", root / name)
+    assert steps(root) == [10, 5]
+
+
+def test_the_newest_stay(tmp_path: Path) -> None:
+    in_process(save_all, tmp_path, [99999998, 99999999, 100000000, 100000001])
+    assert steps(tmp_path) == [100000001, 100000000]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_started_again_from_an_earlier_step_supersedes_the_later_ones(root: Path) -> None:
+    in_process(save_all, root, [7])
+    assert steps(root) == [7, 5]
+    assert (root / "step-00000010.superseded").is_dir()
+    in_process(save_all, root, [5])
+    assert steps(root) == [5]
+
+
+def test_leftovers_of_killed_saves_go_with_the_next(root: Path) -> None:
+    for name in ("step-00000011.incomplete", "step-00000010.replaced"):
+        shutil.copytree(root / "step-00000010", root / name)
+    in_process(save_all, root, [12])
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000010", "step-00000012"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A folder with 1 MB, or None where this user may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = os.getuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    yield folder if mounted else None
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_old_checkpoint_stands(small_disk: Path | None, tmp_path: Path) -> None:
+    root = (small_disk or tmp_path) / "run"
+    message = (
+        in_process(save_on_full_disk, root)
+        if small_disk
+        else in_process(limit_file_size, 1 << 20, save_on_full_disk, root)
+    )
+    assert "step-00000002 was not written: the disk did not take all of a file" in message
+    assert "checkpoints written before it stand" in message
+    assert steps(root) == [1]
+    assert [path.name for path in root.iterdir()] == ["step-00000001"], "what was half written takes no room"
+    assert not small_disk or "(0 MB were free there)" in message
+
+
+def _no_place(root: Path) -> str:
+    try:
+        save_all(root, [1])
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def test_all_ranks_learn_of_one_ranks_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    first, second = on_ranks(_no_place, 2, tmp_path / "file" / "checkpoints")  # rank 0 alone makes folders
+    assert first == second
+    assert "was not written: Not a directory" in first

@@ -1,0 +1,23 @@
+"""What all tests share: one tiny shard set, and no more threads than a test needs."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests are small, the machine is shared
+
+NUM_IMAGES = 22
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """22 small images of four sizes in three shards (`tiny_data.make_record`); not to be changed."""
+    from tiny_data import make_record
+
+    from mres.shards.writer import WriteOptions, write_shards
+
+    folder = tmp_path_factory.mktemp("tiny") / "shards"
+    records = [make_record(i) for i in range(NUM_IMAGES)]
+    write_shards(records, folder, source={"format": "tiny"}, name="tiny", total=NUM_IMAGES, options=WriteOptions(8))
+    return folder

@@ -1,0 +1,246 @@
+"""The same batches whatever the number of workers and ranks; broken and short records."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_data import make_record
+from torch import Tensor
+
+from mres.errors import UserError
+from mres.records import RecordError
+from mres.shards.reader import ShardSet
+from mres.shards.writer import write_shards
+from mres.stream.batch import Batch, Sample, collate
+from mres.stream.config import AugmentConfig, DataConfig
+from mres.stream.loader import StreamShape, TrainingStream
+
+SHAPE = StreamShape(side=32, stride=2, text_length=6)
+NUM_IMAGES = 22
+AUGMENT = AugmentConfig(zoom=(0.7, 1.4), shift=0.2, brightness=0.3, contrast=0.3)
+
+
+def tokenize(texts: Sequence[str]) -> tuple[Tensor, int]:
+    """The first letters; texts are cut at 60."""
+    ids_KT = torch.zeros(len(texts), SHAPE.text_length, dtype=torch.int32)
+    for row, text in enumerate(texts):
+        letters = [ord(letter) for letter in text[-SHAPE.text_length :]]
+        ids_KT[row, : len(letters)] = torch.tensor(letters)
+    return ids_KT, sum(len(text) > 60 for text in texts)
+
+
+def stream(shards: ShardSet, *, rank: int = 0, world_size: int = 1, seed: int = 0, **options) -> TrainingStream:
+    values = {"images_per_batch": 4, "expressions_per_image": 3, "workers": 0, "augment": AUGMENT, **options}
+    return TrainingStream(shards, DataConfig(**values), SHAPE, tokenize, seed=seed, rank=rank, world_size=world_size)
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_shards: Path) -> ShardSet:
+    return ShardSet(tiny_shards)
+
+
+@pytest.fixture(scope="module")
+def whole(shards: ShardSet) -> list[Batch]:
+    """The first 13 steps (two epochs and one) on one rank without workers."""
+    return list(stream(shards).batches(0, 13))
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    for name in ("image_BCSS", "mask_BKhh", "text_BKT", "valid_BK"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    for name in ("image_ids", "expression_ids", "num_cut", "bad"):
+        assert getattr(one, name) == getattr(other, name), name
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    tensors = [torch.cat([getattr(p, n) for p in parts]) for n in ("image_BCSS", "mask_BKhh", "text_BKT", "valid_BK")]
+    ids = [tuple(i for p in parts for i in getattr(p, name)) for name in ("image_ids", "expression_ids")]
+    return Batch(*tensors, *ids, sum(p.num_cut for p in parts), tuple(b for p in parts for b in p.bad))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_a_bit(shards: ShardSet, whole: list[Batch], workers: int) -> None:
+    for one, other in zip(whole, stream(shards, workers=workers).batches(0, 13), strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (4, 0), (2, 1)])
+def test_ranks_do_not_change_a_bit(shards: ShardSet, whole: list[Batch], world_size: int, workers: int) -> None:
+    ranks = [
+        stream(shards, rank=rank, world_size=world_size, workers=workers).batches(0, 13) for rank in range(world_size)
+    ]
+    for one, parts in zip(whole, zip(*ranks, strict=True), strict=True):
+        assert {part.image_BCSS.shape[0] for part in parts} == {4 // world_size}
+        assert_same(one, joined(parts))
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 9])
+def test_going_on_at_a_step_gives_the_batches_from_there(shards: ShardSet, whole: list[Batch], step: int) -> None:
+    going_on = stream(shards)
+    state = stream(shards).state(step)
+    assert state.images_consumed == sum(batch.num_images for batch in whole[:step])
+    going_on.check_state(state, step)
+    for one, other in zip(whole[step:], going_on.batches(step, 13), strict=True):
+        assert_same(one, other)
+
+
+def test_an_epoch_has_every_image_once_and_every_expression_at_most_once(whole: list[Batch]) -> None:
+    for first in (0, 6):
+        epoch = joined(whole[first : first + 6])
+        assert sorted(epoch.image_ids) == sorted(f"im{i}" for i in range(NUM_IMAGES))
+        assert len(set(epoch.expression_ids)) == len(epoch.expression_ids) == 3 * NUM_IMAGES
+        assert {i.split("/")[0] for i in epoch.expression_ids} == set(epoch.image_ids)
+    last = whole[5]
+    assert last.num_images == 2
+    assert last.image_BCSS.shape[0] == 4
+    assert not last.valid_BK[2:].any()
+    assert whole[0].image_ids != whole[6].image_ids
+
+
+def test_masks_and_texts_belong_together(shards: ShardSet) -> None:
+    """Without augmentation the mask of "the red box" lies where the image is red."""
+    red = np.array([220, 40, 40])
+    checked = 0
+    for batch in stream(shards, augment=AugmentConfig(flip=0), expressions_per_image=6).batches(0, 6):
+        ids = iter(batch.expression_ids)
+        for row in range(batch.num_images):
+            record = make_record(int(batch.image_ids[row].removeprefix("im")))
+            colours = {t.id: e.text for t in record.targets for e in t.expressions if e.kind == "colour"}
+            for k in range(record.num_expressions):
+                target = next(ids).split("/")[1]
+                if colours.get(target) == "the red box":
+                    inside = np.asarray(batch.mask_BKhh[row, k].repeat_interleave(2, 0).repeat_interleave(2, 1)) == 255
+                    assert np.abs(np.asarray(batch.image_BCSS[row]).transpose(1, 2, 0)[inside] - red).mean() < 30
+                    checked += 1
+    assert checked > 5
+
+
+def test_seeds_give_other_batches(shards: ShardSet, whole: list[Batch]) -> None:
+    other = next(stream(shards, seed=1).batches(0, 1))
+    assert other.image_ids != whole[0].image_ids
+
+
+def test_micro_batches_are_the_batch(whole: list[Batch]) -> None:
+    for parts in (1, 2, 4):
+        pieces = whole[0].split(parts)
+        assert len(pieces) == parts
+        assert torch.equal(torch.cat([p.image_BCSS for p in pieces]), whole[0].image_BCSS)
+        assert torch.equal(torch.cat([p.valid_BK for p in pieces]), whole[0].valid_BK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, "run.seed was 0 and is now 1"),
+        ({"images_per_batch": 2}, r"the images consumed \(data.images_per_batch\) was 20 and is now 10"),
+    ],
+)
+def test_another_stream_cannot_go_on(shards: ShardSet, changes: dict, words: str) -> None:
+    with pytest.raises(
+        UserError, match=f"cannot resume at step 5: {words}; give the run the same value, or start a new"
+    ):
+        stream(shards, **changes).check_state(stream(shards).state(5), 5)
+
+
+def test_other_data_cannot_go_on(shards: ShardSet, tmp_path: Path) -> None:
+    records = [make_record(i) for i in range(NUM_IMAGES - 1)]
+    write_shards(records, tmp_path / "set", source={"format": "tiny"}, name="tiny", total=len(records))
+    with pytest.raises(UserError, match=r"the data \(manifest hash\) was "):
+        stream(ShardSet(tmp_path / "set")).check_state(stream(shards).state(5), 5)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(shards: ShardSet) -> None:
+    with pytest.raises(UserError, match="cannot be split among 3 ranks"):
+        stream(shards, world_size=3)
+
+
+def test_records_with_fewer_expressions_than_k(shards: ShardSet) -> None:
+    assert stream(shards, expressions_per_image=5).shortage() is None
+    few = stream(shards, expressions_per_image=6)
+    text = few.shortage()
+    assert text is not None
+    assert text.startswith("data.expressions_per_image=6 is more than 15 of 22 records have (fewest: 5, ")
+    assert text.endswith("their free places stay empty and weigh nothing")
+    batch = next(few.batches(0, 1))
+    counts = [make_record(int(i.removeprefix("im"))).num_expressions for i in batch.image_ids]
+    assert [int(n) for n in batch.mask_BKhh.flatten(2).any(-1).sum(1)] <= counts
+    assert len(batch.expression_ids) == sum(counts)
+    assert not batch.valid_BK[torch.tensor(counts) == 5, 5].any()
+    with pytest.raises(UserError, match="at most 6 can be drawn from"):
+        stream(shards, expressions_per_image=7).shortage()
+
+
+def test_what_zoom_moves_out_of_the_square_weighs_nothing(shards: ShardSet) -> None:
+    away = AugmentConfig(zoom=(4.0, 4.0), shift=0.5)
+    batches = list(stream(shards, augment=away).batches(0, 6))
+    empty = torch.cat([~b.mask_BKhh.flatten(2).any(-1) for b in batches])
+    valid = torch.cat([b.valid_BK for b in batches])
+    assert (valid == ~empty).all()
+    assert 0 < valid.sum() < 3 * NUM_IMAGES
+    assert sum(len(b.expression_ids) for b in batches) == 3 * NUM_IMAGES, "the trace still names them"
+
+
+def test_skipping_flips_where_a_side_is_named(shards: ShardSet) -> None:
+    """Either the words are swapped in a mirrored image, or the image is not mirrored; never a lie."""
+    options = {"expressions_per_image": 6, "workers": 0}
+    swap, skip, plain = (
+        list(stream(shards, augment=AugmentConfig(flip=flip, flip_words=words), **options).batches(0, 6))
+        for flip, words in ((1.0, "swap"), (1.0, "skip"), (0.0, "swap"))
+    )
+    named = 0
+    for one, other, none in zip(swap, skip, plain, strict=True):
+        assert one.expression_ids == other.expression_ids == none.expression_ids
+        for row, image_id in enumerate(none.image_ids):
+            record = make_record(int(image_id.removeprefix("im")))
+            has_side = any(e.kind == "position" for t in record.targets for e in t.expressions)
+            named += has_side
+            assert torch.equal(one.mask_BKhh[row], none.mask_BKhh[row].flip(-1))
+            assert torch.equal(other.mask_BKhh[row], (none if has_side else one).mask_BKhh[row])
+            assert torch.equal(other.text_BKT[row], none.text_BKT[row])
+            assert torch.equal(one.text_BKT[row], none.text_BKT[row]) == (not has_side)
+    assert 0 < named < NUM_IMAGES
+
+
+class _Broken(ShardSet):
+    """A set of which two records cannot be read."""
+
+    def read(self, index: int):
+        if index == 3:
+            raise RecordError(f"{self.name(index)}: damaged")
+        record = super().read(index)
+        if index != 4:
+            return record
+        return type(record)(**{f: getattr(record, f) for f in record.__slots__} | {"image": record.image[:200]})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_records_leave_their_place_empty_and_are_named(
+    tiny_shards: Path, whole: list[Batch], workers: int
+) -> None:
+    broken = list(stream(_Broken(tiny_shards), workers=workers).batches(0, 6))
+    bad = [message for batch in broken for message in batch.bad]
+    assert len(bad) == 2
+    assert any("shard-000000.tar: 00000003: damaged" in message for message in bad)
+    assert any("00000004: record 'im4': the image cannot be decoded" in message for message in bad)
+    for one, other in zip(whole, broken, strict=False):
+        assert set(one.image_ids) - set(other.image_ids) <= {"im3", "im4"}
+        kept = [i for i, name in enumerate(one.image_ids) if name in other.image_ids]
+        assert torch.equal(one.image_BCSS[kept], other.image_BCSS[kept]), "the others are what they were"
+        lost = [i for i, name in enumerate(one.image_ids) if name not in other.image_ids]
+        assert not other.valid_BK[lost].any()
+
+
+def test_collate_keeps_empty_samples() -> None:
+    empty = Sample(torch.zeros(3, 4, 4), torch.zeros(2, 2, 2), torch.zeros(2, 5), torch.zeros(2, dtype=torch.bool))
+    batch = collate([empty, empty])
+    assert batch.num_images == 0
+    assert batch.image_BCSS.shape == (2, 3, 4, 4)
+    assert batch.expression_ids == ()
+
+
+def test_cut_expressions_are_counted(shards: ShardSet) -> None:
+    long = stream(shards)
+    long._dataset.tokenize = lambda texts: (tokenize(texts)[0], len(texts))
+    assert next(long.batches(0, 1)).num_cut == 12

@@ -1,0 +1,323 @@
+"""What the documentation says exists: links, commands and their options, config keys, error messages, sizes, metrics;
+and the code keeps the rules of import that docs/architecture.md states."""
+
+import ast
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from mres.config import Config, load_config
+from mres.model.config import SIZES
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SCRIPT = re.compile(r"(tools|launch)/\w+\.py")
+SECTIONS = "|".join(Config.model_fields)
+KEY = re.compile(rf"({SECTIONS})(\.[a-z_0-9]+)+")
+FILE_NAMES = re.compile(r".*\.(py|yaml|json|jsonl|pt|safetensors|weight)")
+FOREIGN_OPTIONS = {"--kill-on-bad-exit"}  # of srun
+
+
+def pages() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@lru_cache
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: (language, text)."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [(str(language), str(text)) for language, text in found]
+
+
+@lru_cache
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def spans(page: Path) -> list[str]:
+    """The inline code of a page; a span may go on in the next line."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+
+
+# ---- links
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as the places that links name."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pages()
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name) if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert dead == []
+
+
+# ---- commands
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Every command line of a page that runs a script of this project, as words from the script on."""
+    shell = [text for language, text in blocks(page) if language in ("bash", "sh")]
+    lines = [line for text in shell for line in text.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *spans(page)]:
+        words = shlex.split(line, comments=True) if SCRIPT.search(line) else []
+        starts = [i for i, word in enumerate(words) if SCRIPT.fullmatch(word)]
+        if starts and (len(words) > 1 or line in lines):
+            yield list(itertools.takewhile(lambda word: word not in ("|", "&&", ";"), words[starts[0] :]))
+
+
+@lru_cache
+def help_of(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(command)} --help: {done.stderr}"
+    return done.stdout
+
+
+def subcommand_help(command: list[str]) -> str:
+    """The help of a command with as many of its first words as are names of subcommands."""
+    words = command[:1]
+    text = help_of(*words)
+    for word in command[1:]:
+        choices = {name for group in re.findall(r"\{([\w,]+)\} \.\.\.", text) for name in group.split(",")}
+        if word not in choices:
+            break
+        words.append(word)
+        text = help_of(*words)
+    return text
+
+
+def options_in(help_text: str) -> set[str]:
+    return set(re.findall(r"--[a-z][a-z_-]*", help_text))
+
+
+@pages()
+def test_commands_exist_with_these_options(page: Path) -> None:
+    for command in commands(page):
+        assert (ROOT / command[0]).is_file(), command
+        named = {word.partition("=")[0] for word in command[1:] if word.startswith("--")}
+        assert named <= options_in(subcommand_help(command)), " ".join(command)
+
+
+@pages()
+def test_scripts_and_options_named_in_passing_exist(page: Path) -> None:
+    known = FOREIGN_OPTIONS | options_in(help_of("tools/shard.py", "build", "jsonl"))
+    for script in sorted({*ROOT.glob("launch/*.py"), *ROOT.glob("tools/*.py")}):
+        known |= options_in(help_of(str(script.relative_to(ROOT))))
+    for span in spans(page):
+        if span.startswith("--"):
+            assert span.split()[0].partition("=")[0] in known, span
+        for script in re.finditer(r"(?<![\w/])(tools|launch)/\w+\.py", span):
+            assert (ROOT / script.group()).is_file(), span
+
+
+@pages()
+def test_make_targets_exist(page: Path) -> None:
+    shell = "\n".join(text for language, text in blocks(page) if language in ("bash", "sh"))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for line in [*shell.splitlines(), *spans(page)]:
+        match = re.match(r"make ([a-z]+)", line)
+        assert match is None or match[1] in targets, line
+
+
+# ---- configs
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+
+
+@pages()
+def test_config_keys_exist(page: Path) -> None:
+    known = set(known_keys())
+    shell = [text for language, text in blocks(page) if language in ("bash", "sh")]
+    shown = [span for span in spans(page) if not span.startswith("unknown key")]  # quotes a message about a typo
+    words = [word.strip(",;.:()[]'\"") for text in [*shown, *shell] for word in text.split()]
+    named = {word.partition("=")[0] for word in words}
+    wrong = [k for k in named if KEY.fullmatch(k) and not FILE_NAMES.fullmatch(k) and k not in known]
+    assert wrong == []
+
+
+@lru_cache
+def example_configs() -> dict[str, dict[str, Any]]:
+    """The configs that pages write out: a yaml block that opens with its name as a comment."""
+    found = {}
+    for page in PAGES:
+        for language, text in blocks(page):
+            name = re.match(r"# (\S+\.yaml)\n", text)
+            if language == "yaml" and name:
+                found[name[1]] = yaml.safe_load(text)
+    return found
+
+
+@pages()
+def test_configs_and_overrides_of_commands_are_accepted(page: Path, tmp_path: Path) -> None:
+    for command in commands(page):
+        if "--config" not in command:
+            continue
+        named = command[command.index("--config") + 1]
+        overrides = [word for word in command if KEY.match(word) and "=" in word]
+        if named in example_configs():
+            path = tmp_path / "example.yaml"
+            path.write_text(yaml.safe_dump(example_configs()[named]), encoding="utf-8")
+        elif (ROOT / named).is_file():
+            path = ROOT / named
+        else:
+            assert named in ("C", "CONFIG"), f"{named} is neither in configs/ nor written out in the documentation"
+            continue
+        load_config(path, overrides)
+
+
+# ---- what pages say of the code
+
+
+def code_texts() -> list[str]:
+    """Every text in the code, with … where a value comes in."""
+    texts = []
+    for path in [*ROOT.glob("mres/**/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("launch/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return [*texts, (ROOT / "tools" / "setup_environment.sh").read_text(encoding="utf-8")]
+
+
+def test_messages_of_troubleshooting_are_said_by_the_code() -> None:
+    """Of each message quoted there, a stretch between the values that it names."""
+    texts = "\n".join(code_texts())
+    rows = [row for row in prose(ROOT / "docs" / "troubleshooting.md").splitlines() if row.startswith("| ")]
+    quoted = [" ".join(span.split()) for row in rows for span in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    stretches = {span: [s.strip() for s in re.split(r"…|'[^']*'|\d+|[;:(),]", span)] for span in quoted}
+    messages = {span: [s for s in found if len(s) >= 12] for span, found in stretches.items() if " " in span}
+    assert len(messages) > 40
+    assert [span for span, found in messages.items() if not any(s in texts for s in found)] == []
+
+
+def test_table_of_sizes_is_the_codes() -> None:
+    rows = re.findall(r"^\| `model\.(\w+)` \|(.*)\|$", prose(ROOT / "docs" / "decisions.md"), flags=re.MULTILINE)
+    told = {key: [cell.strip() for cell in cells.split("|")] for key, cells in rows}
+    assert len(told) > 15
+    coded = {
+        key: [str(SIZES[size][key]).replace("True", "true").replace("False", "false") for size in SIZES] for key in told
+    }
+    assert told == coded
+
+
+def test_fields_of_metrics_are_documented() -> None:
+    tree = ast.parse((ROOT / "mres" / "train" / "trainer.py").read_text(encoding="utf-8"))
+    log = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_log")
+    dictionary = next(node for node in ast.walk(log) if isinstance(node, ast.Dict))
+    fields = {key.value for key in dictionary.keys if isinstance(key, ast.Constant)}
+    assert "grad_norm" in fields
+    assert fields <= set(spans(ROOT / "docs" / "training.md"))
+
+
+# ---- rules of import (docs/architecture.md); everyone may import `errors` and any config.py
+
+MAY_IMPORT = {
+    "errors": set[str](),
+    "files": set[str](),
+    "progress": set[str](),
+    "testing": set[str](),
+    "records": set[str](),
+    "sources": {"records"},
+    "shards": {"records", "files", "progress"},
+    "stream": {"records", "shards"},
+    "model": set[str](),
+    "parallel": set[str](),
+    "checkpoint": {"parallel", "model", "files", "progress"},
+    "evaluate": {"records", "shards", "stream", "model", "parallel", "checkpoint", "files", "progress"},
+    "train": {"records", "shards", "stream", "model", "parallel", "checkpoint", "files", "progress"},
+    "cluster": {"train.preempt"},
+    "cli": {"cluster.environment"},
+    "config": set[str](),
+}
+# They put rooms together for a command.
+COMPOSITIONS = {"train/run.py", "train/session.py", "evaluate/run.py", "evaluate/predict.py"}
+COMPOSITIONS_TOO = {"cli", "evaluate", "train"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a module imports, at the top or within functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_allowed(name: str, room: str, allowed: set[str]) -> bool:
+    """Whether a module of `room` may import `name`, such as "mres.shards.reader.ShardSet"."""
+    _, target, *rest = name.split(".")
+    inner = rest[0] if rest else ""
+    return target in {room, "errors", "config", *allowed} or inner == "config" or f"{target}.{inner}" in allowed
+
+
+def test_lower_rooms_do_not_import_higher_ones() -> None:
+    package = ROOT / "mres"
+    modules = [path for path in package.glob("**/*.py") if path.name not in ("__init__.py", "config.py")]
+    assert len(modules) > 50
+    wrong = []
+    for path in modules:
+        relative = path.relative_to(package).as_posix()
+        room = relative.split("/")[0].removesuffix(".py")
+        allowed = MAY_IMPORT[room] | (COMPOSITIONS_TOO if relative in COMPOSITIONS else set())
+        ours = sorted(name for name in imports(path) if name.startswith("mres."))
+        wrong += [f"{relative} imports {name}" for name in ours if not is_allowed(name, room, allowed)]
+    assert wrong == []
+
+
+def test_the_rules_of_import_name_rooms_that_exist() -> None:
+    package = ROOT / "mres"
+    rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms - {"__init__"} == set(MAY_IMPORT)
+    assert all((package / module).is_file() for module in COMPOSITIONS)
+
+
+def test_config_modules_import_only_each_other() -> None:
+    for path in (ROOT / "mres").glob("**/config.py"):
+        ours = [name for name in imports(path) if name.startswith("mres.")]
+        assert all(".config." in name or name.startswith("mres.errors") for name in ours), (path, ours)
+
+
+def test_the_model_knows_no_rank() -> None:
+    for path in (ROOT / "mres" / "model").glob("*.py"):
+        assert not any(name.startswith("torch.distributed") for name in imports(path)), path
+        assert "distributed" not in {
+            n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+        }
+
+
+def test_what_answers_before_training_loads_nothing_heavy() -> None:
+    heavy = ("torch", "timm", "open_clip", "deepspeed", "webdataset", "pycocotools", "matplotlib", "submitit")
+    rooms = "mres.config, mres.cli, mres.train.run, mres.evaluate.run, mres.cluster.options, mres.shards.reader"
+    code = f"import sys, {rooms}; print([name for name in {heavy} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
