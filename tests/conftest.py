@@ -1,11 +1,15 @@
-"""What all tests share: one tiny shard set, and no more threads than a test needs."""
+"""What all tests share: one tiny shard set, no more threads than a test needs, and no clock that fails a test."""
 
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests are small, the machine is shared
+
+hypothesis.settings.register_profile("mres", deadline=None)
+hypothesis.settings.load_profile("mres")
 
 NUM_IMAGES = 22
 

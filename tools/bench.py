@@ -106,7 +106,7 @@ def _trainer_steps(
     from mres.train.monitor import Monitor
     from mres.train.optim import parameter_groups
     from mres.train.preempt import StopRequest
-    from mres.train.trainer import Trainer
+    from mres.train.trainer import Progress, Trainer
 
     strategy = build_strategy(config.parallel, join_world(config.parallel))
     model = task.build(0)
@@ -125,7 +125,7 @@ def _trainer_steps(
         config, strategy=strategy, task=task, stream=Prepared(), monitor=monitor, stop=StopRequest(),  # type: ignore[arg-type]
         save=lambda step: None, evaluate=lambda step: None,
     )  # fmt: skip
-    return lambda: _silently(lambda: trainer.fit(0, steps))
+    return lambda: _silently(lambda: trainer.fit(0, steps, Progress()))
 
 
 def _silently(action: Callable[[], Any]) -> None:

@@ -123,18 +123,17 @@ def load_text_weights(model: nn.Module, source: Path) -> Restored:
     return replace(_copy(tower, found, str(source)), left_behind=tuple(left_behind))
 
 
-# Where open_clip has a text tower: CLIP, CustomTextCLIP, either one trained under DDP.
-_PREFIXES = ("", "text.", "module.", "module.text.")
 _TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
 
 
 def _text_tower(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tower's tensors by their plain names, and what else there is."""
-    for prefix in _PREFIXES:
+    state = {name.removeprefix("module."): value for name, value in state.items()}  # DDP's
+    for prefix in ("", "text."):  # CLIP's and CustomTextCLIP's
         if f"{prefix}token_embedding.weight" in state and f"{prefix}positional_embedding" in state:
-            starts = tuple(prefix + start for start in _TOWER)
-            found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(starts)}
-            return found, _summary(name for name in state if not name.startswith(starts))
+            plain = {name.removeprefix(prefix): value for name, value in state.items()}
+            found = {name: value for name, value in plain.items() if name.startswith(_TOWER)}
+            return found, _summary(name for name in plain if name not in found)
     raise CheckpointError(f"'{source}' has no CLIP text tower (token_embedding, positional_embedding, transformer.…)")
 
 

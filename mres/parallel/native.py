@@ -79,13 +79,13 @@ class NativeStrategy(Strategy):
         return norm
 
     def _gradient_norm(self) -> Tensor:
+        """Of all ranks' gradients, with squares summed in float64: however they are sharded, it is the same to the bit."""
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([g.to_local() if isinstance(g, DTensor) else g for g in gradients])
+        local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+        square = torch.stack(torch._foreach_norm(local, 2, torch.float64)).square().sum()
         if isinstance(gradients[0], DTensor):
-            # Every rank has the norm of its shards. In float64, so that a rank alone gets its own back, bit for bit.
-            square = self.sum(norm.double().square())
-            norm = square.sqrt().float()
-        return norm
+            self.sum(square)
+        return square.sqrt().float()
 
     def save_state(self, folder: Path) -> None:
         dcp.save(self._state(optimizer=True), checkpoint_id=folder, process_group=self._cpu_group)

@@ -14,7 +14,16 @@ from typing import Any
 from mres.testing import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mres.checkpoint.store", "mres.checkpoint.weights", "mres.parallel.native"])
+# DDP and DCP would import the last two at their first use, in every process anew.
+CONTEXT.set_forkserver_preload(
+    [
+        "mres.checkpoint.store",
+        "mres.checkpoint.weights",
+        "mres.parallel.native",
+        "torch._dynamo",
+        "torch.distributed.checkpoint._fsspec_filesystem",
+    ]
+)
 CONFIG_YAML = "model: {size: tiny}\n"
 # What changes the disk, or opens what will be written or waited for, as Python's audit hooks name it.
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}

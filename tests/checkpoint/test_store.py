@@ -96,9 +96,9 @@ def test_nothing_good_is_an_error_that_names_all(root: Path) -> None:
 
 
 def test_a_path_without_checkpoints_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such checkpoint or run: '.*nowhere'"):
+    with pytest.raises(CheckpointError, match=r"no such checkpoint or run: '.*nowhere'"):
         store.locate(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="no finished checkpoint in .* name a run's folder"):
+    with pytest.raises(CheckpointError, match=r"no finished checkpoint in .* name a run's folder"):
         store.locate(tmp_path)
 
 

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 
 def last_saved(log: Path) -> int:
-    return int(log.read_text().splitlines()[-1]) if log.exists() else 0
+    lines = log.read_text().splitlines() if log.exists() else []
+    return int(lines[-1]) if lines else 0
 
 
 def check(root: Path, log: Path) -> int:

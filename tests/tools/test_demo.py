@@ -1,0 +1,47 @@
+"""The demo's stages: each is found done by what it left, and only then."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """tools/demo.py as a module whose ROOT is an empty folder with the real configs."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    module = runpy.run_path(str(ROOT / "tools" / "demo.py"), run_name="demo")
+    for function in (module["stages"], module["_is_trained"], module["_is_evaluated"]):
+        monkeypatch.setitem(function.__globals__, "ROOT", tmp_path)
+        monkeypatch.setitem(function.__globals__, "DATA", tmp_path / "data" / "demo")
+    return module
+
+
+def test_nothing_is_done_in_an_empty_folder(demo: dict) -> None:
+    assert [stage.done() for stage in demo["stages"](2)] == [False] * 7
+
+
+def test_a_stage_is_done_once_its_last_file_is_there(demo: dict, tmp_path: Path) -> None:
+    stages = demo["stages"](2)
+    (tmp_path / "data/demo/val").mkdir(parents=True)
+    (tmp_path / "data/demo/val/manifest.json").touch()
+    checkpoints = tmp_path / "runs/demo-pretrain/checkpoints"
+    (checkpoints / "step-00000400").mkdir(parents=True)
+    (checkpoints / "step-00000400/MANIFEST.json").touch()  # an early checkpoint is not the end
+    assert [stage.done() for stage in stages] == [False, False, True, False, False, False, False]
+    (checkpoints / "step-00001600").mkdir()
+    (checkpoints / "step-00001600/MANIFEST.json").touch()
+    assert [stage.done() for stage in stages] == [False, False, True, True, False, False, False]
+
+
+def test_results_of_another_checkpoint_do_not_count(demo: dict, tmp_path: Path) -> None:
+    evaluate = demo["stages"](2)[5]
+    run = tmp_path / "runs/demo"
+    (run / "checkpoints/step-00001600").mkdir(parents=True)
+    (run / "checkpoints/step-00001600/MANIFEST.json").touch()
+    (run / "results.json").write_text('{"checkpoint": "runs/demo/checkpoints/step-00000800"}')
+    assert not evaluate.done()
+    (run / "results.json").write_text('{"checkpoint": "runs/demo/checkpoints/step-00001600"}')
+    assert evaluate.done()
