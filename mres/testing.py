@@ -21,7 +21,8 @@ def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, t
     results: Queue[tuple[int, bool, Any]] = context.Queue()
     port = free_port()
     processes = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, results, args)) for rank in range(world_size)
+        context.Process(target=_rank, args=(function, rank, world_size, port, results, args))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()

@@ -159,7 +159,8 @@ def _as_pairs(batch: "Batch") -> "Batch":
 
     k = batch.valid_BK.shape[1]
     rest = [t.flatten(0, 1)[:, None].contiguous() for t in (batch.mask_BKhh, batch.text_BKT, batch.valid_BK)]
-    return Batch(batch.image_BCSS.repeat_interleave(k, dim=0), *rest)
+    mask_XKhh, text_XKT, valid_XK = rest
+    return Batch(batch.image_BCSS.repeat_interleave(k, dim=0), mask_XKhh, text_XKT, valid_XK)
 
 
 def _alternate(actions: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:

@@ -128,9 +128,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__)
     parser.add_argument("--processes", type=int, default=2, help="training processes (default: 2)")
     arguments = parser.parse_args()
-    if not 1 <= arguments.processes <= 8:
+    if arguments.processes not in (1, 2, 4):
         raise UserError(
-            f"--processes {arguments.processes}: allowed are 1, 2, 4 and 8, which divide the demo's batch of 8 images"
+            f"--processes {arguments.processes}: allowed are 1, 2 and 4, which divide the demo's batch of 4 images"
         )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # what torchrun would set, without its warning
     started = time.monotonic()

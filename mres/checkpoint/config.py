@@ -1,6 +1,6 @@
 """The `checkpoint` section of a run's config."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mres.stream.config import named
 
@@ -21,3 +21,11 @@ class CheckpointConfig(BaseModel):
         json_schema_extra=named("pretrained"),
     )
     text_weights: str | None = Field(None, description="a local open_clip checkpoint for the text tower")
+
+    @model_validator(mode="after")
+    def _check(self) -> "CheckpointConfig":
+        if self.init_from is not None and self.text_weights is not None:
+            raise ValueError(
+                "init_from brings the text tower too, so text_weights would have no effect; give one of the two"
+            )
+        return self

@@ -64,6 +64,8 @@ def convert(source: Path, out: Path, form: Form, *, overwrite: bool = False) -> 
     Raises:
         CheckpointError: source or target cannot be used, no room, or what was written differs from what was read.
     """
+    if not source.exists():
+        raise CheckpointError(f"no such checkpoint or run: '{source}'")
     _check_target(out, overwrite=overwrite)
     from torch.distributed.checkpoint.api import CheckpointException
 

@@ -15,6 +15,7 @@ from mres.cluster.request import (
 )
 from mres.config import Config
 from mres.errors import UserError
+from mres.stream.config import share_of_rank
 
 _SLURM_STRINGS = {
     "partition": "partition of the cluster",
@@ -91,6 +92,7 @@ def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
             f"parallel.strategy=single runs on one rank, and this job has {request.world_size}; use"
             " parallel.strategy=ddp, fsdp or zero"
         )
+    share_of_rank(config.data.images_per_batch, request.world_size)
     if request.max_requeues and config.checkpoint.resume != "auto":
         remedy = "--max-requeues 0" if request.cluster == "slurm" else "no --time"
         raise UserError(

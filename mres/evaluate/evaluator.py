@@ -33,7 +33,8 @@ _MAX_EXPRESSIONS = 32
 class EvaluatedTask(Protocol):
     """What evaluation needs of a task."""
 
-    tokenizer: Tokenize
+    @property
+    def tokenizer(self) -> Tokenize: ...
 
     @property
     def shape(self) -> StreamShape: ...

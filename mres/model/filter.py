@@ -13,8 +13,8 @@ class LanguageGuidedRegionFilter(nn.Module):
     """Weights region (group) tokens by an expression: A = G ⊗ T, R = A ⊗ T, G' = G ⊕ R, out = G' ⊕ FFN(G').
 
     The figure draws no softmax, scale or norm. They are on by default, each for a reason (docs/decisions.md): the bare
-    product A grows with the square of the features' norm and with the number of words, and diverges when trained from
-    scratch; with all three off the layer is the figure to the letter.
+    product A grows with the square of the features' norm and with the number of words; with all three off the layer is the
+    figure to the letter.
     """
 
     def __init__(self, config: ModelConfig) -> None:

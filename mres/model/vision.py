@@ -35,11 +35,9 @@ class VisionEncoder(nn.Module):
             fc_norm=False,
         )
         self.detail = DetailStem(config)
-        if config.stem == "conv":
+        self.stem = ConvStem(config) if config.stem == "conv" else None
+        if self.stem is not None:
             self.vit.patch_embed = nn.Identity()
-            self.stem = ConvStem(config)
-        else:
-            self.stem = None
         self.low_group_LD = nn.Parameter(torch.empty(config.low_group_tokens, width))
         self.high_group_GD = nn.Parameter(torch.empty(config.high_group_tokens, width))
         # Not 0.02: group tokens start equal but for this noise, and must differ to attend to different regions.

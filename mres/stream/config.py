@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from mres.errors import UserError
+
 
 def named(*others: str) -> JsonDict:
     """What other frameworks call a key; a config error for such a name suggests ours."""
@@ -78,3 +80,17 @@ class DataConfig(BaseModel):
             if weight < 0:
                 raise ValueError(f"kind_weights.{kind}={weight} must not be negative")
         return self
+
+
+def share_of_rank(images_per_batch: int, world_size: int) -> int:
+    """Images of a global batch that each rank takes.
+
+    Raises:
+        UserError: the batch cannot be split evenly.
+    """
+    if images_per_batch % world_size:
+        raise UserError(
+            f"data.images_per_batch={images_per_batch} cannot be split among {world_size} ranks; "
+            f"use a multiple of {world_size}"
+        )
+    return images_per_batch // world_size

@@ -17,9 +17,9 @@ from mres.records import ImageRecord, RecordError, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
 from mres.stream.batch import Batch, Sample, collate
-from mres.stream.config import DataConfig
+from mres.stream.config import DataConfig, share_of_rank
 from mres.stream.draws import draw_expressions
-from mres.stream.order import Order, Slot, rng, share_of_rank
+from mres.stream.order import Order, Slot, rng
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, int]]
 
@@ -73,7 +73,7 @@ class TrainingStream:
         return iter(
             DataLoader(
                 self._dataset,
-                batch_sampler=slots,  # type: ignore[arg-type]
+                batch_sampler=slots,
                 collate_fn=collate,
                 num_workers=workers,
                 prefetch_factor=self.config.prefetch if workers else None,
@@ -126,7 +126,7 @@ class _Images(Dataset[Sample]):
     def __init__(self, shards: ShardSet, config: DataConfig, shape: StreamShape, tokenize: Tokenize, seed: int) -> None:
         self.shards, self.config, self.shape, self.tokenize, self.seed = shards, config, shape, tokenize, seed
 
-    def __getitem__(self, slot: Slot) -> Sample:  # type: ignore[override]
+    def __getitem__(self, slot: Slot) -> Sample:
         if slot.index is None:
             return self._empty()
         try:

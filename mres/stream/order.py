@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mres.errors import UserError
+from mres.stream.config import share_of_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +56,6 @@ class Order:
             start = batch * self.images_per_batch + rank * share
             piece = permutation[start : min(start + share, (batch + 1) * self.images_per_batch)]
             yield [Slot(epoch, int(i)) for i in piece] + [Slot(epoch, None)] * (share - len(piece))
-
-
-def share_of_rank(images_per_batch: int, world_size: int) -> int:
-    """Images of a global batch that each rank takes.
-
-    Raises:
-        UserError: the batch cannot be split evenly.
-    """
-    if images_per_batch % world_size:
-        raise UserError(
-            f"data.images_per_batch={images_per_batch} cannot be split among {world_size} ranks; "
-            f"use a multiple of {world_size}"
-        )
-    return images_per_batch // world_size
 
 
 def rng(*key: int | str) -> np.random.Generator:

@@ -7,7 +7,8 @@ from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
 from mres.shards.reader import ShardSet
-from mres.stream.order import Order, share_of_rank
+from mres.stream.config import share_of_rank
+from mres.stream.order import Order
 
 
 def main(argv: Sequence[str]) -> int:

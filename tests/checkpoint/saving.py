@@ -11,19 +11,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tiny_run import PRELOAD
+
 from mres.testing import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # DDP and DCP would import the last two at their first use, in every process anew.
-CONTEXT.set_forkserver_preload(
-    [
-        "mres.checkpoint.store",
-        "mres.checkpoint.weights",
-        "mres.parallel.native",
-        "torch._dynamo",
-        "torch.distributed.checkpoint._fsspec_filesystem",
-    ]
-)
+CONTEXT.set_forkserver_preload([*PRELOAD, "torch._dynamo", "torch.distributed.checkpoint._fsspec_filesystem"])
 CONFIG_YAML = "model: {size: tiny}\n"
 # What changes the disk, or opens what will be written or waited for, as Python's audit hooks name it.
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
@@ -76,21 +70,31 @@ def _saves(root: Path, steps: list[int], keep: int, width: int) -> Any:
 
 def save_until_killed(root: Path, log: Path, steps: list[int], kill_at: int | None) -> None:
     """Saves on and on, noting each finished step in `log`; ends itself with SIGKILL before operation `kill_at`."""
+    saves = _saves(root, steps, 2, 32)
+    next(saves)  # starts everything up
+    _note(log, steps[0])
+    _kill_at(kill_at)
+    for step, _ in zip(steps[1:], saves, strict=False):
+        _note(log, step)
+
+
+def killed_at(kill_at: int, function: Callable[..., Any], *args: Any) -> None:
+    """Calls `function`, and SIGKILL comes before its operation `kill_at` on the disk."""
+    _kill_at(kill_at)
+    function(*args)
+
+
+def _kill_at(number: int | None) -> None:
     operations = 0
 
     def watch(event: str, _: Any) -> None:
         nonlocal operations
         if event in _OPERATIONS:
             operations += 1
-            if operations == kill_at:
+            if operations == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    saves = _saves(root, steps, 2, 32)
-    next(saves)  # starts everything up
-    _note(log, steps[0])
     sys.addaudithook(watch)
-    for step, _ in zip(steps[1:], saves, strict=False):
-        _note(log, step)
 
 
 def operations_of_a_save(root: Path) -> int:

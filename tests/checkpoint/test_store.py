@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -161,18 +159,6 @@ def test_leftovers_of_killed_saves_go_with_the_next(root: Path) -> None:
         shutil.copytree(root / "step-00000010", root / name)
     in_process(save_all, root, [12])
     assert sorted(path.name for path in root.iterdir()) == ["step-00000010", "step-00000012"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path | None]:
-    """A folder with 1 MB, or None where this user may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    mounted = os.getuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    yield folder if mounted else None
-    if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_said_and_the_old_checkpoint_stands(small_disk: Path | None, tmp_path: Path) -> None:

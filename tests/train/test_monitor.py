@@ -1,0 +1,65 @@
+"""What a run keeps: JSON that anybody can read, taken back to the step that a run goes on at."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tiny_run import lines
+
+from mres.train.monitor import Monitor, rewind
+
+VALUES = {
+    "step": 3, "loss": 0.1 + 0.2, "lr": 1e-5, "grad_norm": 1.0, "step_s": 0.5, "data_wait_s": 0.1,
+    "images_per_s": 8.0, "expressions_per_s": 24.0,
+}  # fmt: skip
+
+
+def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = [json.dumps({"step": step}) for step in range(1, 8)]
+    path.write_text("\n".join(whole) + '\n{"step": 8, "lo')
+    rewind(path, 5)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5]
+    assert path.read_text().endswith("\n")
+    rewind(path, 0)
+    assert path.read_text() == ""
+    rewind(tmp_path / "none.jsonl", 3)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_numbers_keep_their_precision_and_nan_becomes_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = Monitor(tmp_path, 10, enabled=True)
+    monitor.start(0)
+    monitor.metrics(VALUES)
+    monitor.metrics({**VALUES, "step": 4, "loss": math.nan, "grad_norm": math.inf})
+    monitor.close()
+    first, second = lines(tmp_path / "metrics.jsonl")
+    assert first == VALUES
+    assert second == {**VALUES, "step": 4, "loss": None, "grad_norm": None}
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("step 3/10  loss 0.3000  lr 1.00e-05  norm 1.00  8.0 images/s  24 expressions/s")
+    assert shown[0].endswith("data wait 20 %")
+
+
+def test_only_rank_0_writes_and_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = Monitor(tmp_path, 10, enabled=False)
+    monitor.start(0)
+    monitor.metrics(VALUES)
+    monitor.say("hello")
+    monitor.append("bad_steps.jsonl", {"step": 1})
+    monitor.close()
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_goes_on_takes_back_what_it_will_do_again(tmp_path: Path) -> None:
+    names = ("metrics.jsonl", "batches.jsonl", "evaluations.jsonl", "bad_steps.jsonl", "quarantine.jsonl")
+    for name in names:
+        (tmp_path / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)))
+    monitor = Monitor(tmp_path, 10, enabled=True)
+    monitor.start(4)
+    monitor.close()
+    for name in names:
+        assert [line["step"] for line in lines(tmp_path / name)] == [2, 4]
