@@ -145,12 +145,12 @@ def _copy_files(source: Path, folder: Path) -> None:
     verify(folder)
 
 
-def _check_room(folder: Path, num_bytes: int) -> None:
-    free = free_bytes(folder)
+def _check_room(out: Path, num_bytes: int) -> None:
+    free = free_bytes(out)
     if free < num_bytes + _MARGIN_BYTES:
         raise CheckpointError(
-            f"'{folder.parent}' has {free / 1e6:,.0f} MB free and {(num_bytes + _MARGIN_BYTES) / 1e6:,.0f} MB are needed; "
-            "name a folder on another disk"
+            f"there are {free / 1e6:,.0f} MB free in '{out.parent}' and {(num_bytes + _MARGIN_BYTES) / 1e6:,.0f} MB are "
+            "needed; name a folder on another disk"
         )
 
 

@@ -1,5 +1,6 @@
 """The real trainer: what it logs, steps that are not finite, images that are broken."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,17 +90,11 @@ def test_metrics_have_the_documented_keys_and_add_up(tmp_path: Path, config: Pat
     assert [len(line["image_ids"]) for line in trace] == [4, 4, 4, 4, 4, 2] * 2 + [4, 4]
     assert [line["epoch"] for line in trace] == [0] * 6 + [1] * 6 + [2] * 2
     assert all(len(line["expression_ids"]) == 3 * len(line["image_ids"]) for line in trace)
-    facts = lines_of_environment(tmp_path / "runs" / "run" / "environment.json")
+    facts = json.loads((tmp_path / "runs" / "run" / "environment.json").read_text())
     assert facts["world_size"] == 1
     assert facts["packages"]["torch"] == torch.__version__.split("+")[0]
     again = load_config(tmp_path / "runs" / "run" / "config.yaml")
     assert again == load_config(config, ["train.steps=14", "train.log_every=4"])
-
-
-def lines_of_environment(path: Path) -> dict:
-    import json
-
-    return json.loads(path.read_text())
 
 
 def test_accumulation_and_ranks_do_not_change_the_loss(tmp_path: Path, config: Path) -> None:
