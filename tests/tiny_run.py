@@ -103,13 +103,13 @@ def start(
     return processes
 
 
-def run(script: Path, arguments: list[str], folder: Path, *, timeout_s: float = 120, **options) -> Done:
+def run(script: Path, arguments: list[str], folder: Path, *, timeout_s: float = 300, **options) -> Done:
     """Runs the script's ranks to their end."""
     folder.mkdir(parents=True, exist_ok=True)
     return wait(start(script, arguments, folder, **options), folder, timeout_s)
 
 
-def wait(processes: list, folder: Path, timeout_s: float = 120) -> Done:
+def wait(processes: list, folder: Path, timeout_s: float = 300) -> Done:
     try:
         for process in processes:
             process.join(timeout_s)

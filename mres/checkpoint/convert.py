@@ -138,18 +138,18 @@ def _fill(found: Source, part: Path, form: Form) -> Path:
 def _copy_files(source: Path, folder: Path) -> None:
     """Byte for byte, with the manifest that says what they must be."""
     paths = sorted(source.iterdir())
-    _check_room(folder, sum(path.stat().st_size for path in paths))
+    _check_room(folder.parent, sum(path.stat().st_size for path in paths))
     for path in track(paths, len(paths), f"copying {source}"):
         fsync(Path(shutil.copyfile(path, folder / path.name)))
     fsync(folder)
     verify(folder)
 
 
-def _check_room(out: Path, num_bytes: int) -> None:
-    free = free_bytes(out)
+def _check_room(part: Path, num_bytes: int) -> None:
+    free = free_bytes(part)
     if free < num_bytes + _MARGIN_BYTES:
         raise CheckpointError(
-            f"there are {free / 1e6:,.0f} MB free in '{out.parent}' and {(num_bytes + _MARGIN_BYTES) / 1e6:,.0f} MB are "
+            f"there are {free / 1e6:,.0f} MB free in '{part.parent}' and {(num_bytes + _MARGIN_BYTES) / 1e6:,.0f} MB are "
             "needed; name a folder on another disk"
         )
 

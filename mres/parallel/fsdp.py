@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,6 +17,10 @@ from mres.parallel.native import NativeStrategy
 
 class FsdpStrategy(NativeStrategy):
     """`fully_shard` on every block, then on the root; float32 masters, compute in `compute_dtype`, float32 reduction."""
+
+    # Blocks with fewer parameters are sharded with the root: below a few MB a collective costs its latency, not its
+    # bytes. (`tiny` over gloo, 2 ranks: 11 units train 300 expressions a second, one unit about 400, DDP 470.)
+    own_unit_from: ClassVar[int] = 500_000
 
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         # The logits are a view and nobody writes into them, so the hook that an in-place write would drop is safe.
@@ -30,7 +34,8 @@ class FsdpStrategy(NativeStrategy):
             ),
         }
         for block in blocks:
-            fully_shard(block, **options)
+            if sum(parameter.numel() for parameter in block.parameters()) >= self.own_unit_from:
+                fully_shard(block, **options)
         fully_shard(model, **options)
         return model
 

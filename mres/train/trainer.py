@@ -89,6 +89,7 @@ class Trainer:
         self._window = _Window()
         self._unread: deque[_Step] = deque()
         self._bad_in_a_row = 0
+        self._said_cut = False
         self._progress = Progress()
 
     def fit(self, first_step: int, last_step: int, progress: Progress) -> int:
@@ -142,6 +143,12 @@ class Trainer:
         window.images += images
         window.expressions += expressions
         window.cut += cut
+        if cut and not self._said_cut:
+            self._said_cut = True
+            self._monitor.say(
+                f"warning: expressions longer than model.text_length={self._config.model.text_length} tokens lose their "
+                "end; metrics.jsonl counts them (cut_expressions)"
+            )
         self._progress.expressions_seen += int(expressions)
 
     def _quarantine(self, step: int, batch: Batch) -> None:

@@ -42,7 +42,6 @@ def test_there_and_back_is_bit_for_bit(runs: Path, name: str, tmp_path: Path) ->
     original = dict(DcpWeights(runs / name / "checkpoints" / LAST))
     assert same(original, dict(DcpWeights(back)))
     assert same(original, weights(again))
-    assert (exported / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     assert any("low_filter" in key for key in original)
     assert any("high_filter" in key for key in original) == (name == "single"), (
         "one tensor under two names: stored once"

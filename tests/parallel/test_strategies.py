@@ -36,6 +36,7 @@ class Report:
     resumed: toy.Course = field(default_factory=toy.Course)
     accumulated: toy.Course = field(default_factory=toy.Course)
     read: toy.Course = field(default_factory=toy.Course)
+    refusal: str = ""
 
 
 def _train_all(folder: Path) -> dict[str, Report]:
@@ -62,7 +63,8 @@ def _train_all(folder: Path) -> dict[str, Report]:
 
 def _train(strategy: Strategy, folder: Path, steps: int, saved: int) -> Report:
     """Trains `steps` steps, then a bad one, then two more; saves at the start, at `saved` and behind the bad step."""
-    strategy.save_state(folder / "start")
+    if strategy.config.compute_dtype == "bfloat16":
+        strategy.save_state(folder / "start")
     first = toy.train(strategy, range(saved))
     strategy.save_state(folder / "saved")
     evaluated = toy.evaluate(strategy), toy.evaluate(strategy)
@@ -78,15 +80,25 @@ def _train_alone(folder: Path) -> dict[str, Report]:
     from mres.parallel.world import join_world, leave_world
 
     world = join_world(toy.config_of("fsdp"))
-    reports = {}
-    for kind in ("single", "fsdp", "zero2", "zero3"):
-        strategy = toy.build(kind, world)
-        report = reports[kind] = Report(course=toy.train(strategy, range(3)))
-        strategy.save_state(folder / "alone" / kind)
+    strategies = {kind: toy.build(kind, world) for kind in ("single", "fsdp", "zero2", "zero3")}
+    reports = {kind: Report(course=toy.train(strategy, range(3))) for kind, strategy in strategies.items()}
+    for kind, strategy in strategies.items():
         strategy.load_state(folder / "zero1" / "saved", optimizer=True)
-        report.resumed = toy.train(strategy, range(SAVED, STEPS))
+        reports[kind].resumed = toy.train(strategy, range(SAVED, STEPS))
+    reports["zero2"].refusal = _load_uneven(strategies["single"], strategies["zero2"], folder / "uneven")
     leave_world()
     return reports
+
+
+def _load_uneven(source: Strategy, target: Strategy, folder: Path) -> str:
+    """What `target` says to a checkpoint in which one parameter was stepped less often than its neighbours."""
+    next(iter(source._optimizer.state.values()))["step"] -= 1  # type: ignore[attr-defined]
+    source.save_state(folder)
+    try:
+        target.load_state(folder, optimizer=True)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _write_output_to(path: Path) -> None:
@@ -135,9 +147,10 @@ def test_checkpoints_have_one_form(kind: str, reports: dict[str, Report], folder
     assert all(float(t) == SAVED for n, t in other.items() if n.endswith(".step"))
 
 
-@pytest.mark.parametrize("kind", ALL)
-def test_masters_start_as_the_very_weights_of_the_model(kind: str, reports: dict[str, Report], folder: Path) -> None:
-    toy.assert_same(toy.read(folder / "single" / "start"), toy.read(folder / kind / "start"))
+@pytest.mark.parametrize("kind", HALF)
+def test_masters_are_not_rounded(kind: str, reports: dict[str, Report], folder: Path) -> None:
+    start = toy.read(folder / kind / "start")
+    toy.assert_same(toy.weights(seed=0), {n: t for n, t in start.items() if n.startswith("model.")})
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -195,9 +208,10 @@ def test_backends_say_nothing_but_the_bad_step(reports: dict[str, Report], folde
     assert [line for line in lines if "OVERFLOW! Skipping step" not in line] == []
 
 
-def test_fsdp_of_one_rank_is_one_process_bit_for_bit(alone: dict[str, Report], folder: Path) -> None:
-    assert alone["fsdp"].course == alone["single"].course
-    toy.assert_same(toy.read(folder / "alone" / "single"), toy.read(folder / "alone" / "fsdp"))
+def test_fsdp_of_one_rank_is_one_process(alone: dict[str, Report]) -> None:
+    """To the last bit but one: FSDP's hooks change in which order backward adds up what reaches a tensor used thrice."""
+    assert alone["fsdp"].course.losses == pytest.approx(alone["single"].course.losses, rel=3e-7)
+    assert alone["fsdp"].course.norms == pytest.approx(alone["single"].course.norms, rel=3e-7)
 
 
 @pytest.mark.parametrize("kind", ["single", "fsdp", "zero2", "zero3"])
@@ -206,24 +220,7 @@ def test_one_rank_goes_on_from_two(kind: str, alone: dict[str, Report], reports:
     assert alone[kind].resumed.losses == pytest.approx(reports["zero1"].course.losses[SAVED:], rel=1e-5)
 
 
-def _load_uneven(folder: Path) -> str:
-    """A checkpoint in which one parameter was stepped less often than its neighbours."""
-    from mres.parallel.world import join_world
-
-    world = join_world(toy.config_of("zero2"))
-    single = toy.build("single", world)
-    toy.train(single, range(1))
-    first = next(iter(single._optimizer.state.values()))  # type: ignore[attr-defined]
-    first["step"] -= 1
-    single.save_state(folder)
-    try:
-        toy.build("zero2", world).load_state(folder, optimizer=True)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def test_zero_refuses_step_counts_that_it_cannot_keep(tmp_path: Path) -> None:
-    (message,) = run_distributed(_load_uneven, 1, tmp_path)
-    assert "counts" in message
-    assert "strategy" in message
+def test_zero_refuses_step_counts_that_it_cannot_keep(alone: dict[str, Report]) -> None:
+    refusal = alone["zero2"].refusal
+    assert "'vision.low_group_LD'" in refusal
+    assert "go on with the strategy that wrote it" in refusal

@@ -10,6 +10,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -21,6 +22,9 @@ from mres.parallel.config import ParallelConfig
 from mres.parallel.strategy import AdamW, Strategy, build_strategy
 from mres.parallel.world import World
 from mres.train.optim import parameter_groups
+
+if TYPE_CHECKING:
+    from mres.model.unires import UniRES
 
 IMAGES, EXPRESSIONS, SIDE, TOKENS = 4, 3, 32, 8
 LR = 3e-4
@@ -45,11 +49,19 @@ def model_config() -> ModelConfig:
     )  # fmt: skip
 
 
-def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
+def model_of(seed: int) -> UniRES:
     from mres.model.unires import UniRES
 
     torch.manual_seed(seed)
-    model = UniRES(model_config())
+    return UniRES(model_config())
+
+
+def weights(seed: int) -> dict[str, Tensor]:
+    return {f"model.{name}": parameter.detach() for name, parameter in model_of(seed).named_parameters()}
+
+
+def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
+    model = model_of(seed)
     world = World(0, 1, 0, 1, world.device) if kind.startswith("single") else world
     strategy = build_strategy(config_of(kind), world)
     if kind.startswith("zero"):

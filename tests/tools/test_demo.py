@@ -31,17 +31,17 @@ def test_a_stage_is_done_once_its_last_file_is_there(demo: dict, tmp_path: Path)
     (checkpoints / "step-00000400").mkdir(parents=True)
     (checkpoints / "step-00000400/MANIFEST.json").touch()  # an early checkpoint is not the end
     assert [stage.done() for stage in stages] == [False, False, True, False, False, False, False]
-    (checkpoints / "step-00001600").mkdir()
-    (checkpoints / "step-00001600/MANIFEST.json").touch()
+    (checkpoints / "step-00001300").mkdir()
+    (checkpoints / "step-00001300/MANIFEST.json").touch()
     assert [stage.done() for stage in stages] == [False, False, True, True, False, False, False]
 
 
 def test_results_of_another_checkpoint_do_not_count(demo: dict, tmp_path: Path) -> None:
     evaluate = demo["stages"](2)[5]
     run = tmp_path / "runs/demo"
-    (run / "checkpoints/step-00001600").mkdir(parents=True)
-    (run / "checkpoints/step-00001600/MANIFEST.json").touch()
+    (run / "checkpoints/step-00001300").mkdir(parents=True)
+    (run / "checkpoints/step-00001300/MANIFEST.json").touch()
     (run / "results.json").write_text('{"checkpoint": "runs/demo/checkpoints/step-00000800"}')
     assert not evaluate.done()
-    (run / "results.json").write_text('{"checkpoint": "runs/demo/checkpoints/step-00001600"}')
+    (run / "results.json").write_text('{"checkpoint": "runs/demo/checkpoints/step-00001300"}')
     assert evaluate.done()

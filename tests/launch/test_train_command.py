@@ -1,0 +1,185 @@
+"""`launch/train.py` as it is typed: under every launcher, and by somebody who makes mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_run import EVALUATE, ROOT, TRAIN, Done, lines, run, tiny_config, write_config
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
+    return write_config(tmp_path_factory.mktemp("config"), tiny_shards)
+
+
+def command(*words: str | Path, cwd: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
+    variables = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "1", **environ}
+    return subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+LAUNCHERS = {
+    "python": [sys.executable],
+    "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node", "2"],
+    "deepspeed": [BIN / "deepspeed", "--num_gpus", "2", "--master_port", "{port}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "strategy"), [("python", "fsdp"), ("torchrun", "fsdp"), ("deepspeed", "fsdp"), ("deepspeed", "zero")]
+)
+def test_real_launchers(tmp_path: Path, config: Path, launcher: str, strategy: str) -> None:
+    from mres.testing import free_port
+
+    words = [str(word).replace("{port}", str(free_port())) for word in LAUNCHERS[launcher]]
+    overrides = [f"parallel.strategy={strategy}", "train.steps=3", "model.dropout=0"]
+    done = command(*words, TRAIN, "--config", config, *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    world_size = 1 if launcher == "python" else 2
+    assert f"strategy {strategy} on {world_size} rank(s)" in done.stdout
+    metrics = lines(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    golden = (ROOT / "tests" / "golden" / "tiny_single.txt").read_text(encoding="utf-8").split()
+    assert metrics[0]["loss"] == pytest.approx(float(golden[1]), rel=1e-4), "the first loss is that of one process"
+    assert "Traceback" not in done.stderr
+
+
+TORCH_FREE = (
+    "import runpy, sys; sys.argv = sys.argv[1:]\n"
+    "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    "except SystemExit as end: print('exit', end.code)\n"
+    "heavy = {'torch', 'timm', 'open_clip', 'deepspeed', 'matplotlib', 'submitit', 'webdataset', 'pycocotools'}\n"
+    "print('heavy', sorted(heavy & set(sys.modules)))"
+)
+
+
+@pytest.mark.parametrize("script", [TRAIN, EVALUATE], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["--config", "{config}", "optim.learning_rate=1"], 2), (["--config", "no.yaml"], 2)],
+)
+def test_help_and_mistakes_do_not_wait_for_torch(
+    tmp_path: Path, config: Path, script: Path, arguments: list[str], code: int
+) -> None:
+    if script == EVALUATE:
+        arguments = [*arguments, "--checkpoint", "runs/run"]
+    words = [word.replace("{config}", str(config)) for word in arguments]
+    done = command(sys.executable, "-c", TORCH_FREE, script, *words, cwd=tmp_path)
+    assert done.stdout.splitlines()[-2:] == [f"exit {code}", "heavy []"]
+
+
+def test_dry_run_prints_config_and_plan_without_torch(tmp_path: Path, config: Path) -> None:
+    arguments = ["--config", config, "--dry-run", "optim.lr=1e-4"]
+    done = command(sys.executable, "-c", TORCH_FREE, TRAIN, *arguments, cwd=tmp_path)
+    *shown, exit_line, heavy = done.stdout.splitlines()
+    assert (exit_line, heavy) == ("exit 0", "heavy []")
+    assert yaml.safe_load("\n".join(shown))["optim"]["lr"] == 1e-4
+    assert shown[-1] == (
+        "# plan: 22 images with 112 expressions; 6 steps an epoch; 20 steps = 3.33 epochs; a step takes 4 images x up to "
+        "3 expressions over 1 rank(s); run folder runs/run"
+    )
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def refused(done: Done, *words: str) -> None:
+    """Exit code 2, one message, no traceback, on one rank of all."""
+    assert set(done.codes) == {2}, done.outputs
+    everything = "".join(done.outputs)
+    assert everything.count("error: ") == 1, everything
+    assert "Traceback" not in everything
+    message = everything[everything.index("error: ") :]
+    for word in words:
+        assert word in message
+
+
+def train(folder: Path, config: Path, *arguments: str, **options) -> Done:
+    return run(TRAIN, ["--config", str(config), *arguments], folder, **options)
+
+
+def test_paths_that_are_wrong(tmp_path: Path, config: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("a")
+    refused(train(tmp_path, tmp_path / "no.yaml"), "no config at", "no.yaml", "configs/")
+    refused(train(tmp_path, config, "data.train=nowhere"), "no shard set at 'nowhere': the folder does not exist")
+    refused(train(tmp_path, config, "data.train=empty"), "no shard set at 'empty': the folder is empty")
+    refused(train(tmp_path, config, "data.train=other"), "no shard set at 'other': it has no manifest.json")
+    refused(train(tmp_path, config, "data.train=other/a.txt"), "no shard set at 'other/a.txt': it is not a folder")
+    refused(train(tmp_path, config, "data.train=null"), "data.train is not set", "tools/shard.py build")
+    refused(train(tmp_path, config, "data.val=null", "evaluate.every=2"), "evaluate.every is set and data.val is not")
+    refused(train(tmp_path, config, "data.val=nowhere", "evaluate.every=2"), "no shard set at 'nowhere'")
+    refused(train(tmp_path, config, "run.dir=other/a.txt"), "cannot write into the run's folder 'other/a.txt/run'")
+    refused(train(tmp_path, config, "checkpoint.resume=nowhere"), "no such checkpoint or run: 'nowhere'")
+    refused(train(tmp_path, config, "checkpoint.resume=other"), "no finished checkpoint in 'other'")
+    refused(train(tmp_path, config, "checkpoint.init_from=nowhere"), "no such checkpoint or run: 'nowhere'")
+    refused(train(tmp_path, config, "checkpoint.init_from=no.safetensors"), "no such file: 'no.safetensors'")
+    refused(train(tmp_path, config, "checkpoint.text_weights=other/a.txt"), "other/a.txt' ")
+
+
+def test_words_that_are_wrong(tmp_path: Path, config: Path) -> None:
+    refused(
+        train(tmp_path, config, "optim.learning_rate=1"), "unknown key 'optim.learning_rate' (command line); did you"
+    )
+    refused(
+        train(tmp_path, config, "--steps", "3"), "unknown option '--steps' (command line); see launch/train.py --help"
+    )
+    refused(train(tmp_path, config, "--dry"), "unknown option '--dry'")
+    refused(train(tmp_path, config, "fast"), "cannot read 'fast': an override is section.key=value")
+    refused(train(tmp_path, config, "data.expressions_per_image=7"), "is more than 22 of 22 records have", "at most 6")
+    done = train(tmp_path, config, "--local_rank", "x")
+    assert done.codes == [2]
+    assert "--local_rank/--local-rank: invalid int value: 'x'" in done.output
+
+
+def test_environments_that_are_wrong(tmp_path: Path, config: Path) -> None:
+    def with_environment(*arguments: str, **environ: str) -> Done:
+        return train(tmp_path, config, *arguments, environ=environ)
+
+    refused(with_environment(RANK="first"), "RANK='first' is not a whole number")
+    refused(with_environment(WORLD_SIZE="two"), "WORLD_SIZE='two' is not ")
+    refused(with_environment("--dry-run", WORLD_SIZE="two"), "WORLD_SIZE='two' is not a number of ranks")
+    refused(with_environment(RANK="3", WORLD_SIZE="2"), "RANK=3 does not fit WORLD_SIZE=2")
+    refused(with_environment(LOCAL_RANK="-1"), "LOCAL_RANK='-1' is not a whole number")
+    refused(
+        with_environment("--local_rank=1", LOCAL_RANK="0"), "--local_rank=1 contradicts the environment's LOCAL_RANK=0"
+    )
+    refused(with_environment("--dry-run", WORLD_SIZE="3"), "data.images_per_batch=4 cannot be split among 3 ranks")
+
+
+def test_world_sizes_that_do_not_fit(tmp_path: Path, config: Path) -> None:
+    refused(train(tmp_path, config, world_size=2), "parallel.strategy=single runs on one rank and was launched on 2")
+    ddp = "parallel.strategy=ddp"
+    refused(train(tmp_path, config, ddp, "data.images_per_batch=5", world_size=2), "cannot be split among 2 ranks")
+    refused(
+        train(tmp_path, config, ddp, "train.accumulate=4", world_size=2),
+        "train.accumulate=4 does not divide a rank's 2 images (data.images_per_batch=4 over 2 ranks)",
+    )
+    refused(train(tmp_path, config, ddp, "run.dir=/dev/null", world_size=2), "cannot write into the run's folder")
+
+
+def test_ranks_with_different_configs_end_at_once(tmp_path: Path, tiny_shards: Path, config: Path) -> None:
+    """Such as a config file that was changed on one node only; without the check they would wait for each other."""
+    from tiny_run import start, wait
+
+    folders = [tmp_path / str(rank) for rank in range(2)]
+    for folder, seed in zip(folders, (0, 1), strict=True):
+        folder.mkdir()
+        values = {**tiny_config(tiny_shards), "parallel": {"strategy": "ddp"}, "run": {"seed": seed}}
+        (folder / "c.yaml").write_text(yaml.safe_dump(values))
+    both = 'import os, runpy, sys; os.chdir(os.environ["RANK"])\n'
+    script = tmp_path / "train.py"
+    script.write_text(f"{both}runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n")
+    done = wait(start(script, ["--config", "c.yaml"], tmp_path, world_size=2), tmp_path)
+    refused(done, "rank 1 has another config than rank 0; start all with the same")
+
+
+def test_an_override_behind_the_launchers_local_rank_counts(tmp_path: Path, config: Path) -> None:
+    done = train(tmp_path, config, "train.steps=2", "--local-rank", "0", "run.name=late", "train.steps=1")
+    assert done.codes == [0], done.output
+    assert [line["step"] for line in lines(tmp_path / "runs" / "late" / "metrics.jsonl")] == [1]
