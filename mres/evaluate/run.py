@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mres.cli import config_parser, parse
 from mres.config import Config
+from mres.errors import UserError
 from mres.evaluate.held_out import held_out
 from mres.records import ImageRecord
 from mres.shards.reader import ShardSet
@@ -56,6 +57,7 @@ def evaluate(config: Config, shards: ShardSet, checkpoint: Path, out: Path, *, a
         task = SegmentationTask(config.model, config.loss)
         model = task.build(config.run.seed)
         restored = load_weights(model, config.model, checkpoint)
+        _make_folder(out)
         evaluator = Evaluator(config, shards, task, build_strategy(parallel, world))
         results = evaluator.results(model.to(world.device))
         if results is not None:
@@ -63,6 +65,14 @@ def evaluate(config: Config, shards: ShardSet, checkpoint: Path, out: Path, *, a
         return 0
     finally:
         leave_world()
+
+
+def _make_folder(out: Path) -> None:
+    """Before the work, not after it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the results into '{out}': {error}; name another folder with --out") from None
 
 
 def _publish(
@@ -81,7 +91,6 @@ def _publish(
         data=data,
         trivial=trivial_answers(_constant_sample(config, shards), map(shards.read, range(len(shards)))),
     )
-    out.mkdir(parents=True, exist_ok=True)
     write_results(out, results, summary)
     if as_json:
         print(json.dumps(summary, indent=1))

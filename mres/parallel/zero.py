@@ -138,8 +138,9 @@ def _import_deepspeed(device_type: str, local_rank: int) -> Any:
 
     # DeepSpeed calls them by the names that torch is about to retire; a user can do nothing about that.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    # A shared-memory all-reduce for inference, which its gloo backend would compile with g++ before it starts.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device_type == "cpu":
+        # A shared-memory all-reduce for inference, which its gloo backend would compile with g++ before it starts.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

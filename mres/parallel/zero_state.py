@@ -142,10 +142,13 @@ class Partition:
     def chunks(self, num_bytes: int) -> Iterator[list[str]]:
         """The parameters in pieces of at most `num_bytes` of float32, or of one parameter that is larger."""
         chunk: list[str] = []
-        for name in self.shapes:
-            if chunk and 4 * sum(self.shapes[n].numel() for n in [*chunk, name]) > num_bytes:
+        used = 0
+        for name, shape in self.shapes.items():
+            size = 4 * shape.numel()
+            if chunk and used + size > num_bytes:
                 yield chunk
-                chunk = []
+                chunk, used = [], 0
             chunk.append(name)
+            used += size
         if chunk:
             yield chunk

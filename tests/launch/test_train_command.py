@@ -1,12 +1,17 @@
 """`launch/train.py` as it is typed: under every launcher, and by somebody who makes mistakes."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_run import EVALUATE, ROOT, TRAIN, Done, lines, run, tiny_config, write_config
+from tiny_run import EVALUATE, ROOT, TRAIN, Done, lines, run, start, tiny_config, wait, write_config
+
+from mres.testing import free_port
 
 BIN = Path(sys.executable).parent
 
@@ -35,8 +40,6 @@ LAUNCHERS = {
     ("launcher", "strategy"), [("python", "fsdp"), ("torchrun", "fsdp"), ("deepspeed", "fsdp"), ("deepspeed", "zero")]
 )
 def test_real_launchers(tmp_path: Path, config: Path, launcher: str, strategy: str) -> None:
-    from mres.testing import free_port
-
     words = [str(word).replace("{port}", str(free_port())) for word in LAUNCHERS[launcher]]
     overrides = [f"parallel.strategy={strategy}", "train.steps=3", "model.dropout=0"]
     done = command(*words, TRAIN, "--config", config, *overrides, cwd=tmp_path)
@@ -48,6 +51,25 @@ def test_real_launchers(tmp_path: Path, config: Path, launcher: str, strategy: s
     golden = (ROOT / "tests" / "golden" / "tiny_single.txt").read_text(encoding="utf-8").split()
     assert metrics[0]["loss"] == pytest.approx(float(golden[1]), rel=1e-4), "the first loss is that of one process"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun(tmp_path: Path, config: Path) -> None:
+    """The terminal sends it to every process at once, and torchrun passes it on."""
+    words = [*LAUNCHERS["torchrun"], TRAIN, "--config", config, "parallel.strategy=fsdp", "train.steps=1000000"]
+    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
+    with (tmp_path / "out.txt").open("w") as out:
+        process = subprocess.Popen(
+            [str(w) for w in words], cwd=tmp_path, stdout=out, stderr=out, start_new_session=True
+        )
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None, (tmp_path / "out.txt").read_text()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=300) != 0
+    reached = lines(metrics)[-1]["step"]
+    assert f"stopped at step {reached} of 1000000; run the same command again" in (tmp_path / "out.txt").read_text()
+    assert (tmp_path / "runs" / "run" / "checkpoints" / f"step-{reached:08d}" / "MANIFEST.json").is_file()
 
 
 TORCH_FREE = (
@@ -81,7 +103,7 @@ def test_dry_run_prints_config_and_plan_without_torch(tmp_path: Path, config: Pa
     assert (exit_line, heavy) == ("exit 0", "heavy []")
     assert yaml.safe_load("\n".join(shown))["optim"]["lr"] == 1e-4
     assert shown[-1] == (
-        "# plan: 22 images with 112 expressions; 6 steps an epoch; 20 steps = 3.33 epochs; a step takes 4 images x up to "
+        "# plan: 22 images with 111 expressions; 6 steps an epoch; 20 steps = 3.33 epochs; a step takes 4 images x up to "
         "3 expressions over 1 rank(s); run folder runs/run"
     )
     assert list(tmp_path.iterdir()) == [], "nothing is written"
@@ -165,8 +187,6 @@ def test_world_sizes_that_do_not_fit(tmp_path: Path, config: Path) -> None:
 
 def test_ranks_with_different_configs_end_at_once(tmp_path: Path, tiny_shards: Path, config: Path) -> None:
     """Such as a config file that was changed on one node only; without the check they would wait for each other."""
-    from tiny_run import start, wait
-
     folders = [tmp_path / str(rank) for rank in range(2)]
     for folder, seed in zip(folders, (0, 1), strict=True):
         folder.mkdir()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,23 @@ def test_a_run_that_goes_on_takes_back_what_it_will_do_again(tmp_path: Path) -> 
     monitor.close()
     for name in names:
         assert [line["step"] for line in lines(tmp_path / name)] == [2, 4]
+
+
+def test_a_terminal_gets_a_bar_and_messages_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main_end, terminal_end = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with os.fdopen(terminal_end, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monitor = Monitor(tmp_path, 10, enabled=True)
+        monitor.start(2)
+        monitor.say("warning: [brackets] stay")
+        monitor.metrics(VALUES)
+        monitor.close()
+        terminal.flush()
+        shown = os.read(main_end, 100_000).decode()
+    os.close(main_end)
+    assert "warning: [brackets] stay" in shown
+    assert "3/10" in shown
+    assert "loss 0.3000" in shown
+    assert lines(tmp_path / "metrics.jsonl") == [VALUES]
