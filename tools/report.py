@@ -11,6 +11,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="report.py", description=__doc__)
     p.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, with the results of an evaluation")
     p.add_argument("--data", type=Path, metavar="FOLDER", help="the shard set that was evaluated; default: data.val")
+    p.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw a contact sheet of typical images")
     return p
 
 
@@ -22,6 +23,12 @@ def main() -> int:
     from mres.shards.reader import ShardSet
 
     print(write_report(arguments.run_dir, ShardSet(data)))
+    if arguments.picture:
+        from mres.evaluate.picture import draw_picture
+        from mres.evaluate.results import read_results
+
+        draw_picture(read_results(arguments.run_dir)[1], ShardSet(data), arguments.picture)
+        print(arguments.picture)
     return 0
 
 

@@ -159,28 +159,17 @@ class Evaluator:
             logits_Khh[: len(pairs)], item.geometry, self._task.shape.side, self._config.evaluate.threshold
         )
         truth_KHW = transforms.decode_masks([target.mask for target, _ in pairs])
+        keep = self._config.evaluate.save_masks
         return [
-            self._result(item.record, target, i, mask_HW, truth_HW.astype(bool))
+            ExpressionResult.of(
+                item.record,
+                target,
+                i,
+                intersection_union(mask_HW, truth_HW.astype(bool)),
+                transforms.encode_mask(mask_HW) if keep else None,
+            )
             for (target, i), mask_HW, truth_HW in zip(pairs, masks_KHW, truth_KHW, strict=True)
         ]
-
-    def _result(
-        self, record: ImageRecord, target: Target, index: int, mask_HW: np.ndarray, truth_HW: np.ndarray
-    ) -> ExpressionResult:
-        intersection, union = intersection_union(mask_HW, truth_HW)
-        expression = target.expressions[index]
-        return ExpressionResult(
-            expression_id=expression_id(record, target, index),
-            image_id=record.id,
-            target_id=target.id,
-            granularity=target.granularity,
-            category=target.category,
-            kind=expression.kind,
-            text=expression.text,
-            intersection=intersection,
-            union=union,
-            prediction=transforms.encode_mask(mask_HW) if self._config.evaluate.save_masks else None,
-        )
 
 
 def predicted_masks(logits_Khh: Tensor, geometry: transforms.Geometry, side: int, threshold: float) -> list[np.ndarray]:

@@ -65,7 +65,7 @@ def gallery(results: Sequence[ExpressionResult], shards: ShardSet) -> list[CaseG
     """
     chosen = {granularity: choose(results, granularity) for granularity in GRANULARITIES}
     wanted = {result.image_id for groups in chosen.values() for group in groups.values() for result in group}
-    found = _find(shards, wanted)
+    found = find_records(shards, wanted)
     return [
         CaseGroup(granularity, name, tuple(_draw(result, *found[result.image_id]) for result in group))
         for granularity, groups in chosen.items()
@@ -110,7 +110,7 @@ def _of_different_images(
     return sorted(first.values(), key=lambda result: result.image_id in images)[:size]
 
 
-def _find(shards: ShardSet, wanted: set[str]) -> Mapping[str, tuple[ImageRecord, str]]:
+def find_records(shards: ShardSet, wanted: set[str]) -> Mapping[str, tuple[ImageRecord, str]]:
     """The wanted records with the places where they lie; reads on until all are there."""
     found = dict(_matching(shards, wanted))
     missing = sorted(wanted - found.keys())
@@ -134,9 +134,9 @@ def _matching(shards: ShardSet, wanted: set[str]) -> Iterator[tuple[str, tuple[I
 
 
 def _draw(result: ExpressionResult, record: ImageRecord, where: str) -> Case:
-    image_hw3 = _pixels(record, where)
+    image_hw3 = pixels(record, where)
     truth_hw = _decoded(_target(result, record, where).mask)
-    prediction_hw = _decoded(_checked_prediction(result, record))
+    prediction_hw = decoded_prediction(result, record)
     size = drawing_size(record.width, record.height, _SIDE)
     image_HW3, truth_HW = resized_image(image_hw3, size), resized_mask(truth_hw, size)
     predicted_HW3 = overlay(image_HW3, resized_mask(prediction_hw, size), PREDICTION_COLOUR)
@@ -150,7 +150,7 @@ def _draw(result: ExpressionResult, record: ImageRecord, where: str) -> Case:
     )
 
 
-def _pixels(record: ImageRecord, where: str) -> np.ndarray:
+def pixels(record: ImageRecord, where: str) -> np.ndarray:
     try:
         return np.asarray(open_image(record, where).convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
@@ -178,6 +178,15 @@ def _checked_prediction(result: ExpressionResult, record: ImageRecord) -> Rle:
             f"{record.width} pixels; evaluate again"
         )
     return mask
+
+
+def decoded_prediction(result: ExpressionResult, record: ImageRecord) -> np.ndarray:
+    """The predicted mask (bool), checked to be of the record's size.
+
+    Raises:
+        ResultsError: damaged, or of another size.
+    """
+    return _decoded(_checked_prediction(result, record))
 
 
 def _decoded(mask: Rle) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mres.errors import UserError
 from mres.evaluate.iou import PROTOCOL, all_figures_of, iou
-from mres.records import GRANULARITIES, Granularity, RecordError, Rle, read_jsonl
+from mres.records import GRANULARITIES, Granularity, ImageRecord, RecordError, Rle, Target, expression_id, read_jsonl
 
 SUMMARY_NAME = "results.json"
 LINES_NAME = "results.jsonl"
@@ -41,6 +41,25 @@ class ExpressionResult:
     intersection: int
     union: int
     prediction: Rle | None = None
+
+    @classmethod
+    def of(
+        cls, record: ImageRecord, target: Target, index: int, areas: tuple[int, int], prediction: Rle | None = None
+    ) -> ExpressionResult:
+        """The result of expression `index` of `target`; `areas` = (intersection, union)."""
+        expression = target.expressions[index]
+        return cls(
+            expression_id=expression_id(record, target, index),
+            image_id=record.id,
+            target_id=target.id,
+            granularity=target.granularity,
+            category=target.category,
+            kind=expression.kind,
+            text=expression.text,
+            intersection=areas[0],
+            union=areas[1],
+            prediction=prediction,
+        )
 
     @property
     def iou(self) -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mres.evaluate.iou import intersection_union
 from mres.evaluate.results import ExpressionResult
-from mres.records import GRANULARITIES, Granularity, ImageRecord, Target, expression_id
+from mres.records import GRANULARITIES, Granularity, ImageRecord
 from mres.stream.transforms import decode_masks, resize_map
 
 TRIVIAL_LABELS = {
@@ -44,8 +44,8 @@ def trivial_answers(train: Iterable[ImageRecord], held_out: Iterable[ImageRecord
         masks_NHW = decode_masks([target.mask for target in record.targets]).astype(bool)
         for position, target in enumerate(record.targets):
             for name, mask_HW in _answers(record, position, masks_NHW, constant):
-                intersection, union = intersection_union(mask_HW, masks_NHW[position])
-                answers[name] += _results(record, target, intersection, union)
+                areas = intersection_union(mask_HW, masks_NHW[position])
+                answers[name] += [ExpressionResult.of(record, target, i, areas) for i in range(len(target.expressions))]
     return answers
 
 
@@ -67,23 +67,6 @@ def _answers(
 def _union(masks_NHW: np.ndarray, chosen_N: list[bool]) -> np.ndarray:
     union_HW: np.ndarray = masks_NHW[np.array(chosen_N)].any(axis=0)
     return union_HW
-
-
-def _results(record: ImageRecord, target: Target, intersection: int, union: int) -> list[ExpressionResult]:
-    return [
-        ExpressionResult(
-            expression_id=expression_id(record, target, index),
-            image_id=record.id,
-            target_id=target.id,
-            granularity=target.granularity,
-            category=target.category,
-            kind=expression.kind,
-            text=expression.text,
-            intersection=intersection,
-            union=union,
-        )
-        for index, expression in enumerate(target.expressions)
-    ]
 
 
 class _ConstantMasks:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mres.parallel.native import build_optimizer
 from mres.parallel.strategy import AdamW, ParameterGroup, Strategy
-from mres.parallel.zero_state import Partition
+from mres.parallel.zero_state import Partition, assign_owners, chunked
 
 _BUCKET = 50_000_000
 # Host memory that loading takes beside a rank's own share; every rank reads each chunk whole and keeps its piece.
@@ -97,7 +97,7 @@ class ZeroStrategy(Strategy):
     def save_state(self, folder: Path) -> None:
         """Gathers tensor by tensor, each on the one rank that writes it: no rank ever holds the whole model."""
         state: dict[str, Tensor] = {}
-        for name, owner in self._partition.owners().items():
+        for name, owner in assign_owners(self._partition.shapes, self.world.size).items():
             for key, target in _KEYS.items():
                 whole = self._partition.gather(name, key, owner)
                 if whole is not None:
@@ -112,7 +112,7 @@ class ZeroStrategy(Strategy):
         if optimizer:
             self._load(folder, steps)
             self._partition.write_steps({name: steps[f"optim.{name}.step"] for name in self._partition.shapes})
-        for names in self._partition.chunks(_CHUNK_BYTES // len(keys)):
+        for names in chunked(self._partition.shapes, _CHUNK_BYTES // len(keys)):
             read = {t.format(n): torch.empty(self._partition.shapes[n]) for n in names for t in keys.values()}
             self._load(folder, read)
             for name in names:

@@ -130,25 +130,27 @@ class Partition:
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
-    def owners(self) -> dict[str, int]:
-        """Which rank writes each parameter: the largest first, each to the rank with the least so far."""
-        loads = [0] * self._world.size
-        owners = {}
-        for name in sorted(self.shapes, key=lambda n: (-self.shapes[n].numel(), n)):
-            owners[name] = loads.index(min(loads))
-            loads[owners[name]] += self.shapes[name].numel()
-        return owners
 
-    def chunks(self, num_bytes: int) -> Iterator[list[str]]:
-        """The parameters in pieces of at most `num_bytes` of float32, or of one parameter that is larger."""
-        chunk: list[str] = []
-        used = 0
-        for name, shape in self.shapes.items():
-            size = 4 * shape.numel()
-            if chunk and used + size > num_bytes:
-                yield chunk
-                chunk, used = [], 0
-            chunk.append(name)
-            used += size
-        if chunk:
+def assign_owners(shapes: Mapping[str, torch.Size], world_size: int) -> dict[str, int]:
+    """Which rank writes each parameter: the largest first, each to the rank with the least so far."""
+    loads = [0] * world_size
+    owners = {}
+    for name in sorted(shapes, key=lambda n: (-shapes[n].numel(), n)):
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += shapes[name].numel()
+    return owners
+
+
+def chunked(shapes: Mapping[str, torch.Size], num_bytes: int) -> Iterator[list[str]]:
+    """The parameters in their order, in pieces of at most `num_bytes` of float32, or of one parameter that is larger."""
+    chunk: list[str] = []
+    used = 0
+    for name, shape in shapes.items():
+        size = 4 * shape.numel()
+        if chunk and used + size > num_bytes:
             yield chunk
+            chunk, used = [], 0
+        chunk.append(name)
+        used += size
+    if chunk:
+        yield chunk

@@ -159,12 +159,3 @@ class Tally:
             images_by_split=dict(sorted(self.splits.items())),
             quarantined=quarantined,
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

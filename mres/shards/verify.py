@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from mres.errors import UserError
+from mres.files import file_sha256
 from mres.progress import track
 from mres.records import RecordError
 from mres.shards.index import read_index, record_key, record_span
-from mres.shards.manifest import MANIFEST_NAME, Manifest, Shard, file_sha256, read_manifest
+from mres.shards.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
 from mres.shards.reader import parse_record, pread
 from mres.shards.writer import check_image
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mres.errors import UserError
+from mres.files import file_sha256, fsync, publish_folder
 from mres.records import GRANULARITIES, ImageRecord, RecordError, record_from_json, record_to_json
 from mres.shards.index import index_tar, record_key, write_index
 from mres.shards.manifest import (
@@ -22,7 +22,6 @@ from mres.shards.manifest import (
     Manifest,
     Shard,
     Tally,
-    file_sha256,
     is_shard_set,
     make_manifest,
 )
@@ -244,8 +243,8 @@ def _published(out: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield folder
         for path in [*folder.iterdir(), folder]:
-            _fsync(path)
-        _publish(folder, out)
+            fsync(path)
+        publish_folder(folder, out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -258,21 +257,3 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"'{out}' exists and is not empty; give another folder, or --overwrite to replace it")
     if not is_shard_set(out):
         raise UserError(f"'{out}' is not a shard set, so --overwrite does not remove it; give another folder")
-
-
-def _publish(folder: Path, out: Path) -> None:
-    replaced = out.with_name(out.name + ".replaced")
-    if out.exists() and any(out.iterdir()):
-        shutil.rmtree(replaced, ignore_errors=True)
-        out.rename(replaced)
-    folder.rename(out)
-    _fsync(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

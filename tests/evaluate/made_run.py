@@ -89,19 +89,8 @@ def answers(record: ImageRecord, *, save_masks: bool = True) -> Iterator[Express
             lost = random.random() < (0.4 if expression.kind in RELATIONAL_KINDS else 0.08)
             answered = _other(record.targets, position, random) if lost else position
             mask_HW = _perturbed(masks_NHW[answered], random)
-            intersection, union = intersection_union(mask_HW, masks_NHW[position])
-            yield ExpressionResult(
-                expression_id=id_,
-                image_id=record.id,
-                target_id=target.id,
-                granularity=target.granularity,
-                category=target.category,
-                kind=expression.kind,
-                text=expression.text,
-                intersection=intersection,
-                union=union,
-                prediction=encode_mask(mask_HW) if save_masks else None,
-            )
+            areas = intersection_union(mask_HW, masks_NHW[position])
+            yield ExpressionResult.of(record, target, index, areas, encode_mask(mask_HW) if save_masks else None)
 
 
 def _other(targets: Sequence[Target], position: int, random: np.random.Generator) -> int:

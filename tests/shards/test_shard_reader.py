@@ -15,10 +15,11 @@ import pytest
 from made_records import make_record
 
 from mres.errors import UserError
+from mres.files import file_sha256
 from mres.records import RecordError
 from mres.shards import reader
 from mres.shards.index import read_index, record_span, write_index
-from mres.shards.manifest import file_sha256, make_manifest, read_manifest
+from mres.shards.manifest import make_manifest, read_manifest
 from mres.shards.reader import ShardSet
 
 REPOSITORY = Path(__file__).parents[2]
