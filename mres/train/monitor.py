@@ -57,7 +57,7 @@ class Monitor:
         """One JSON line into a file of the run's folder."""
         if self._enabled:
             with (self._dir / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({key: _json_value(value) for key, value in line.items()}, allow_nan=False) + "\n")
+                file.write(json.dumps(_json_value(line), allow_nan=False) + "\n")
 
     def say(self, text: str) -> None:
         if not self._enabled:
@@ -89,7 +89,9 @@ def rewind(path: Path, step: int) -> None:
 
 
 def _json_value(value: Any) -> Any:
-    """JSON knows no NaN and no infinity; readers other than Python's would refuse the line."""
+    """JSON knows no NaN and no infinity: null stands for them; readers other than Python's would refuse the line."""
+    if isinstance(value, Mapping):
+        return {key: _json_value(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -35,7 +35,9 @@ def test_numbers_keep_their_precision_and_nan_becomes_null(tmp_path: Path, capsy
     monitor.start(0)
     monitor.metrics(VALUES)
     monitor.metrics({**VALUES, "step": 4, "loss": math.nan, "grad_norm": math.inf})
+    monitor.append("evaluations.jsonl", {"step": 4, "part": {"mIoU": math.nan, "num": 0}})
     monitor.close()
+    assert lines(tmp_path / "evaluations.jsonl") == [{"step": 4, "part": {"mIoU": None, "num": 0}}]
     first, second = lines(tmp_path / "metrics.jsonl")
     assert first == VALUES
     assert second == {**VALUES, "step": 4, "loss": None, "grad_norm": None}
