@@ -66,6 +66,8 @@ def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
     strategy = build_strategy(config_of(kind), world)
     if kind.startswith("zero"):
         type(strategy).persist_below = 1000  # some parameters whole, some partitioned, also in a tiny model
+    if kind.startswith("fsdp"):
+        type(strategy).own_unit_from = 1000  # blocks of a tiny model as units of their own, as large ones are
     strategy.wrap(model, model.blocks(), parameter_groups(model, 0.05), ADAMW)
     return strategy
 
