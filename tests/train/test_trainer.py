@@ -16,7 +16,7 @@ from mres.errors import UserError
 from mres.parallel.world import join_world, leave_world
 from mres.shards.reader import ShardSet
 from mres.stream.batch import Batch
-from mres.train import session
+from mres.train import session, trainer
 from mres.train.preempt import StopRequest
 from mres.train.task import SegmentationTask
 
@@ -213,3 +213,13 @@ def test_expressions_that_are_cut_are_counted(tmp_path: Path, config: Path) -> N
     assert done.codes == [0], done.output
     assert sum(line["cut_expressions"] for line in lines(tmp_path / "runs" / "run" / "metrics.jsonl")) > 5
     assert "longer than model.text_length=5" in done.output
+
+
+def test_every_step_and_rank_has_its_own_dropout() -> None:
+    def draw(seed: int, step: int, rank: int) -> tuple[float, ...]:
+        trainer._seed_step(seed, step, rank)
+        return tuple(torch.rand(3).tolist())
+
+    keys = [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 11, 0), (0, 1, 1)]
+    assert len({draw(*key) for key in keys}) == len(keys)
+    assert draw(0, 1, 0) == draw(0, 1, 0)
