@@ -86,9 +86,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     values = _read(path) if path is not None else {}
     given: dict[tuple[str, ...], str] = {}
     parsed = [(override, *_parse_override(override)) for override in overrides]
-    for override, keys, value in parsed:
+    for _, keys, value in parsed:
         if keys == ("parallel", "strategy"):
             _drop_other_strategies(values, value)
+    for override, keys, value in parsed:
         _set(values, keys, value, override)
         given[keys] = override
     _refuse_true(values, path, given)

@@ -5,6 +5,7 @@ sees the text, so an image is read, decoded and encoded once for all of its expr
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,7 @@ class _Reader:
         return Rle(height, width, counts)
 
     def _box(self, value: Any) -> tuple[float, float, float, float]:
-        if isinstance(value, list) and len(value) == 4 and all(isinstance(v, int | float) for v in value):
+        if isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value)):
             return (float(value[0]), float(value[1]), float(value[2]), float(value[3]))
         raise self._error("box", value, "[x, y, width, height] in pixels")
 
@@ -261,6 +262,10 @@ class _Reader:
         shown = repr(found)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         return RecordError(f"{self.where}: field {field!r}: found {shown}, expected {allowed}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def rle_counts(counts: bytes) -> list[int]:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from mres.config import load_config
 from mres.errors import UserError, exit_on_user_error
+from mres.evaluate.results import read_results
+from mres.evaluate.table import print_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "demo"
@@ -44,7 +46,7 @@ def stages(processes: int) -> list[Stage]:
     made = [
         Stage(
             f"drawing {images} scenes ({name})",
-            (DATA / name / "manifest.json").is_file,
+            _is_drawn(DATA / name, num_images=images, seed=seed, relational_share=share),
             [
                 python, "tools/shard.py", "build", "scenes", str(DATA / name), "--num-images", str(images), "--seed", str(seed),
                 "--split", split, "--image-size", "128", "--relational-share", str(share), "--workers", str(processes),
@@ -57,10 +59,10 @@ def stages(processes: int) -> list[Stage]:
         "--master-addr", "127.0.0.1", "--master-port", str(_free_port()), "launch/train.py", "--config",
     ]  # fmt: skip
     trained = [
-        Stage(title, _is_trained(ROOT / config), [*torchrun, config])
-        for title, config in (
-            ("pre-training on objects and parts", "configs/demo_pretrain.yaml"),
-            ("fine-tuning", "configs/demo.yaml"),
+        Stage(title, _is_trained(ROOT / config, overrides), [*torchrun, config, *overrides])
+        for title, config, overrides in (
+            ("pre-training on objects and parts", "configs/demo_pretrain.yaml", ()),
+            ("fine-tuning", "configs/demo.yaml", ("checkpoint.init_from=runs/demo-pretrain",)),
         )
     ]
     evaluate = [python, "launch/evaluate.py", "--config", "configs/demo.yaml", "--checkpoint", "runs/demo"]
@@ -73,10 +75,35 @@ def stages(processes: int) -> list[Stage]:
     ]
 
 
-def _is_trained(config_path: Path) -> Callable[[], bool]:
-    config = load_config(config_path)
-    last = ROOT / config.run_dir / "checkpoints" / f"step-{config.train.steps:08d}" / "MANIFEST.json"
-    return last.is_file
+def _is_drawn(folder: Path, **wanted: float) -> Callable[[], bool]:
+    def done() -> bool:
+        if not (folder / "manifest.json").is_file():
+            return False
+        source = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["source"]
+        if any(source.get(key) != value for key, value in wanted.items()):
+            raise UserError(
+                f"'{folder}' holds other scenes than this demo's ({source}); remove that folder to draw them again"
+            )
+        return True
+
+    return done
+
+
+def _is_trained(config_path: Path, overrides: Sequence[str] = ()) -> Callable[[], bool]:
+    config = load_config(config_path, overrides)
+    checkpoint = ROOT / config.run_dir / "checkpoints" / f"step-{config.train.steps:08d}"
+
+    def done() -> bool:
+        if not (checkpoint / "MANIFEST.json").is_file():
+            return False
+        if (checkpoint / "config.yaml").read_text(encoding="utf-8") != config.to_yaml():
+            raise UserError(
+                f"'{ROOT / config.run_dir}' was trained with another {config_path.name} than is there now; "
+                "remove that folder (and its results with it) to train again"
+            )
+        return True
+
+    return done
 
 
 def _is_evaluated(config_path: Path) -> Callable[[], bool]:
@@ -135,8 +162,11 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # what torchrun would set, without its warning
     started = time.monotonic()
     todo = stages(arguments.processes)
+    evaluated_before = todo[-2].done()
     for number, stage in enumerate(todo, start=1):
         run(stage, number, len(todo))
+    if evaluated_before:
+        print_tables(read_results(ROOT / "runs" / "demo")[0])
     print(_closing(time.monotonic() - started))
     return 0
 

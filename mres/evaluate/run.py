@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
 from mres.evaluate.held_out import held_out
-from mres.records import ImageRecord
+from mres.progress import track
+from mres.records import ImageRecord, RecordError
 from mres.shards.reader import ShardSet
 
 if TYPE_CHECKING:
@@ -32,14 +34,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a run's folder, a checkpoint or a .safetensors file"
     )
-    parser.add_argument("--out", type=Path, help="folder of results.json and results.jsonl; default: the run's folder")
+    parser.add_argument("--out", type=Path, help="folder of results.json and results.jsonl; default: run.dir/run.name")
     parser.add_argument("--json", action="store_true", help="print results.json instead of the table")
     arguments, config = parse(parser, argv)
     shards = held_out(config)
-    return evaluate(config, shards, arguments.checkpoint, arguments.out or config.run_dir, as_json=arguments.json)
+    sample = constant_sample(config, shards)
+    out = arguments.out or config.run_dir
+    return evaluate(config, shards, sample, arguments.checkpoint, out, as_json=arguments.json)
 
 
-def evaluate(config: Config, shards: ShardSet, checkpoint: Path, out: Path, *, as_json: bool) -> int:
+def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Path, out: Path, *, as_json: bool) -> int:
     """Evaluates, writes the results into `out` and prints them."""
     from mres.checkpoint.pretrained import load_weights
     from mres.evaluate.evaluator import Evaluator
@@ -61,7 +65,7 @@ def evaluate(config: Config, shards: ShardSet, checkpoint: Path, out: Path, *, a
         evaluator = Evaluator(config, shards, task, build_strategy(parallel, world))
         results = evaluator.results(model.to(world.device))
         if results is not None:
-            _publish(config, shards, results, restored.source, out, as_json=as_json)
+            _publish(config, shards, sample, results, restored.source, out, as_json=as_json)
         return 0
     finally:
         leave_world()
@@ -76,7 +80,14 @@ def _make_folder(out: Path) -> None:
 
 
 def _publish(
-    config: Config, shards: ShardSet, results: list[ExpressionResult], checkpoint: str, out: Path, *, as_json: bool
+    config: Config,
+    shards: ShardSet,
+    sample: ShardSet,
+    results: list[ExpressionResult],
+    checkpoint: str,
+    out: Path,
+    *,
+    as_json: bool,
 ) -> None:
     """Rank 0 sets the trivial answers beside the model's, writes both down and shows them."""
     from mres.evaluate.results import summarise, write_results
@@ -89,7 +100,9 @@ def _publish(
         threshold=config.evaluate.threshold,
         checkpoint=checkpoint,
         data=data,
-        trivial=trivial_answers(_constant_sample(config, shards), map(shards.read, range(len(shards)))),
+        trivial=trivial_answers(
+            _readable(sample), track(map(shards.read, range(len(shards))), len(shards), "trivial answers")
+        ),
     )
     write_results(out, results, summary)
     if as_json:
@@ -102,7 +115,21 @@ def _publish(
 _CONSTANT_SAMPLE = 500
 
 
-def _constant_sample(config: Config, shards: ShardSet) -> Iterator[ImageRecord]:
-    """What the constant answers are learned from: training images, or held-out ones where no training set is named."""
-    source = ShardSet(config.data.train) if config.data.train else shards
-    return map(source.read, range(min(len(source), _CONSTANT_SAMPLE)))
+def constant_sample(config: Config, shards: ShardSet) -> ShardSet:
+    """Where the best constant mask is learned: the training set, or the held-out one where that is not at hand."""
+    if config.data.train is None:
+        return shards
+    try:
+        return ShardSet(config.data.train)
+    except UserError as error:
+        print(f"warning: {error}; the best constant mask is taken from the held-out set itself", file=sys.stderr)
+        return shards
+
+
+def _readable(sample: ShardSet) -> Iterator[ImageRecord]:
+    """The first records that can be read; broken ones were counted when training met them, and a mean can miss them."""
+    for index in range(min(len(sample), _CONSTANT_SAMPLE)):
+        try:
+            yield sample.read(index)
+        except RecordError as error:
+            print(f"warning: left out of the constant mask: {error}", file=sys.stderr)

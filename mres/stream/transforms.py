@@ -5,6 +5,7 @@ Shapes: H×W an original image, S the side of the square, h the side of the grid
 
 import io
 import re
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,7 +126,7 @@ def square_image(image: Image.Image, geometry: Geometry, side: int, where: str) 
         image.draft("RGB", (int(image.width / shrink), int(image.height / shrink)))
     try:
         rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise RecordError(f"{where}: the image cannot be decoded ({error})") from None
     scale_x, scale_y = rgb.width / geometry.width, rgb.height / geometry.height
     box = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)

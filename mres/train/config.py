@@ -29,7 +29,13 @@ class OptimConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    lr: float = Field(1e-5, gt=0, description="peak learning rate", json_schema_extra=named("learning_rate", "base_lr"))
+    lr: float = Field(
+        1e-5,
+        gt=0,
+        allow_inf_nan=False,
+        description="peak learning rate",
+        json_schema_extra=named("learning_rate", "base_lr"),
+    )
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
     weight_decay: float = Field(5e-4, ge=0, json_schema_extra=named("wd"))
     betas: tuple[float, float] = (0.9, 0.999)

@@ -1,7 +1,10 @@
 """The command line of training: everything that can be refused is refused here, before torch loads."""
 
+import difflib
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mres.cli import config_parser, parse
 from mres.config import Config
@@ -26,6 +29,9 @@ def main(argv: Sequence[str]) -> int:
     arguments, config = parse(parser, argv)
     shards = training_shards(config)
     check_evaluation(config)
+    check_weights(config)
+    check_kinds(config, shards)
+    warn_of_warmup(config, shards)
     if arguments.dry_run:
         print(config.to_yaml(), end="")
         print(plan(config, shards))
@@ -39,6 +45,46 @@ def training_shards(config: Config) -> ShardSet:
     if config.data.train is None:
         raise UserError("data.train is not set; name a shard folder (python tools/shard.py build … makes one)")
     return ShardSet(config.data.train)
+
+
+def check_weights(config: Config) -> None:
+    """Weights that are not there are refused here; what is in them, when they are read.
+
+    A run that goes on from its own checkpoint does not read them again.
+    """
+    resume = config.checkpoint.resume
+    if resume == "auto" and any((config.run_dir / "checkpoints").glob("step-*/MANIFEST.json")):
+        return
+    named = {"init_from": config.checkpoint.init_from, "text_weights": config.checkpoint.text_weights}
+    if resume not in ("auto", "never"):
+        named["resume"] = resume
+    for key, path in named.items():
+        if path is not None and not Path(path).exists():
+            default = "auto" if key == "resume" else "null"
+            raise UserError(
+                f"checkpoint.{key}='{path}' does not exist; name another path, or go without (checkpoint.{key}={default})"
+            )
+
+
+def check_kinds(config: Config, shards: ShardSet) -> None:
+    """A weight for a kind that the data does not have would have no effect."""
+    known = {kind for kinds in shards.manifest.counts.expressions_by_kind.values() for kind in kinds}
+    for kind in config.data.kind_weights:
+        if kind not in known:
+            near = difflib.get_close_matches(kind, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(known))}"
+            raise UserError(f"data.kind_weights names '{kind}', and '{shards.folder}' has no such expressions; {hint}")
+
+
+def warn_of_warmup(config: Config, shards: ShardSet) -> None:
+    order = Order(config.run.seed, len(shards), config.data.images_per_batch)
+    steps = config.train.total_steps(order.steps_per_epoch)
+    if config.optim.warmup_steps >= steps and os.environ.get("RANK", "0") == "0":
+        print(
+            f"warning: optim.warmup_steps={config.optim.warmup_steps} is not below the run's {steps} steps, so the rate never "
+            f"comes down from its warm-up; lower it, or raise train.steps (train.epochs)",
+            file=sys.stderr,
+        )
 
 
 def check_evaluation(config: Config) -> None:

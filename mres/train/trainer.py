@@ -49,14 +49,19 @@ class Progress:
     """What a run has counted so far, the same on every rank; it travels in checkpoints."""
 
     expressions_seen: int = 0
+    bad_steps: int = 0
     quarantined: set[str] = field(default_factory=set)
 
     def to_json(self) -> dict[str, Any]:
-        return {"expressions_seen": self.expressions_seen, "quarantined": sorted(self.quarantined)}
+        return {
+            "expressions_seen": self.expressions_seen,
+            "bad_steps": self.bad_steps,
+            "quarantined": sorted(self.quarantined),
+        }
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Progress:
-        return cls(int(state["expressions_seen"]), set(state.get("quarantined", ())))
+        return cls(int(state["expressions_seen"]), int(state.get("bad_steps", 0)), set(state.get("quarantined", ())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +206,7 @@ class Trainer:
                 "images_per_s": window.images / seconds,
                 "expressions_per_s": window.expressions / seconds,
                 "cut_expressions": int(window.cut),
+                "bad_steps": self._progress.bad_steps,
                 "bad_images": len(self._progress.quarantined),
                 "peak_memory_bytes": _peak_memory(self._strategy.world.device),
             }
@@ -220,6 +226,7 @@ class Trainer:
         return norm
 
     def _report_bad_step(self, step: _Step) -> None:
+        self._progress.bad_steps += 1
         ranks = self._strategy.gather((step.image_ids, step.expression_ids)) or []
         ids = {
             "step": step.number,

@@ -1,9 +1,13 @@
 """The demo's stages: each is found done by what it left, and only then."""
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
+
+from mres.config import load_config
+from mres.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,17 +27,36 @@ def test_nothing_is_done_in_an_empty_folder(demo: dict) -> None:
     assert [stage.done() for stage in demo["stages"](2)] == [False] * 7
 
 
+def finish(checkpoint: Path, config: str, overrides: tuple[str, ...] = ()) -> None:
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "MANIFEST.json").touch()
+    (checkpoint / "config.yaml").write_text(load_config(ROOT / "configs" / config, overrides).to_yaml())
+
+
+def draw(folder: Path, **changed: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    source = {"num_images": 200, "seed": 3, "relational_share": 0.25, **changed}
+    (folder / "manifest.json").write_text(json.dumps({"source": source}))
+
+
 def test_a_stage_is_done_once_its_last_file_is_there(demo: dict, tmp_path: Path) -> None:
     stages = demo["stages"](2)
-    (tmp_path / "data/demo/val").mkdir(parents=True)
-    (tmp_path / "data/demo/val/manifest.json").touch()
+    draw(tmp_path / "data/demo/val")
     checkpoints = tmp_path / "runs/demo-pretrain/checkpoints"
-    (checkpoints / "step-00000400").mkdir(parents=True)
-    (checkpoints / "step-00000400/MANIFEST.json").touch()  # an early checkpoint is not the end
+    finish(checkpoints / "step-00000325", "demo_pretrain.yaml")  # an early checkpoint is not the end
     assert [stage.done() for stage in stages] == [False, False, True, False, False, False, False]
-    (checkpoints / "step-00001300").mkdir()
-    (checkpoints / "step-00001300/MANIFEST.json").touch()
+    finish(checkpoints / "step-00001300", "demo_pretrain.yaml")
     assert [stage.done() for stage in stages] == [False, False, True, True, False, False, False]
+
+
+def test_what_other_settings_left_is_refused(demo: dict, tmp_path: Path) -> None:
+    stages = demo["stages"](2)
+    draw(tmp_path / "data/demo/val", seed=4)
+    with pytest.raises(UserError, match="remove that folder to draw them again"):
+        stages[2].done()
+    finish(tmp_path / "runs/demo/checkpoints/step-00001300", "demo.yaml", ("optim.lr=1e-4",))
+    with pytest.raises(UserError, match="remove that folder"):
+        stages[4].done()
 
 
 def test_results_of_another_checkpoint_do_not_count(demo: dict, tmp_path: Path) -> None:
