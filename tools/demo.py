@@ -130,19 +130,33 @@ def _free_port() -> int:
 
 
 def run(stage: Stage, number: int, total: int) -> None:
-    """Runs a stage unless it is done; a Ctrl-C is waited out, since the command saves before it ends."""
+    """Runs a stage unless it is done; a Ctrl-C is waited out, since the command saves before it ends.
+
+    Raises:
+        KeyboardInterrupt: after a Ctrl-C, once the command has ended.
+        UserError: the command failed.
+    """
     if stage.done():
         print(f"[{number}/{total}] {stage.title}: done before", flush=True)
         return
     print(f"[{number}/{total}] {stage.title}", flush=True)
     started = time.monotonic()
-    process = subprocess.Popen(stage.command, cwd=ROOT)
+    interrupted: list[int] = []
+    process = subprocess.Popen(stage.command, cwd=ROOT, stderr=subprocess.PIPE)
+    assert process.stderr is not None, "asked for"
     # The terminal sends Ctrl-C to the command as well; it saves and ends, and then we do.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
     try:
+        for line in process.stderr:
+            if not interrupted:  # from then on it is torchrun's traceback about having been interrupted
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
         code = process.wait()
     finally:
         signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        print("run make demo again to go on from here", flush=True)
+        raise KeyboardInterrupt
     if code:
         raise UserError(
             f"the stage '{stage.title}' ended early (exit code {code}); run make demo again to go on from here"
