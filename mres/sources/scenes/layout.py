@@ -12,6 +12,7 @@ from mres.sources.scenes.options import SceneOptions
 from mres.sources.scenes.shapes import CATEGORIES, COLOURS, Piece, Rgb, Shape, extent, unit_shape
 
 SMALL, LARGE = (0.25, 0.30), (0.43, 0.52)  # side of a square as large as the object's box
+ROOMY = 4  # objects that fit at these sizes; where there may be more, all are smaller
 MAX_OVERLAP = 0.12  # of the smaller of two boxes
 MAX_RIVALS = 3
 EDGE = 0.015
@@ -48,8 +49,9 @@ def pick(rng: np.random.Generator, values: "list[T] | tuple[T, ...]") -> T:
 def place_objects(rng: np.random.Generator, horizon: float, options: SceneOptions) -> list[Placed]:
     """The objects of one scene, those further back (higher on the ground) first; may be fewer than wished for."""
     placed: list[Placed] = []
+    scale = min(1.0, ROOMY / options.max_objects)
     for wish in _wishes(rng, options):
-        found = _place(rng, wish, horizon, [other.box for other in placed])
+        found = _place(rng, wish, horizon, [other.box for other in placed], scale)
         if found is not None:
             placed.append(found)
     return sorted(placed, key=lambda other: other.box[3])
@@ -80,9 +82,9 @@ def _rival(rng: np.random.Generator, model: Wish, options: SceneOptions) -> Wish
     return Wish(model.category, colour, bool(rng.random() < (0.35 if model.large else 0.65)))
 
 
-def _place(rng: np.random.Generator, wish: Wish, horizon: float, taken: list[Box]) -> Placed | None:
+def _place(rng: np.random.Generator, wish: Wish, horizon: float, taken: list[Box], scale: float) -> Placed | None:
     shape = unit_shape(wish.category, rng)
-    side = rng.uniform(*(LARGE if wish.large else SMALL))
+    side = rng.uniform(*(LARGE if wish.large else SMALL)) * scale
     unit_width, unit_height = extent(shape)
     width, height = unit_width * side, unit_height * side
     if max(width, height) > 1 - 2 * EDGE:
