@@ -214,7 +214,7 @@ def test_ctrl_c_leaves_nothing_behind(data: Path) -> None:
     with (data / "images/pipe.jpg").open("wb"):  # opens once the build has opened the other end
         assert (data / "out.incomplete/shard-000000.tar").exists()
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 130
+        assert process.wait(timeout=60) == 130
     assert process.stderr.read() == "interrupted\n"
     process.stderr.close()
     assert sorted(data.rglob("*")) == before
