@@ -137,10 +137,21 @@ def test_paths_that_are_wrong(tmp_path: Path, config: Path) -> None:
     refused(train(tmp_path, config, "data.val=null", "evaluate.every=2"), "evaluate.every is set and data.val is not")
     refused(train(tmp_path, config, "data.val=nowhere", "evaluate.every=2"), "no shard set at 'nowhere'")
     refused(train(tmp_path, config, "run.dir=other/a.txt"), "cannot write into the run's folder 'other/a.txt/run'")
-    refused(train(tmp_path, config, "checkpoint.resume=nowhere"), "no such checkpoint or run: 'nowhere'")
+    refused(
+        train(tmp_path, config, "checkpoint.resume=nowhere"),
+        "checkpoint.resume='nowhere' does not exist",
+        "checkpoint.resume=auto",
+    )
     refused(train(tmp_path, config, "checkpoint.resume=other"), "no finished checkpoint in 'other'")
-    refused(train(tmp_path, config, "checkpoint.init_from=nowhere"), "no such checkpoint or run: 'nowhere'")
-    refused(train(tmp_path, config, "checkpoint.init_from=no.safetensors"), "no such file: 'no.safetensors'")
+    refused(
+        train(tmp_path, config, "checkpoint.init_from=nowhere"),
+        "checkpoint.init_from='nowhere' does not exist",
+        "checkpoint.init_from=null",
+    )
+    refused(
+        train(tmp_path, config, "checkpoint.init_from=no.safetensors"),
+        "checkpoint.init_from='no.safetensors' does not exist",
+    )
     refused(train(tmp_path, config, "checkpoint.text_weights=other/a.txt"), "other/a.txt' ")
 
 
