@@ -3,7 +3,11 @@
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
+
+# Launchers end all ranks once one has failed: the silent ones wait, or the one that speaks may be ended before it has.
+_HEAD_START_S = 3.0
 
 
 class UserError(Exception):
@@ -32,6 +36,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> Callable[[], int]:
         except UserError as error:
             if _speaks(os.environ):
                 print(f"error: {error}", file=sys.stderr, flush=True)
+            else:
+                time.sleep(_HEAD_START_S)
             return 2
         except BrokenPipeError:  # `mres ... | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
