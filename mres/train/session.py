@@ -18,6 +18,7 @@ from mres.errors import UserError
 from mres.parallel.strategy import AdamW, Strategy, build_strategy
 from mres.parallel.world import World, join_world, leave_world
 from mres.shards.reader import ShardSet
+from mres.stream.config import share_of_rank
 from mres.stream.loader import StreamState, TrainingStream
 from mres.train.monitor import Monitor
 from mres.train.optim import describe_groups, parameter_groups
@@ -214,7 +215,7 @@ def _check_same(strategy: Strategy, config: Config, last_step: int) -> None:
 
 
 def _check_accumulation(config: Config, world: World) -> None:
-    share = config.data.images_per_batch // world.size
+    share = share_of_rank(config.data.images_per_batch, world.size)
     if share % config.train.accumulate:
         raise UserError(
             f"train.accumulate={config.train.accumulate} does not divide a rank's {share} images "
