@@ -1,5 +1,6 @@
 """COCO-format part annotations to image records, with expressions made from the category names."""
 
+import argparse
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -75,7 +76,42 @@ def coco_parts(
         "instances": instances,
         "separate": sorted(separate),
     }
-    return Source(str(annotations), maker.records(chosen), len(chosen) + len(file.errors), description, notes)
+    items: list[Any] = [*file.errors, *chosen]
+    return Source(str(annotations), len(items), lambda number: maker.record(items[number]), description, notes)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--annotations", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="the COCO JSON"
+    )
+    parser.add_argument(
+        "--images", type=Path, required=True, default=argparse.SUPPRESS, metavar="DIR", help="the folder of its images"
+    )
+    parser.add_argument("--split", choices=SPLITS, required=True, default=argparse.SUPPRESS, help="which of the two")
+    parser.add_argument("--val-images", type=int, default=50, metavar="N", help="how many images are held out")
+    parser.add_argument("--seed", type=int, default=0, help="which ones are held out")
+    parser.add_argument("--whole", default="car", metavar="NAME", help="what the parts belong to; '' for none")
+    parser.add_argument(
+        "--separate",
+        action="append",
+        default=[],
+        metavar="CATEGORY",
+        help="each polygon of this category is an instance of its own; may be repeated",
+    )
+    parser.add_argument("--instances", action="store_true", help="also single instances told apart by position")
+
+
+def from_arguments(arguments: argparse.Namespace) -> Source:
+    return coco_parts(
+        arguments.annotations,
+        arguments.images,
+        split=arguments.split,
+        val_images=arguments.val_images,
+        seed=arguments.seed,
+        whole=arguments.whole or None,
+        instances=arguments.instances,
+        separate=arguments.separate,
+    )
 
 
 def _held_out(image_ids: list[Any], val_images: int, seed: int) -> set[Any]:
@@ -168,15 +204,10 @@ class _Maker:
     separate: frozenset[str]
     notes: "Counter[str]"
 
-    def records(self, image_ids: list[Any]) -> Iterator[ImageRecord | RecordError]:
-        yield from self.file.errors
-        for image_id in image_ids:
-            try:
-                yield self._record(image_id)
-            except RecordError as error:
-                yield error
-
-    def _record(self, image_id: Any) -> ImageRecord:
+    def record(self, image_id: Any) -> ImageRecord:
+        """The record of an image; an annotation that belongs to none comes as its `RecordError` and is raised."""
+        if isinstance(image_id, RecordError):
+            raise image_id
         entry = self.file.images[image_id]
         name = PurePosixPath(entry["file_name"]).name
         where = f"{self.file.path}: image {image_id!r} ({name})"

@@ -1,9 +1,10 @@
 """MRES JSONL, the project's own exchange form (docs/data-format.md), to image records."""
 
+import argparse
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,45 +25,79 @@ def mres_jsonl(records: Path, *, split: str | None, allow_outside: bool = False)
         UserError: no such file, or no record at all. What is wrong with one record comes out of the iteration as a
             `RecordError`.
     """
-    digest, total = hashlib.sha256(), 0
+    digest, offsets, notes = hashlib.sha256(), [], Counter[str]()
     try:
         with records.open("rb") as lines:
-            for line in lines:
+            place = 0
+            for number, line in enumerate(lines, start=1):
                 digest.update(line)
-                total += bool(line.strip())
+                if line.strip() and _is_of(line, split, notes):
+                    offsets.append((number, place, len(line)))
+                place += len(line)
     except FileNotFoundError:
         raise UserError(
             f"no records at '{records}' (--records); the format is described in docs/data-format.md"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read '{records}': {error.strerror}") from None
-    if not total:
-        raise UserError(f"'{records}' holds no record; the format is described in docs/data-format.md")
+    if not offsets:
+        where = f" of the split '{split}'" if notes else ""
+        raise UserError(f"'{records}' holds no record{where}; the format is described in docs/data-format.md")
     description = {
         "format": "mres-jsonl",
         "records": records.name,
         "records_sha256": digest.hexdigest(),
         "split": split,
     }
-    notes: Counter[str] = Counter()
-    return Source(str(records), _records(records, split, allow_outside, notes), total, description, notes)
+    make = _Maker(records, offsets, allow_outside)
+    return Source(str(records), len(offsets), make, description, notes)
 
 
-def _records(
-    path: Path, split: str | None, allow_outside: bool, notes: "Counter[str]"
-) -> Iterator[ImageRecord | RecordError]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = _parse(line, where := f"{path}:{number}")
-                if split is not None and value.get("split") != split:
-                    notes[f"records of other splits than '{split}', left out"] += 1
-                    continue
-                yield record_from_json(value, _read_image(value, path.parent, allow_outside, where), where)
-            except RecordError as error:
-                yield error
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--records", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="one record a line"
+    )
+    parser.add_argument("--split", help="take only the records of this split")
+    parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside of the file's folder")
+
+
+def from_arguments(arguments: argparse.Namespace) -> Source:
+    return mres_jsonl(arguments.records, split=arguments.split, allow_outside=arguments.allow_outside)
+
+
+def _is_of(line: bytes, split: str | None, notes: "Counter[str]") -> bool:
+    """Whether a line belongs to the split; what is no record is kept, so that making it says what is wrong."""
+    if split is None:
+        return True
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    if not isinstance(value, dict) or value.get("split") == split:
+        return True
+    notes[f"records of other splits than '{split}', left out"] += 1
+    return False
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the record of a line that is known by (line number, place in the file, length)."""
+
+    path: Path
+    offsets: list[tuple[int, int, int]]
+    allow_outside: bool
+
+    def __call__(self, number: int) -> ImageRecord:
+        line_number, place, length = self.offsets[number]
+        where = f"{self.path}:{line_number}"
+        try:
+            with self.path.open("rb") as file:
+                file.seek(place)
+                line = file.read(length)
+        except OSError as error:
+            raise RecordError(f"{where}: cannot be read: {error.strerror}") from None
+        value = _parse(line, where)
+        return record_from_json(value, _read_image(value, self.path.parent, self.allow_outside, where), where)
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What every source hands over: records, how many, and what they were made from."""
+"""What every source hands over: records by number, how many, and what they were made from."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,27 +10,54 @@ from mres.records import ImageRecord, RecordError
 
 @dataclass(frozen=True)
 class Source:
-    """The records of one foreign data set.
+    """The records of one foreign data set, by number: any of them can be made alone, in any order, in any process.
 
-    Iterating gives an `ImageRecord`, or in its place the `RecordError` that says why one could not be made: whoever
-    consumes it decides whether that ends the work or is counted and listed.
+    Everything that is wrong with the whole of the data (no such file, another format, counts that do not fit) is a
+    `UserError` before a `Source` exists. What is wrong with one record is a `RecordError` when that record is made:
+    whoever asked for it decides whether that ends the work or is counted and listed.
 
     Attributes:
         name: what messages call it: the file as the user gave it.
-        items: the records, to be iterated once.
-        total: how many items will come.
+        total: how many records there are, those that cannot be made included.
+        make: record `number` (0 … total-1); raises `RecordError`. Called in forked processes, in any order.
         description: what they are made from (JSON values), the same on every machine: no absolute paths, no dates.
-        notes: what was left out or repaired on the way, message → number; complete after the iteration.
+        notes: what was left out or repaired, message → number of times; grows while records are made. What is known
+            before the first record is made belongs in it from the start.
     """
 
     name: str
-    items: Iterator[ImageRecord | RecordError]
     total: int
+    make: Callable[[int], ImageRecord]
     description: dict[str, Any]
     notes: Counter[str] = field(default_factory=Counter)
 
-    def __iter__(self) -> Iterator[ImageRecord | RecordError]:
-        return self.items
-
     def __len__(self) -> int:
         return self.total
+
+    def __getitem__(self, number: int) -> ImageRecord:
+        """Raises: RecordError, IndexError."""
+        if not 0 <= number < self.total:
+            raise IndexError(f"{self.name} has records 0 to {self.total - 1}, not {number}")
+        return self.make(number)
+
+    def __iter__(self) -> Iterator[ImageRecord | RecordError]:
+        """All of them in their order, a `RecordError` in place of what cannot be made."""
+        for number in range(self.total):
+            try:
+                yield self.make(number)
+            except RecordError as error:
+                yield error
+
+    @classmethod
+    def of(
+        cls, records: Sequence[ImageRecord | RecordError], description: dict[str, Any], name: str = "records"
+    ) -> "Source":
+        """Records that are in memory already."""
+
+        def make(number: int) -> ImageRecord:
+            record = records[number]
+            if isinstance(record, RecordError):
+                raise record
+            return record
+
+        return cls(name, len(records), make, description)

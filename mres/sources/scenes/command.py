@@ -1,0 +1,31 @@
+"""The options of `tools/shard.py build scenes`."""
+
+import argparse
+from dataclasses import asdict
+from functools import partial
+
+from mres.errors import UserError
+from mres.sources.scenes.options import SceneOptions
+from mres.sources.source import Source
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-images", type=int, required=True, default=argparse.SUPPRESS, metavar="N", help="how many"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which scenes")
+    parser.add_argument("--split", default="train", help="every split draws its own scenes")
+    parser.add_argument("--image-size", type=int, default=128, metavar="PIXELS", help="side of the image")
+    parser.add_argument("--relational-share", type=float, default=0.25, help="share of relational expressions")
+
+
+def from_arguments(arguments: argparse.Namespace) -> Source:
+    """Raises: UserError for numbers out of range."""
+    from mres.sources.scenes.scene import scene
+
+    if arguments.num_images < 1:
+        raise UserError(f"--num-images {arguments.num_images}; allowed: 1 or more")
+    options = SceneOptions(image_size=arguments.image_size, relational_share=arguments.relational_share)
+    count, seed, split = arguments.num_images, arguments.seed, arguments.split
+    description = {"format": "scenes", "num_images": count, "seed": seed, "split": split, **asdict(options)}
+    return Source("scenes", count, partial(scene, seed=seed, split=split, options=options), description)
