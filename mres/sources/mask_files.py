@@ -1,0 +1,72 @@
+"""Masks that are pictures (PNG or JPEG, as large as their image, 0 and 255) to run lengths."""
+
+# Shapes: H, W = the image's height and width in pixels.
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mres.records import RecordError, Rle
+from mres.sources.coco_masks import EmptyMaskError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # 8 bits a channel: what 0 and 255 mean is clear in no other
+_OTHER_VALUES = "masks with values other than 0 and 255, cut at 127"
+
+
+def read_mask(picture: Path | bytes, height: int, width: int, where: str, notes: "Counter[str]") -> Rle:
+    """The mask in a picture: what is brighter than 127 belongs to it.
+
+    Args:
+        picture: its file, or its encoded bytes.
+        height, width: of the image that it belongs to, in pixels; the picture must have the same.
+        where: file and record, for messages.
+        notes: where a mask with values other than 0 and 255 is counted.
+
+    Raises:
+        RecordError: no such file, not a picture, of another size or without a pixel above 127 though not black.
+        EmptyMaskError: all black.
+    """
+    import numpy as np
+    from pycocotools import mask as coco
+
+    grey_HW = _grey(picture, height, width, where)
+    mask_HW = grey_HW > 127
+    if not mask_HW.any():
+        if brightest := int(grey_HW.max()):
+            raise RecordError(f"{where}: the mask's brightest value is {brightest}, expected 0 and 255")
+        raise EmptyMaskError(f"{where}: the mask covers no pixel")
+    if ((grey_HW != 0) & (grey_HW != 255)).any():
+        notes[_OTHER_VALUES] += 1
+    encoded = coco.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    return Rle(height, width, encoded["counts"])
+
+
+def _grey(picture: Path | bytes, height: int, width: int, where: str) -> "np.ndarray":
+    """The picture's grey values (H, W); its size is checked before its pixels are decoded."""
+    import numpy as np
+    from PIL import Image
+
+    content = _content(picture, where)
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            if image.size != (width, height):
+                size = f"{image.size[0]}x{image.size[1]}"
+                raise RecordError(f"{where}: the mask has {size} pixels, its image {width}x{height}")
+            if image.mode not in _MODES:
+                raise RecordError(f"{where}: the mask is of mode '{image.mode}', expected 8-bit grey values")
+            return np.asarray(image.convert("L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RecordError(f"{where}: the mask cannot be decoded: {error}") from None
+
+
+def _content(picture: Path | bytes, where: str) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{where}: the mask '{picture}' cannot be read: {error.strerror}") from None
