@@ -2,8 +2,7 @@
 
 import argparse
 import hashlib
-import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,8 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import Expression, Granularity, ImageRecord, RecordError, Rle, Target
 from mres.sources.coco_expressions import category_expressions, position_expressions, whole_expressions
-from mres.sources.coco_masks import EmptyMaskError, bounding_box, segmentation_rle, union
+from mres.sources.coco_file import CocoFile, annotation_mask, read_image
+from mres.sources.coco_masks import bounding_box, union
 from mres.sources.source import Source
 
 SPLITS = ("train", "val")
@@ -33,7 +33,7 @@ def coco_parts(
 
     Args:
         annotations: the COCO JSON.
-        images: the folder of its images; they are looked up by the last part of `file_name`.
+        images: the folder of its images; they are looked up by `file_name`, at last by its last part alone.
         split: "train" or "val".
         val_images: how many images are held out.
         seed: which ones; an image's place depends on the seed and its id alone, not on the file's order.
@@ -49,7 +49,8 @@ def coco_parts(
         raise UserError(f"unknown split '{split}'; allowed: {', '.join(SPLITS)}")
     if not images.is_dir():
         raise UserError(f"no folder of images at '{images}' (--images)")
-    file = _CocoFile(annotations)
+    file = CocoFile(annotations)
+    file.refuse_same_names(lambda file_name: PurePosixPath(file_name).name)  # they are the records' ids
     if unknown := sorted(set(separate) - set(file.names.values())):
         raise UserError(
             f"'{annotations}' has no category '{unknown[0]}' (--separate); it has: {', '.join(file.names.values())}"
@@ -123,80 +124,11 @@ def _held_out(image_ids: list[Any], val_images: int, seed: int) -> set[Any]:
     return set(by_hash[:val_images])
 
 
-class _CocoFile:
-    """A COCO JSON, its tables checked as far as finding one's way in them goes.
-
-    Attributes:
-        images: {id: entry}; annotations_of: {image id: entries}; names: {category id: name};
-        errors: annotations that belong to no image.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = f"{path.resolve().parent.name}/{path.name}"
-        try:
-            content = path.read_bytes()
-            value = json.loads(content)
-        except FileNotFoundError:
-            raise UserError(f"no annotations at '{path}' (--annotations)") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"cannot read '{path}' as a COCO file: {error}") from None
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        categories = self._table(value, "categories")
-        self.names = {id_: self._text(entry, "categories", "name") for id_, entry in categories.items()}
-        self.images = self._table(value, "images")
-        self.annotations_of: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        self.errors: list[RecordError] = []
-        self._file_names()
-        for annotation in self._table(value, "annotations").values():
-            self._sort_in(annotation)
-
-    def _table(self, value: Any, name: str) -> dict[Any, dict[str, Any]]:
-        entries = value.get(name) if isinstance(value, dict) else None
-        if not isinstance(entries, list):
-            raise UserError(f"'{self.path}' is not a COCO file: it has no list '{name}'")
-        table: dict[Any, dict[str, Any]] = {}
-        for position, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
-                raise UserError(f"'{self.path}' is not a COCO file: {name}[{position}] has no 'id'")
-            if entry["id"] in table:
-                raise UserError(f"'{self.path}': the id {entry['id']!r} occurs twice in '{name}'")
-            table[entry["id"]] = entry
-        return table
-
-    def _text(self, entry: dict[str, Any], table: str, field: str) -> str:
-        text = entry.get(field)
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"'{self.path}': {table}, id {entry['id']!r}: field '{field}' is {text!r}, expected text")
-        return text
-
-    def _file_names(self) -> None:
-        """Images are found by name alone, so two entries of one name would silently share a picture."""
-        seen: dict[str, Any] = {}
-        for image_id, entry in self.images.items():
-            name = PurePosixPath(self._text(entry, "images", "file_name")).name
-            if name in seen:
-                raise UserError(
-                    f"'{self.path}': images {seen[name]!r} and {image_id!r} both have the file name '{name}'"
-                )
-            seen[name] = image_id
-
-    def _sort_in(self, annotation: dict[str, Any]) -> None:
-        where = f"{self.path}: annotation {annotation['id']!r}"
-        category = annotation.get("category_id")
-        if annotation.get("image_id") not in self.images:
-            self.errors.append(RecordError(f"{where}: its image {annotation.get('image_id')!r} is not in 'images'"))
-        elif category in self.names and self.names[category].startswith("_"):
-            return
-        else:
-            self.annotations_of[annotation["image_id"]].append(annotation)
-
-
 @dataclass(frozen=True)
 class _Maker:
-    """Makes records out of the entries of a `_CocoFile`."""
+    """Makes records out of the entries of a `CocoFile`."""
 
-    file: _CocoFile
+    file: CocoFile
     images: Path
     split: str
     whole: str | None
@@ -208,50 +140,31 @@ class _Maker:
         """The record of an image; an annotation that belongs to none comes as its `RecordError` and is raised."""
         if isinstance(image_id, RecordError):
             raise image_id
-        entry = self.file.images[image_id]
-        name = PurePosixPath(entry["file_name"]).name
-        where = f"{self.file.path}: image {image_id!r} ({name})"
-        width, height = entry.get("width"), entry.get("height")
-        if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
-            raise RecordError(f"{where}: width {width!r} and height {height!r}, expected whole numbers of pixels")
-        try:
-            image = (self.images / name).read_bytes()
-        except OSError as error:
-            raise RecordError(f"{where}: '{self.images / name}' cannot be read: {error.strerror}") from None
-        masks = self._masks(image_id, height, width, where)
-        return ImageRecord(name, image, width, height, self.split, self.file.name, tuple(self._targets(masks)))
+        file_name = self.file.images[image_id]["file_name"]
+        where = self.file.where(image_id)
+        height, width = self.file.size(image_id, where)
+        image = read_image(self.images, file_name, where)
+        targets = tuple(self._targets(self._masks(image_id, height, width)))
+        return ImageRecord(PurePosixPath(file_name).name, image, width, height, self.split, self.file.name, targets)
 
-    def _masks(self, image_id: Any, height: int, width: int, where: str) -> dict[str, list[Rle]]:
+    def _masks(self, image_id: Any, height: int, width: int) -> dict[str, list[Rle]]:
         """{category name: mask of each instance}, in the categories' order."""
         masks: dict[str, list[Rle]] = {name: [] for name in self.file.names.values()}
         for annotation in self.file.annotations_of[image_id]:
-            place = f"{where}, annotation {annotation['id']!r}"
-            name = self.file.names.get(annotation.get("category_id"))
-            if name is None:
-                raise RecordError(f"{place}: its category {annotation.get('category_id')!r} is not in 'categories'")
-            try:
-                masks[name] += self._instances(annotation.get("segmentation"), name, height, width)
-            except ValueError as error:
-                raise RecordError(f"{place}: {error}") from None
+            where = self.file.where(image_id, annotation)
+            name = self.file.category(annotation, where)
+            masks[name] += self._instances(annotation.get("segmentation"), name, height, width, where)
         return {name: found for name, found in masks.items() if found}
 
-    def _instances(self, segmentation: Any, name: str, height: int, width: int) -> list[Rle]:
+    def _instances(self, segmentation: Any, name: str, height: int, width: int, where: str) -> list[Rle]:
         """The masks of one annotation: one, or one a polygon where these are `separate`."""
         pieces = [segmentation]
         if name in self.separate and isinstance(segmentation, list) and len(segmentation) > 1:
             pieces = [[polygon] for polygon in segmentation]
-        masks = []
-        for piece in pieces:
-            try:
-                mask, clipped = segmentation_rle(piece, height, width)
-            except EmptyMaskError:
-                self.notes["masks that cover no pixel, left out"] += 1
-                continue
-            if clipped:
-                self.notes["masks clipped to their image"] += 1
-            masks.append(mask)
+        found = [annotation_mask(piece, height, width, where, self.notes) for piece in pieces]
+        masks = [mask for mask in found if mask is not None]
         if not masks:
-            raise EmptyMaskError("its mask covers no pixel")
+            raise RecordError(f"{where}: its mask covers no pixel")
         return masks
 
     def _targets(self, masks: dict[str, list[Rle]]) -> Iterator[Target]:

@@ -236,7 +236,8 @@ def test_a_missing_image_file_is_named(tmp_path: Path) -> None:
         ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "the id 1 occurs twice in 'categories'"),
         ('{"categories": [{"id": 1}]}', "categories, id 1: field 'name' is None"),
         (
-            '{"categories": [], "images": [{"id": 1, "file_name": "a/x.jpg"}, {"id": 2, "file_name": "b/x.jpg"}]}',
+            '{"categories": [], "annotations": [], "images": [{"id": 1, "file_name": "a/x.jpg"}, '
+            '{"id": 2, "file_name": "b/x.jpg"}]}',
             "images 1 and 2 both have the file name 'x.jpg'",
         ),
     ],
