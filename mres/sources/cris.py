@@ -1,0 +1,107 @@
+"""CRIS's JSON (`anns/<data set>/<split>.json`, `masks/<data set>/<segment id>.png`) to image records."""
+
+import argparse
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mres.records import RecordError
+from mres.sources.cris_tables import (
+    EntryFile,
+    Segment,
+    check_count,
+    coco_category,
+    expressions,
+    file_source,
+    image_name,
+    segment_id,
+)
+from mres.sources.source import Source
+
+# Entries of a split as published, by data set and split; RefCOCOg has two partitions, Google's and UMD's.
+_PUBLISHED = {
+    ("refcoco", "train"): (42404,),
+    ("refcoco", "val"): (3811,),
+    ("refcoco", "testA"): (1975,),
+    ("refcoco", "testB"): (1810,),
+    ("refcoco+", "train"): (42278,),
+    ("refcoco+", "val"): (3805,),
+    ("refcoco+", "testA"): (1975,),
+    ("refcoco+", "testB"): (1798,),
+    ("refcocog", "train"): (42226, 44822),
+    ("refcocog", "val"): (2573, 5000),
+    ("refcocog", "test"): (5023,),
+}
+
+
+def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = None) -> Source:
+    """The image records of one split.
+
+    Args:
+        annotations: the split's JSON.
+        masks: the folder with `<segment_id>.png` of this data set.
+        images: the folder of the images (COCO's train2014).
+        split: what the records are labelled as; None: the name of the JSON.
+
+    Raises:
+        UserError: a file or folder that is not there or not of this form. What is wrong with one entry comes out of the
+            iteration as a `RecordError`, first.
+    """
+    file = EntryFile.read(annotations, "--annotations names the JSON of a split")
+    notes: Counter[str] = Counter()
+    parsed = file.segments(lambda number, entry, where: _segment(number, entry, where, notes))
+    data_set = annotations.resolve().parent.name
+    published = _PUBLISHED.get((data_set, annotations.stem), (len(file.entries),))
+    if len(file.entries) not in published:
+        numbers = " or ".join(map(str, published))
+        notes[f"entries of {data_set} {annotations.stem}, where {numbers} were published"] = len(file.entries)
+    return file_source(
+        file,
+        parsed,
+        masks,
+        images,
+        split=split or annotations.stem,
+        source=f"{data_set} (cris)",
+        description={"format": "cris"},
+        notes=notes,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for option, metavar, what in (
+        ("--annotations", "FILE", "the JSON of a split, anns/<data set>/<split>.json"),
+        ("--masks", "DIR", "the folder of this data set's masks, <segment id>.png"),
+        ("--images", "DIR", "the folder of the images (COCO's train2014)"),
+    ):
+        parser.add_argument(option, type=Path, required=True, default=argparse.SUPPRESS, metavar=metavar, help=what)
+    parser.add_argument("--split", metavar="NAME", help="what the records are labelled as; the JSON's name by default")
+
+
+def from_arguments(arguments: argparse.Namespace) -> Source:
+    return cris(arguments.annotations, arguments.masks, arguments.images, split=arguments.split)
+
+
+def _segment(number: int, entry: dict[str, Any], where: str, notes: "Counter[str]") -> Segment:
+    sentences = entry.get("sentences")
+    found = Segment(
+        number=number,
+        image_name=image_name(entry.get("img_name"), where),
+        id=segment_id(entry.get("segment_id"), where),
+        granularity="object",
+        category=coco_category(entry.get("cat"), where),
+        expressions=expressions(sentences, where, "sentences", notes),
+        box=_box(entry.get("bbox"), where),
+    )
+    check_count(entry.get("sentences_num"), sentences, where, "sentences_num")
+    return found
+
+
+def _box(value: Any, where: str) -> tuple[float, float, float, float] | None:
+    if value is None:
+        return None
+    is_box = isinstance(value, list) and len(value) == 4 and all(isinstance(v, int | float) for v in value)
+    if not is_box or not all(map(math.isfinite, value)):
+        raise RecordError(f"{where}: field 'bbox': found {value!r}, expected [x1, y1, x2, y2]")
+    x1, y1, x2, y2 = value
+    return (x1, y1, x2, y2)
