@@ -93,7 +93,17 @@ def test_a_name_like_no_other_gets_the_list_of_keys() -> None:
         ("parallel.zero_stage=3", "zero_stage has an effect with strategy=zero only, not with strategy=fsdp"),
         ("train.accumulate=5", "data.images_per_batch=32 is not a multiple of train.accumulate=5"),
         ("data.train=[1", "cannot read the value of 'data.train=[1' as YAML"),
-        ("data.train.x=1", "data.train = {'x': 1}: Input should be a valid string"),
+        ("data.train.x=1", "data.train: expected a shard folder, or a list of folders and of {path: …, weight: …}"),
+        ("data.train=[]", "or a list of folders and of {path: …, weight: …}, found []"),
+        ("data.train=[a,3]", "data.train: set 2: expected a shard folder or {path: …, weight: …}, found 3"),
+        ("data.train=[a,{path: b,wieght: 2}]", "data.train: set 2: unknown key 'wieght'; allowed: path, weight"),
+        ("data.train=[{weight: 2},b]", "data.train: set 1: path = {'weight': 2}: Field required"),
+        ("data.train=[a,{path: b,weight: 0}]", "data.train: set 2: weight = 0: Input should be greater than 0"),
+        ("data.train=[a,{path: b,weight: true}]", "data.train: set 2: weight = True: a number is due"),
+        ("data.train=[a,b,a]", "data: train names 'a' twice; name it once, with a weight"),
+        ("data.train=[{path: a,weight: 2}]", "data: train: a weight has an effect with several sets only"),
+        ("data.mix_temperature=2", "mix_temperature=2 has an effect with several sets in train only"),
+        ("data.mix_temperature=0.5", "data.mix_temperature = 0.5: Input should be greater than or equal to 1"),
         ("run.seed=1.5", "Input should be a valid integer"),
     ],
 )
@@ -149,6 +159,31 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
 def test_an_empty_file_and_an_empty_section_are_the_defaults(write) -> None:
     assert load_config(write("# nothing\n")) == Config()
     assert load_config(write("optim:\n  # lr: 1\n")) == Config()
+
+
+def test_an_option_of_the_other_way_to_shuffle_is_refused() -> None:
+    text = message(None, "data.shuffle=uniform", "data.shuffle_window=64")
+    assert "shuffle_window=64 has an effect with shuffle=blocks only, not with shuffle=uniform" in text
+    assert load_config(None, ["data.shuffle=uniform"]).data.shuffle == "uniform"
+    assert load_config(None, ["data.shuffle_window=64"]).data.shuffle_window == 64
+
+
+@pytest.mark.parametrize(
+    ("given", "sets"),
+    [
+        ("null", []),
+        ("some where", [("some where", 1)]),
+        ("[a]", [("a", 1)]),
+        ("[a, {path: b, weight: 2.5}, {path: c}]", [("a", 1), ("b", 2.5), ("c", 1)]),
+    ],
+)
+def test_sets_to_train_on(tmp_path: Path, given: str, sets: list[tuple[str, float]]) -> None:
+    config = load_config(None, [f"data.train={given}"])
+    assert [(chosen.path, chosen.weight) for chosen in config.data.train_sets] == sets
+    (tmp_path / "c.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    again = load_config(tmp_path / "c.yaml")
+    assert again == config
+    assert again.sha256() == config.sha256()
 
 
 def test_overrides(write) -> None:
