@@ -20,7 +20,6 @@ from mres.records import (
     expression_id,
     record_from_json,
     record_to_json,
-    rle_counts,
 )
 
 sides = st.integers(1, 40)
@@ -29,38 +28,6 @@ masks = st.tuples(sides, sides).flatmap(lambda shape: arrays(np.uint8, shape, el
 
 def encode(mask_HW: np.ndarray) -> Rle:
     return Rle(*mask_HW.shape, coco.encode(np.asfortranarray(mask_HW))["counts"])
-
-
-def runs_of(mask_HW: np.ndarray) -> list[int]:
-    """Run lengths counted one by one, column by column; the first run is of zeros."""
-    runs, value = [0], 0
-    for pixel in mask_HW.T.reshape(-1):
-        if pixel != value:
-            runs.append(0)
-            value = pixel
-        runs[-1] += 1
-    return runs
-
-
-@given(masks)
-@settings(deadline=None)
-def test_run_lengths_are_those_of_pycocotools(mask_HW: np.ndarray) -> None:
-    assert rle_counts(encode(mask_HW).counts) == runs_of(mask_HW)
-
-
-@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=30))
-def test_long_runs_are_read_as_pycocotools_writes_them(runs: list[int]) -> None:
-    encoded = coco.frPyObjects({"size": [1, sum(runs)], "counts": runs}, 1, sum(runs))
-    assert rle_counts(encoded["counts"]) == runs
-
-
-@given(st.binary(max_size=40))
-def test_any_bytes_are_run_lengths_or_a_value_error(counts: bytes) -> None:
-    try:
-        runs = rle_counts(counts)
-    except ValueError:
-        return
-    assert all(run >= 0 for run in runs)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -24,6 +24,7 @@ from mres.progress import track
 from mres.records import ImageRecord, RecordError, Target, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
+from mres.stream.image import square_image
 from mres.stream.loader import StreamShape, Tokenize
 
 # Expressions a forward pass takes an image; an image with more is encoded again for the rest.
@@ -195,8 +196,8 @@ class _Items(Dataset[_Item | str]):
 
     def _item(self, record: ImageRecord, where: str) -> _Item:
         geometry = transforms.fit(record.width, record.height, self._side, self._resize)
-        image = transforms.square_image(transforms.open_image(record, where), geometry, self._side, where)
+        image_CSS = torch.empty(3, self._side, self._side, dtype=torch.uint8)
+        square_image(record, geometry, image_CSS, where)
         pairs = list(record.pairs())
         text_ET, _ = self._tokenize([target.expressions[i].text for target, i in pairs])
-        image_CSS = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
         return _Item(record, geometry, image_CSS, text_ET, pairs)

@@ -24,9 +24,11 @@ from mres.evaluate.overlay import (
     resized_mask,
 )
 from mres.evaluate.results import LINES_NAME, ExpressionResult, ResultsError
-from mres.records import GRANULARITIES, ImageRecord, RecordError, Rle, Target, rle_counts
+from mres.records import GRANULARITIES, ImageRecord, RecordError, Rle, Target
+from mres.rle import decode_counts
 from mres.shards.reader import ShardSet
-from mres.stream.transforms import decode_masks, open_image
+from mres.stream.image import open_image
+from mres.stream.transforms import decode_masks
 
 # Where in the order of IoU the cases of a group lie: 0 is the worst, 1 the best.
 CASE_GROUPS = {"good": 0.9, "typical": 0.5, "worst": 0.0}
@@ -169,7 +171,7 @@ def _checked_prediction(result: ExpressionResult, record: ImageRecord) -> Rle:
     mask = result.prediction
     assert mask is not None, "only results with a mask are chosen"
     try:
-        covered = sum(rle_counts(mask.counts))
+        covered = int(decode_counts(mask.counts).sum())
     except ValueError as error:
         raise ResultsError(f"{LINES_NAME}: prediction of {result.expression_id!r}: {error}; evaluate again") from None
     if (mask.height, mask.width, covered) != (record.height, record.width, record.height * record.width):

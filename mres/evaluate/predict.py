@@ -18,6 +18,7 @@ from mres.errors import UserError
 from mres.evaluate.evaluator import predicted_masks
 from mres.evaluate.overlay import PREDICTION_COLOUR, drawing_size, grid, overlay, panel, resized_image, resized_mask
 from mres.stream import transforms
+from mres.stream.image import place
 from mres.train.task import SegmentationTask
 
 _DRAWN_SIDE = 384
@@ -80,8 +81,8 @@ def _masks(
     load_weights(model, config.model, checkpoint)
     side = task.shape.side
     geometry = transforms.fit(rgb.width, rgb.height, side, config.data.resize)
-    square = transforms.square_image(rgb, geometry, side, "image")
-    image_1CSS = torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())[None]
+    image_1CSS = torch.empty(1, 3, side, side, dtype=torch.uint8)
+    place(np.array(rgb), geometry, image_1CSS[0])
     text_KT, num_cut = task.tokenizer(texts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.eval().to(device)

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mres.errors import UserError
 from mres.records import ImageRecord, RecordError, expression_id
 from mres.shards.reader import ShardSet
-from mres.stream import transforms
+from mres.stream import sides, transforms
 from mres.stream.batch import Batch, Sample, collate
 from mres.stream.config import DataConfig, share_of_rank
 from mres.stream.draws import draw_expressions
+from mres.stream.image import jitter, square_image
 from mres.stream.order import Order, Slot, rng
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, int]]
@@ -140,20 +140,21 @@ class _Images(Dataset[Sample]):
         pairs = draw_expressions(record, self.config, rng(self.seed, epoch, record.id, "expressions"))
         texts = [target.expressions[i].text for target, i in pairs]
         geometry = transforms.augmented(record, self.shape.side, self.config, random)
-        if geometry.flipped and self.config.augment.flip_words == "skip" and any(map(transforms.has_side_word, texts)):
+        if geometry.flipped and self.config.augment.flip_words == "skip" and any(map(sides.has_side_word, texts)):
             geometry = transforms.Geometry(geometry.width, geometry.height, geometry.box, geometry.rect)
         if geometry.flipped:
-            texts = [transforms.swap_side_words(text) for text in texts]
-        image = transforms.open_image(record, where)
-        image = transforms.square_image(image, geometry, self.shape.side, f"{where}: record {record.id!r}")
-        image = transforms.jitter(image, self.config.augment, random)
-        masks_khh = transforms.square_masks([t.mask for t, _ in pairs], geometry, self.shape.side, self.shape.stride)
-        return self._fill(record, pairs, texts, image, masks_khh)
+            texts = [sides.swap_side_words(text) for text in texts]
+        sample = self._empty()
+        square_image(record, geometry, sample.image_CSS, where)
+        jitter(sample.image_CSS, self.config.augment, random)
+        masks, shape = [target.mask for target, _ in pairs], self.shape
+        try:
+            masks_khh = transforms.square_masks(masks, geometry, shape.side, shape.stride)
+        except ValueError as error:
+            raise RecordError(f"{where}: record {record.id!r}: a mask cannot be decoded ({error})") from None
+        return self._fill(sample, record, pairs, texts, masks_khh)
 
-    def _fill(
-        self, record: ImageRecord, pairs: list, texts: list[str], image: Image.Image, masks_khh: np.ndarray
-    ) -> Sample:
-        empty = self._empty()
+    def _fill(self, empty: Sample, record: ImageRecord, pairs: list, texts: list[str], masks_khh: np.ndarray) -> Sample:
         ids_kT, num_cut = self.tokenize(texts)
         k = len(pairs)
         empty.mask_Khh[:k] = torch.from_numpy(masks_khh)
@@ -161,7 +162,7 @@ class _Images(Dataset[Sample]):
         # A target that zoom or shift moved out of the square has nothing to learn from.
         empty.valid_K[:k] = torch.from_numpy(masks_khh.any(axis=(1, 2)))
         return Sample(
-            torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()),
+            empty.image_CSS,
             empty.mask_Khh,
             empty.text_KT,
             empty.valid_K,

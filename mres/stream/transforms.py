@@ -1,24 +1,17 @@
-"""Image and masks to the model's square and back; training augmentation.
+"""Where an image lies in the model's square, by rule or at random; masks there and back.
 
 Shapes: H×W an original image, S the side of the square, h the side of the grid of logits, K masks.
 """
 
-import io
-import re
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance, UnidentifiedImageError
+from PIL import Image
 
-from mres.records import ImageRecord, RecordError, Rle
-from mres.stream.config import AugmentConfig, DataConfig
-
-# What letterboxing leaves free: CLIP's mean colour, which normalises to zero.
-FILL = (123, 117, 104)
-
-_SIDES = {"left": "right", "right": "left"}
-_SIDE_WORD = re.compile(r"(?<![a-z])(left|right)(?=most|hand|ward|[^a-z]|$)", re.IGNORECASE)
+from mres import rle
+from mres.records import ImageRecord, Rle
+from mres.stream.config import DataConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,81 +73,13 @@ def augmented(record: ImageRecord, side: int, config: DataConfig, random: np.ran
     return Geometry(place.width, place.height, place.box, place.rect, flipped=bool(flip))
 
 
-def has_side_word(text: str) -> bool:
-    return _SIDE_WORD.search(text) is not None
-
-
-def swap_side_words(text: str) -> str:
-    """What stays true of a mirrored image: left and right change places ("leftmost", "right-hand", "back_left" too)."""
-
-    def swap(match: re.Match[str]) -> str:
-        word = match.group(0)
-        other = _SIDES[word.lower()]
-        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
-
-    return _SIDE_WORD.sub(swap, text)
-
-
-def open_image(record: ImageRecord, where: str) -> Image.Image:
-    """The record's image, not decoded yet.
+def decode_masks(masks: Sequence[Rle]) -> np.ndarray:
+    """Binary masks of one size as masks_KHW, uint8 0/1.
 
     Raises:
-        RecordError: not an image, or of another size than the record says.
+        ValueError: run lengths that are damaged or do not cover the image.
     """
-    try:
-        image = Image.open(io.BytesIO(record.image))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: record {record.id!r}: the image cannot be read ({error})") from None
-    if image.size != (record.width, record.height):
-        raise RecordError(
-            f"{where}: record {record.id!r}: the image is {image.size[0]} x {image.size[1]} pixels, "
-            f"the record says {record.width} x {record.height}"
-        )
-    return image
-
-
-def square_image(image: Image.Image, geometry: Geometry, side: int, where: str) -> Image.Image:
-    """Decodes (at reduced scale where the JPEG allows it), cuts, resizes and letterboxes: RGB, side × side.
-
-    Raises:
-        RecordError: naming `where`; the image is truncated or damaged.
-    """
-    x0, y0, x1, y1 = geometry.box
-    left, top, right, bottom = geometry.rect
-    shrink = min((x1 - x0) / (right - left), (y1 - y0) / (bottom - top))
-    if shrink >= 2:
-        image.draft("RGB", (int(image.width / shrink), int(image.height / shrink)))
-    try:
-        rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise RecordError(f"{where}: the image cannot be decoded ({error})") from None
-    scale_x, scale_y = rgb.width / geometry.width, rgb.height / geometry.height
-    box = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
-    if box != (0, 0, right - left, bottom - top) or rgb.size != (right - left, bottom - top):
-        rgb = rgb.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=box)
-    if geometry.rect != (0, 0, side, side):
-        square = Image.new("RGB", (side, side), FILL)
-        square.paste(rgb, (left, top))
-        rgb = square
-    return rgb.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flipped else rgb
-
-
-def jitter(image: Image.Image, augment: AugmentConfig, random: np.random.Generator) -> Image.Image:
-    """Brightness and contrast, never hue: colours are what expressions name."""
-    brightness, contrast = random.uniform(-1, 1, size=2)
-    if augment.brightness:
-        image = ImageEnhance.Brightness(image).enhance(1 + augment.brightness * brightness)
-    if augment.contrast:
-        image = ImageEnhance.Contrast(image).enhance(1 + augment.contrast * contrast)
-    return image
-
-
-def decode_masks(masks: list[Rle]) -> np.ndarray:
-    """Binary masks_KHW, uint8 0/1."""
-    from pycocotools import mask as coco_mask
-
-    rles = [{"size": [m.height, m.width], "counts": m.counts} for m in masks]
-    return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1))
+    return rle.decode_masks([mask.counts for mask in masks], masks[0].height, masks[0].width)
 
 
 def encode_mask(mask_HW: np.ndarray) -> Rle:
@@ -165,37 +90,26 @@ def encode_mask(mask_HW: np.ndarray) -> Rle:
     return Rle(mask_HW.shape[0], mask_HW.shape[1], encoded["counts"])
 
 
-def square_masks(masks: list[Rle], geometry: Geometry, side: int, stride: int) -> np.ndarray:
+def square_masks(masks: Sequence[Rle], geometry: Geometry, side: int, stride: int) -> np.ndarray:
     """Masks in the square as the covered share of every logit's cell, uint8 0…255, masks_Khh with h = side / stride.
 
     Several expressions of one target share its mask, which is decoded once.
+
+    Raises:
+        ValueError: run lengths that are damaged or do not cover the image.
     """
-    different = list(dict.fromkeys(masks))
-    small_Uhh = np.stack([_square_mask(mask_WH, geometry, side, stride) for mask_WH in _decode_sideways(different)])
-    position = {mask: u for u, mask in enumerate(different)}
-    return np.ascontiguousarray(small_Uhh[[position[mask] for mask in masks]])
-
-
-def _decode_sideways(masks: list[Rle]) -> np.ndarray:
-    """Masks 0/255 as masks_KWH: RLE runs down the columns, so this is how they lie in memory, and nothing is copied."""
-    from pycocotools import mask as coco_mask
-
-    rles = [{"size": [m.height, m.width], "counts": m.counts} for m in masks]
-    masks_KWH: np.ndarray = coco_mask.decode(rles).transpose(2, 1, 0)
-    return np.multiply(masks_KWH, np.uint8(255))
-
-
-def _square_mask(mask_WH: np.ndarray, geometry: Geometry, side: int, stride: int) -> np.ndarray:
-    """One mask_hh. It stays on its side (x and y exchanged) until it is small."""
     (x0, y0, x1, y1), (left, top, right, bottom) = geometry.box, geometry.rect
-    size = (bottom - top, right - left)
-    mask = Image.fromarray(mask_WH)
-    if geometry.box != (0, 0, right - left, bottom - top) or mask.size != size:
-        # First whole-pixel averages, then bilinear: as good at these ratios, at a fraction of the time.
-        mask = mask.resize(size, Image.Resampling.BILINEAR, box=(y0, x0, y1, x1), reducing_gap=2.0)
-    if geometry.rect != (0, 0, side, side):
-        square = Image.new("L", (side, side))
-        square.paste(mask, (top, left))
-        mask = square
-    mask_hh = np.asarray(mask.reduce(stride) if stride > 1 else mask).T
-    return mask_hh[:, ::-1] if geometry.flipped else mask_hh
+    edge_H = _edges(geometry.height, (y0, y1), (top, bottom)) / stride
+    edge_W = _edges(geometry.width, (x0, x1), (left, right)) / stride
+    if geometry.flipped:
+        edge_W = side / stride - edge_W
+    different = list(dict.fromkeys(mask.counts for mask in masks))
+    shares_Uhh = rle.coverage(different, edge_H, edge_W, (side // stride, side // stride))
+    position = {counts: u for u, counts in enumerate(different)}
+    return shares_Uhh[[position[mask.counts] for mask in masks]]
+
+
+def _edges(length: int, shown: tuple[float, float], filled: tuple[int, int]) -> np.ndarray:
+    """Where the edges between an image's pixels lie in the square, float64 (length + 1,); none outside of the image."""
+    (low, high), (first, last) = shown, filled
+    return np.clip(first + (np.arange(length + 1) - low) * ((last - first) / (high - low)), first, last)

@@ -1,0 +1,152 @@
+"""An encoded image to the model's square: decoded no larger than needed, cut, resized, letterboxed, mirrored, jittered.
+
+Shapes: H×W an original image, C = 3 colours (RGB), S the side of the square; h×w pixels as decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mres.records import ImageRecord, RecordError
+from mres.stream.config import AugmentConfig
+from mres.stream.transforms import Geometry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What letterboxing leaves free: CLIP's mean colour, which normalises to zero.
+FILL = (123, 117, 104)
+
+_REDUCTIONS = (8, 4, 2)  # sizes that a JPEG can be decoded at for less: one over these
+_GREY = (0.299, 0.587, 0.114)
+# Resizing the whole image and taking a window is exact and quick, unless much is thrown away: then Pillow cuts first.
+_MOST_THROWN_AWAY = 2.0
+
+
+def open_image(record: ImageRecord, where: str) -> Image.Image:
+    """The record's image, not decoded yet.
+
+    Raises:
+        RecordError: not an image, or of another size than the record says.
+    """
+    try:
+        image = Image.open(io.BytesIO(record.image))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise RecordError(f"{where}: record {record.id!r}: the image cannot be read ({error})") from None
+    if image.size != (record.width, record.height):
+        raise RecordError(
+            f"{where}: record {record.id!r}: the image is {image.size[0]} x {image.size[1]} pixels, "
+            f"the record says {record.width} x {record.height}"
+        )
+    return image
+
+
+def square_image(record: ImageRecord, geometry: Geometry, image_CSS: Tensor, where: str) -> None:
+    """Decodes the record's image and writes it into `image_CSS`, uint8, as `geometry` says.
+
+    Raises:
+        RecordError: naming `where` and the record; not an image, of another size, truncated or damaged.
+    """
+    pixels_hwC, reduction = _decode(open_image(record, where), record, _reduction(geometry), where)
+    place(pixels_hwC, geometry, image_CSS, reduction)
+
+
+def _reduction(geometry: Geometry) -> int:
+    """By what the sides can be divided in decoding so that what is left still has to shrink, or fits."""
+    (x0, y0, x1, y1), (left, top, right, bottom) = geometry.box, geometry.rect
+    shrink = min((x1 - x0) / (right - left), (y1 - y0) / (bottom - top))
+    return next((reduction for reduction in _REDUCTIONS if shrink >= reduction), 1)
+
+
+def _decode(image: Image.Image, record: ImageRecord, reduction: int, where: str) -> tuple[np.ndarray, int]:
+    """pixels_hwC of the image at 1/reduction, or where its format cannot be reduced at 1/1; and which it was.
+
+    libjpeg-turbo alone is quicker than through Pillow and gives the same pixels. It is strict here, and whatever it
+    refuses (CMYK, stray bytes, damage) Pillow judges.
+    """
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        import simplejpeg
+
+        height, width = -(-image.height // reduction), -(-image.width // reduction)
+        try:
+            pixels_hwC = simplejpeg.decode_jpeg(record.image, min_height=height, min_width=width, fastdct=False)
+        except ValueError:
+            pixels_hwC = None
+        if pixels_hwC is not None and pixels_hwC.shape == (height, width, 3):
+            return pixels_hwC, reduction
+    drafted = image.draft("RGB", (image.width // reduction, image.height // reduction)) if reduction > 1 else None
+    try:
+        return np.array(image.convert("RGB")), reduction if drafted else 1
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise RecordError(f"{where}: record {record.id!r}: the image cannot be decoded ({error})") from None
+
+
+def place(pixels_hwC: np.ndarray, geometry: Geometry, image_CSS: Tensor, reduction: int = 1) -> None:
+    """Cuts, resizes (bicubic, antialiased), mirrors and letterboxes pixels, decoded at 1/reduction, into `image_CSS`."""
+    import torch
+
+    side = image_CSS.shape[-1]
+    left, top, right, bottom = geometry.rect
+    resized_Chw = _resized(pixels_hwC, geometry, reduction)
+    if geometry.flipped:
+        resized_Chw, left, right = resized_Chw.flip(-1), side - right, side - left
+    if geometry.rect != (0, 0, side, side):
+        image_CSS.copy_(torch.tensor(FILL, dtype=torch.uint8)[:, None, None])
+    image_CSS[:, top:bottom, left:right] = resized_Chw
+
+
+def _resized(pixels_hwC: np.ndarray, geometry: Geometry, reduction: int) -> Tensor:
+    """The region that `geometry` shows, in the size that it takes of the square."""
+    import torch
+
+    window = _window(geometry)
+    if window is None or geometry.width % reduction or geometry.height % reduction:
+        # A reduced side that does not divide is padded to whole pixels, so the image ends within the last one.
+        left, top, right, bottom = geometry.rect
+        x0, y0, x1, y1 = (edge / reduction for edge in geometry.box)
+        cut = Image.fromarray(pixels_hwC).resize(
+            (right - left, bottom - top), Image.Resampling.BICUBIC, (x0, y0, x1, y1)
+        )
+        return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+    size, rows, columns = window
+    image_1Chw = torch.from_numpy(pixels_hwC).permute(2, 0, 1)[None]
+    if image_1Chw.shape[-2:] != size:
+        image_1Chw = torch.nn.functional.interpolate(image_1Chw, size=size, mode="bicubic", antialias=True)
+    return image_1Chw[0, :, rows, columns]
+
+
+def _window(geometry: Geometry) -> tuple[tuple[int, int], slice, slice] | None:
+    """The size (height, width) of the whole image at the square's scale, and the rows and columns that are shown.
+
+    None where the region does not begin at a whole pixel of that size, or is a small part of it.
+    """
+    (x0, y0, x1, y1), (left, top, right, bottom) = geometry.box, geometry.rect
+    width, height = right - left, bottom - top
+    scale_x, scale_y = width / (x1 - x0), height / (y1 - y0)
+    exact = np.array([geometry.height * scale_y, geometry.width * scale_x, y0 * scale_y, x0 * scale_x])
+    whole = np.rint(exact)
+    if np.abs(exact - whole).max() > 1e-6 or whole[0] * whole[1] > _MOST_THROWN_AWAY * width * height:
+        return None
+    full_height, full_width, first_row, first_column = (int(v) for v in whole)
+    return (
+        (full_height, full_width),
+        slice(first_row, first_row + height),
+        slice(first_column, first_column + width),
+    )
+
+
+def jitter(image_CSS: Tensor, augment: AugmentConfig, random: np.random.Generator) -> None:
+    """Brightness and contrast in place, never hue: colours are what expressions name."""
+    brightness, contrast = random.uniform(-1, 1, size=2)
+    if not augment.brightness and not augment.contrast:
+        return
+    light_CSS = image_CSS.float().mul_(1 + augment.brightness * brightness).clamp_(0, 255)
+    if augment.contrast:
+        grey = sum(share * float(mean) for share, mean in zip(_GREY, light_CSS.mean(dim=(1, 2)), strict=True))
+        light_CSS.sub_(grey).mul_(1 + augment.contrast * contrast).add_(grey).clamp_(0, 255)
+    image_CSS.copy_(light_CSS.round_())
