@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mres.model.config import ModelConfig
 
 _FIXED_TOKENS = 256 * 2 + 2  # bytes, bytes that end a word, start and end of text
+_MAX_WORDS = 100_000  # remembered
 
 
 class TextEncoder(nn.Module):
@@ -51,26 +53,33 @@ class Tokenizer:
     def __init__(self, vocab_size: int, length: int) -> None:
         self.length = length
         self._bpe = _bpe(vocab_size)
-        self._known: dict[str, list[int]] = {}
+        self._words: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, int]:
         """Returns int32 ids of shape (len(texts), length), zero-padded, and how many texts had to be cut."""
-        ids_XT = torch.zeros(len(texts), self.length, dtype=torch.int32)
+        ids_XT = np.zeros((len(texts), self.length), np.int32)
         num_cut = 0
         for row, text in enumerate(texts):
-            ids = self._encode(text)
+            ids = [self._bpe.sot_token_id, *self._encode(text), self._bpe.eot_token_id]
             if len(ids) > self.length:
                 num_cut += 1
                 ids = [*ids[: self.length - 1], self._bpe.eot_token_id]
-            ids_XT[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
-        return ids_XT, num_cut
+            ids_XT[row, : len(ids)] = ids
+        return torch.from_numpy(ids_XT), num_cut
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._known.get(text)
-        if ids is None:
-            ids = [self._bpe.sot_token_id, *self._bpe.encode(text), self._bpe.eot_token_id]
-            if len(self._known) < 100_000:
-                self._known[text] = ids
+        """The ids of `text`. Texts are many but words are few, and in plain text each stands for itself.
+
+        Plain is what open_clip's cleaning would not touch: no broken Unicode, control characters or HTML entities.
+        """
+        if not text.isascii() or not text.isprintable() or "&" in text:
+            return list(self._bpe.encode(text))
+        return [id_ for word in text.lower().split() for id_ in self._words.get(word) or self._word(word)]
+
+    def _word(self, word: str) -> list[int]:
+        ids = list(self._bpe.encode(word))
+        if len(self._words) < _MAX_WORDS:
+            self._words[word] = ids
         return ids
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_model import config_of
 
@@ -38,6 +38,18 @@ def test_any_plain_text_comes_back(text: str) -> None:
     if not num_cut:
         assert decoded(SMALL, text).replace(" ", "") == text.replace(" ", "")
     assert ids_XT.shape == (1, 77)
+
+
+@given(st.text(st.characters(max_codepoint=127) | st.sampled_from("&;<>'’éﬁ\u00a0\u200b"), max_size=30))
+@example("tom &amp;amp; jerry's <start_of_text>  dog\tCat")
+@settings(max_examples=300)
+def test_word_by_word_is_the_whole_text_at_once(text: str) -> None:
+    bpe = SMALL._bpe
+    expected = [bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id]
+    for _ in range(2):  # unknown, then remembered
+        ids_T = SMALL([text])[0][0].tolist()
+        assert ids_T[: len(expected)] == (expected if len(expected) <= 77 else [*expected[:76], bpe.eot_token_id])
+        assert not any(ids_T[len(expected) :])
 
 
 def test_what_is_too_long_keeps_its_start_and_its_end_token() -> None:
