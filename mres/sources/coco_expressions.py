@@ -1,5 +1,6 @@
 """Referring expressions for data sets that name categories but carry no text."""
 
+import re
 from collections.abc import Sequence
 
 from mres.records import Expression
@@ -8,6 +9,34 @@ Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 # Centres must be this share of the image's width apart before "left" and "right" are said.
 MARGIN = 0.1
+
+_IRREGULAR = {
+    "calf": "calves",
+    "child": "children",
+    "fish": "fish",
+    "foot": "feet",
+    "goose": "geese",
+    "knife": "knives",
+    "leaf": "leaves",
+    "lens": "lenses",
+    "loaf": "loaves",
+    "man": "men",
+    "mouse": "mice",
+    "person": "people",
+    "scarf": "scarves",
+    "sheep": "sheep",
+    "shelf": "shelves",
+    "tooth": "teeth",
+    "wolf": "wolves",
+    "woman": "women",
+}
+_PLURAL_ALREADY = ("teeth",)
+
+
+def noun_of(name: str) -> str:
+    """What a category is called in a sentence: "car_(automobile)" → "car", "Cabinet/shelf" → "cabinet"."""
+    without_qualifier = re.sub(r"[_ ]*\([^)]*\)", "", name)
+    return _words(without_qualifier.split("/")[0]).lower()
 
 
 def whole_expressions(whole: str) -> tuple[Expression, ...]:
@@ -24,24 +53,38 @@ def category_expressions(name: str, whole: str | None, *, several: bool) -> tupl
         whole: what it is a part of.
         several: there are several instances, so the noun is in the plural.
     """
-    noun = _plural(_words(name)) if several else _words(name)
+    noun = plural(_words(name)) if several else _words(name)
     texts = [f"the {noun}", noun]
     if whole is not None:
         owner = _words(whole)
-        texts = [f"{noun} of the {owner}", f"the {noun}", f"the {owner}'s {noun}"]
+        texts = [f"{noun} of the {owner}", f"the {noun}", f"the {possessive(owner)} {noun}"]
     return tuple(Expression(text, "category") for text in texts)
+
+
+def part_expressions(part: str, owner: str, kind: str = "category") -> tuple[Expression, ...]:
+    """For a part of what `owner` singles out: "wheel of the left car", "the wheel of the left car", "the left car's wheel".
+
+    Never the part's name alone: something else in the image may have such a part.
+    """
+    texts = (f"{part} of the {owner}", f"the {part} of the {owner}", f"the {possessive(owner)} {part}")
+    return tuple(Expression(text, kind) for text in texts)
 
 
 def position_expressions(
     name: str, whole: str | None, boxes: Sequence[Box], width: int
 ) -> dict[int, tuple[Expression, ...]]:
-    """For single instances of one category that the viewer's left and right tell apart: {position in `boxes`: …}.
+    """For single instances of one category that `position_words` tells apart: {position in `boxes`: …}."""
+    words = position_words(name, boxes, width)
+    return {index: _positioned(_words(name), whole, word) for index, word in words.items()}
 
-    The outermost instances are named if their centres keep clear of their neighbour's; none is if the category's own
-    name says left or right (a "left left mirror" would say nothing).
+
+def position_words(name: str, boxes: Sequence[Box], width: int) -> dict[int, str]:
+    """What singles out the outermost instances, from the viewer: {position in `boxes`: "left", "rightmost" …}.
+
+    Each is named if its centre keeps clear of its neighbour's; none is if the category's own name says left or right
+    (a "left left mirror" would say nothing).
     """
-    noun = _words(name)
-    if {"left", "right"} & set(noun.split()):
+    if {"left", "right"} & set(_words(name).split()) or len(boxes) < 2:
         return {}
     centres = [box[0] + box[2] / 2 for box in boxes]
     order = sorted(range(len(boxes)), key=lambda index: centres[index])
@@ -49,7 +92,7 @@ def position_expressions(
     found = {}
     for word, outer, neighbour in ((words[0], order[0], order[1]), (words[1], order[-1], order[-2])):
         if abs(centres[outer] - centres[neighbour]) >= MARGIN * width:
-            found[outer] = _positioned(noun, whole, word)
+            found[outer] = word
     return found
 
 
@@ -66,9 +109,19 @@ def _words(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def _plural(noun: str) -> str:
-    if noun.endswith(("s", "x", "ch", "sh")):
+def plural(noun: str) -> str:
+    """The plural of a noun's last word; what looks like one already ("scissors", "ear pads") stays."""
+    rest, space, last = noun.rpartition(" ")
+    if last in _IRREGULAR:
+        return rest + space + _IRREGULAR[last]
+    if last in _PLURAL_ALREADY or (last.endswith("s") and not last.endswith(("ss", "us"))):
+        return noun
+    if last.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
-    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+    if last.endswith("y") and last[-2:-1] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + "s"
+
+
+def possessive(noun: str) -> str:
+    return noun + ("'" if noun.endswith("s") else "'s")

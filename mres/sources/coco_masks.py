@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mres.records import Rle, rle_counts
+from mres.records import Rle
+from mres.rle import decode_counts
 
 _FAR = 4.0  # polygons may leave the image by this many sides before they count as damaged
 
@@ -54,6 +55,13 @@ def union(masks: Sequence[Rle]) -> Rle:
     return Rle(masks[0].height, masks[0].width, merged["counts"])
 
 
+def share_inside(part: Rle, whole: Rle) -> float:
+    """The share of the part's pixels that the whole has too, 0 to 1."""
+    from pycocotools import mask as coco
+
+    return float(coco.iou([_coco(part)], [_coco(whole)], [1])[0, 0])  # "crowd": the intersection by the first's area
+
+
 def bounding_box(mask: Rle) -> tuple[float, float, float, float]:
     """(x, y, width, height) of a mask, in pixels."""
     from pycocotools import mask as coco
@@ -89,7 +97,7 @@ def _run_lengths(segmentation: dict[str, Any], height: int, width: int) -> dict[
         raise ValueError(f"the mask's size is {segmentation.get('size')}, the image's is [{height}, {width}]")
     if isinstance(counts, str):
         compressed = counts.encode("ascii", "replace")
-        runs = rle_counts(compressed)
+        runs = decode_counts(compressed).tolist()
     elif isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts):
         runs = counts
     else:

@@ -7,34 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_coco import HEIGHT, WIDTH, annotation, decode, rectangle, rectangle_mask
 from PIL import Image
 from pycocotools import mask as coco
 
 from mres.errors import UserError
-from mres.records import ImageRecord, RecordError, Rle
+from mres.records import ImageRecord, RecordError
 from mres.sources.coco import coco_parts
 from mres.sources.coco_expressions import category_expressions, position_expressions
 
 CARPARTS = Path(__file__).parents[2].parent / "shared/data/carparts"
-HEIGHT, WIDTH = 20, 40
-
-
-def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
-    return [x, y, x + width, y, x + width, y + height, x, y + height]
-
-
-def decode(mask: Rle) -> np.ndarray:
-    return coco.decode({"size": [mask.height, mask.width], "counts": mask.counts})
-
-
-def rectangle_mask(x: int, y: int, width: int, height: int) -> np.ndarray:
-    mask_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask_HW[y : y + height, x : x + width] = 1
-    return mask_HW
-
-
-def annotation(id_: int, category: int, segmentation: Any, image: int = 1) -> dict[str, Any]:
-    return {"id": id_, "image_id": image, "category_id": category, "segmentation": segmentation, "iscrowd": 0}
 
 
 def data_set(folder: Path, annotations: list[dict[str, Any]], num_images: int = 1, **fields: Any) -> dict[str, Path]:
