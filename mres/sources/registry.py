@@ -25,6 +25,14 @@ SOURCES = {
     "scenes": Entry("scenes.command", "procedural scenes"),
     "jsonl": Entry("mres_jsonl", "MRES JSONL: your own data"),
     "coco": Entry("coco", "COCO-format part annotations without objects (car parts and the like)"),
+    "paco": Entry("paco", "PACO-LVIS: objects and parts on COCO images"),
+    "partimagenet": Entry("partimagenet", "PartImageNet: parts of 11 super-categories on ImageNet images"),
+    "pascalpart": Entry("pascal_part", "Pascal-Part as VLPart's COCO-style train.json"),
+    "instances": Entry("coco_instances", "COCO-style instance masks (COCO, LVIS, Objects365 with masks)"),
+    "instructpart": Entry("instructpart", "InstructPart: parts that an instruction asks for"),
+    "cris": Entry("cris", "CRIS's JSON of a split, with a folder of mask files"),
+    "cris-lmdb": Entry("cris_lmdb", "CRIS's LMDB of a split (CRIS, ETRIS, DETRIS)"),
+    "refcocom": Entry("refcocom", "RefCOCOm, the part benchmark of MRES"),
 }
 
 

@@ -1,0 +1,180 @@
+"""InstructPart (parts that an instruction asks for, masks as pictures) to image records."""
+
+import argparse
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeGuard
+
+from mres.errors import UserError
+from mres.records import Expression, ImageRecord, RecordError, Target
+from mres.sources.coco_expressions import noun_of
+from mres.sources.coco_masks import EmptyMaskError
+from mres.sources.mask_files import read_mask
+from mres.sources.object_parts import make_target
+from mres.sources.source import Source
+
+# Of the six texts of a part the last two are names ("handle of the cup", "handle of the cup that can be held").
+_KINDS = ("instruction", "instruction", "instruction", "instruction", "category", "category")
+_SUFFIXES = (".jpg", ".png")
+
+
+def instructpart(annotations: Path, images: Path, masks: Path, *, split: str) -> Source:
+    """The image records of one `data_*.json` of InstructPart.
+
+    Args:
+        annotations: the JSON, a list of {image_path, part_list}.
+        images: the folder of its images, under `image_path` or the name of a mask.
+        masks: the folder of its masks, `<image>-<object>-<part>.jpg` or `.png`.
+        split: the name that the records carry.
+
+    Raises:
+        UserError: not such a file, no such folder, an image twice. What is wrong with one record comes out of the
+            iteration as a `RecordError`.
+    """
+    for folder, option in ((images, "--images"), (masks, "--masks")):
+        if not folder.is_dir():
+            raise UserError(f"no folder at '{folder}' ({option})")
+    content = _content(annotations)
+    entries = _entries(content, annotations)
+    notes: Counter[str] = Counter()
+    maker = _Maker(annotations, images, masks, split, notes)
+    description = {
+        "format": "instructpart",
+        "annotations": f"{annotations.resolve().parent.name}/{annotations.name}",
+        "annotations_sha256": hashlib.sha256(content).hexdigest(),
+        "split": split,
+    }
+    return Source(str(annotations), len(entries), lambda number: maker.record(entries[number]), description, notes)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--annotations", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="data_train.json …"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of its images, if not images/ beside it")
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="the folder of its masks, if not masks/ beside it")
+    parser.add_argument("--split", default="train", metavar="NAME", help="what the records are labelled as")
+
+
+def from_arguments(arguments: argparse.Namespace) -> Source:
+    beside = arguments.annotations.parent
+    images, masks = arguments.images or beside / "images", arguments.masks or beside / "masks"
+    return instructpart(arguments.annotations, images, masks, split=arguments.split)
+
+
+def _content(annotations: Path) -> bytes:
+    try:
+        return annotations.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"no annotations at '{annotations}' (--annotations)") from None
+    except OSError as error:
+        raise UserError(f"cannot read '{annotations}': {error.strerror}") from None
+
+
+def _entries(content: bytes, annotations: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read '{annotations}' as JSON: {error}") from None
+    form = "a list of {'image_path', 'part_list'}"
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"'{annotations}' is not InstructPart's: expected {form}, found {type(entries).__name__}")
+    seen: dict[str, int] = {}
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not _is_text(entry.get("image_path")) or "part_list" not in entry:
+            raise UserError(f"'{annotations}' is not InstructPart's: [{position}] is not of the form {form}")
+        stem = PurePosixPath(entry["image_path"]).stem
+        if stem in seen:
+            raise UserError(f"'{annotations}': [{seen[stem]}] and [{position}] both have the image '{stem}'")
+        seen[stem] = position
+    return entries
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_name(value: Any) -> TypeGuard[str]:
+    """Masks are found by it, so it must not lead elsewhere."""
+    return _is_text(value) and "/" not in value and bool(noun_of(value))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    annotations: Path
+    images: Path
+    masks: Path
+    split: str
+    notes: "Counter[str]"
+
+    def record(self, entry: Mapping[str, Any]) -> ImageRecord:
+        stem = PurePosixPath(entry["image_path"]).stem
+        where = f"{self.annotations}: image '{entry['image_path']}'"
+        parts = _parts(entry["part_list"], where)
+        names = [_file_stem(stem, *key) for key in parts]
+        image = self._image(entry["image_path"], names, where)
+        height, width = _size(image, where)
+        targets = tuple(self._targets(stem, parts, height, width, where))
+        if not targets:
+            raise RecordError(f"{where}: none of its masks covers a pixel")
+        return ImageRecord(stem, image, width, height, self.split, "instructpart", targets)
+
+    def _image(self, image_path: str, names: list[str], where: str) -> bytes:
+        """Published under its own name; the authors' code looks for it under its mask's."""
+        for name in (PurePosixPath(image_path).name, *(f"{name}.jpg" for name in names)):
+            if (self.images / name).is_file():
+                return (self.images / name).read_bytes()
+        raise RecordError(f"{where}: no such file in '{self.images}'")
+
+    def _targets(
+        self, stem: str, parts: dict[tuple[str, str], list[Expression]], height: int, width: int, where: str
+    ) -> Iterator[Target]:
+        for (owner, part), expressions in parts.items():
+            name = _file_stem(stem, owner, part)
+            places = [self.masks / f"{name}{suffix}" for suffix in _SUFFIXES]
+            place = next((place for place in places if place.is_file()), places[0])
+            try:
+                mask = read_mask(place, height, width, f"{where}, {part} of {owner}", self.notes)
+            except EmptyMaskError:
+                self.notes["masks that cover no pixel, left out"] += 1
+                continue
+            category = f"{noun_of(owner)}:{noun_of(part)}"
+            yield make_target(f"{owner}:{part}", "part", category, mask, tuple(dict.fromkeys(expressions)))
+
+
+def _parts(part_list: Any, where: str) -> dict[tuple[str, str], list[Expression]]:
+    """{(object, part): its expressions}; a part that is listed twice has one mask and all texts."""
+    if not isinstance(part_list, list) or not part_list:
+        raise RecordError(f"{where}: field 'part_list' is {part_list!r}, expected a list of at least one part")
+    parts: dict[tuple[str, str], list[Expression]] = {}
+    for item in part_list:
+        item = item if isinstance(item, dict) else {}
+        owner, part, texts = item.get("object"), item.get("part"), item.get("instruction")
+        if not _is_name(owner) or not _is_name(part):
+            raise RecordError(f"{where}: fields 'object' and 'part' are {owner!r} and {part!r}, expected two names")
+        if not isinstance(texts, list) or not texts or not all(_is_text(text) for text in texts):
+            raise RecordError(f"{where}, {part}: field 'instruction' is {texts!r}, expected a list of texts")
+        kinds = _KINDS if len(texts) == len(_KINDS) else ("instruction",) * len(texts)
+        found = parts.setdefault((owner, part), [])
+        found += [Expression(text.strip(), kind) for text, kind in zip(texts, kinds, strict=True)]
+    return parts
+
+
+def _file_stem(stem: str, owner: str, part: str) -> str:
+    return "-".join([stem, owner.replace(" ", "_"), part.replace(" ", "_")])
+
+
+def _size(image: bytes, where: str) -> tuple[int, int]:
+    """(height, width) from the image's header."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.height, opened.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RecordError(f"{where}: not a picture that can be opened: {error}") from None
