@@ -1,0 +1,219 @@
+"""CRIS's LMDB (one file a split, images and masks in it; ETRIS and DETRIS write it too) to image records."""
+
+import argparse
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mres.errors import UserError
+from mres.progress import track
+from mres.records import ImageRecord, RecordError, Rle
+from mres.sources.cris_tables import (
+    Picture,
+    Segment,
+    check_count,
+    coco_category,
+    expressions,
+    image_name,
+    make_record,
+    pictures,
+    segment_id,
+)
+from mres.sources.legacy_arrow import is_legacy_arrow, loads
+from mres.sources.mask_files import read_mask
+from mres.sources.safe_pickle import loads_plain
+from mres.sources.source import Source
+
+if TYPE_CHECKING:
+    import lmdb
+
+_KEYS, _LENGTH = b"__keys__", b"__len__"
+
+
+def cris_lmdb(path: Path, *, split: str | None = None) -> Source:
+    """The image records of one LMDB. Every value is read once to find the images that they belong to.
+
+    Args:
+        path: the LMDB file (or its folder, where it was written as one).
+        split: what the records are labelled as; None: the name of the file.
+
+    Raises:
+        UserError: no such file, no LMDB, not of this form, or the package lmdb is missing. What is wrong with one value
+            comes out of the iteration as a `RecordError`, first.
+    """
+    notes: Counter[str] = Counter()
+    segments, errors = [], []
+    digest = hashlib.sha256()
+    with _reading(path) as transaction:
+        keys = _keys(transaction, path, notes)
+        for number, key in enumerate(track(keys, len(keys), f"reading {path.name}")):
+            content = _get(transaction, key)
+            assert content is not None  # `_keys` has looked
+            digest.update(len(content).to_bytes(8, "little") + content)
+            try:
+                segments.append(_segment(number, content, _where(path, key), notes))
+            except RecordError as error:
+                errors.append(error)
+    maker = _Maker(path, keys, pictures(segments, notes), errors, split or path.stem, notes)
+    name = f"{path.resolve().parent.name}/{path.name}"
+    description = {"format": "cris-lmdb", "lmdb": name, "values_sha256": digest.hexdigest(), "split": maker.split}
+    return Source(str(path), len(errors) + len(maker.pictures), maker, description, notes)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lmdb",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="the LMDB of a split, <data set>/<split>.lmdb",
+    )
+    parser.add_argument("--split", metavar="NAME", help="what the records are labelled as; the file's name by default")
+
+
+def from_arguments(arguments: argparse.Namespace) -> Source:
+    return cris_lmdb(arguments.lmdb, split=arguments.split)
+
+
+@contextmanager
+def _reading(path: Path) -> "Iterator[lmdb.Transaction]":
+    """The LMDB, opened for as long as one call needs it: an open one must not be taken along into a forked process."""
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError("reading an LMDB needs the package lmdb: pip install mres[lmdb]") from None
+    if not path.exists():
+        raise UserError(f"no LMDB at '{path}' (--lmdb)")
+    try:
+        with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False) as environment:
+            _check_whole(environment, path)
+            with environment.begin() as transaction:
+                yield transaction
+    except lmdb.Error as error:
+        raise UserError(f"cannot read '{path}' as an LMDB: {error}") from None
+
+
+def _check_whole(environment: "lmdb.Environment", path: Path) -> None:
+    """LMDB maps its file into memory: a page that is missing at the end would end the process, without a word."""
+    file = path / "data.mdb" if path.is_dir() else path
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if (size := file.stat().st_size) < needed:
+        raise UserError(f"'{path}' is cut off: it has {size} bytes of {needed}; copy it again")
+
+
+def _keys(transaction: "lmdb.Transaction", path: Path, notes: "Counter[str]") -> list[bytes]:
+    """The keys of the values in their order, all there; DETRIS's writer names one too many, which is passed over."""
+    num_values = transaction.stat()["entries"] - sum(_get(transaction, key) is not None for key in (_KEYS, _LENGTH))
+    length = _special(transaction, _LENGTH, path)
+    keys = _special(transaction, _KEYS, path)
+    if keys is None and isinstance(length, int):
+        keys = [str(number).encode() for number in range(num_values)]
+    if not isinstance(keys, list) or not all(isinstance(key, bytes) for key in keys):
+        raise UserError(
+            f"'{path}' is not of CRIS's form: expected the keys '__keys__' (a list of bytes) and '__len__', among "
+            f"{num_values} values; was it written to its end?"
+        )
+    named = len(keys)
+    if keys and _get(transaction, keys[-1]) is None:
+        keys = keys[:-1]
+        notes["keys that '__keys__' names beyond the last value"] += 1
+    if absent := [key for key in keys if _get(transaction, key) is None]:
+        raise UserError(f"'{path}': {len(absent)} of the {named} keys in '__keys__' have no value, as {absent[0]!r}")
+    if not keys or length not in (None, named, len(keys)):
+        raise UserError(f"'{path}': '__len__' is {length!r}, but it has {len(keys)} values")
+    if others := num_values - len(set(keys)):
+        notes["values that '__keys__' does not name, left out"] = others
+    return keys
+
+
+def _get(transaction: "lmdb.Transaction", key: bytes) -> bytes | None:
+    content = transaction.get(key)
+    return None if content is None else bytes(content)
+
+
+def _special(transaction: "lmdb.Transaction", key: bytes, path: Path) -> Any:
+    content = _get(transaction, key)
+    return None if content is None else _plain(content, _where(path, key))
+
+
+def _where(path: Path, key: bytes) -> str:
+    return f"{path}: key '{key.decode(errors='replace')}'"
+
+
+def _plain(content: bytes, where: str) -> Any:
+    """The value in either serialisation: pickle, or `pyarrow.serialize` of older files. Raises: RecordError."""
+    if not is_legacy_arrow(content):
+        return loads_plain(content, where)
+    try:
+        return loads(content)
+    except ValueError as error:
+        raise RecordError(f"{where}: a value of pyarrow.serialize that cannot be read: {error}") from None
+
+
+def _fields(content: bytes, where: str) -> dict[str, Any]:
+    value = _plain(content, where)
+    if not isinstance(value, dict):
+        raise RecordError(f"{where}: found {type(value).__name__}, expected a dictionary with 'img', 'mask', 'cat' …")
+    for field in ("img", "mask"):
+        if not isinstance(value.get(field), bytes):
+            found = type(value.get(field)).__name__
+            raise RecordError(f"{where}: field '{field}': found {found}, expected the bytes of a picture")
+    return value
+
+
+def _segment(number: int, content: bytes, where: str, notes: "Counter[str]") -> Segment:
+    value = _fields(content, where)
+    sentences = value.get("sents")
+    found = Segment(
+        number=number,
+        image_name=image_name(value.get("img_name"), where),
+        id=segment_id(value.get("seg_id"), where, "seg_id"),
+        granularity="object",
+        category=coco_category(value.get("cat"), where),
+        expressions=expressions(sentences, where, "sents", notes),
+    )
+    check_count(value.get("num_sents"), sentences, where, "num_sents")
+    return found
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the record of an image; values that were refused come first."""
+
+    path: Path
+    keys: list[bytes]
+    pictures: list[Picture]
+    errors: list[RecordError]
+    split: str
+    notes: "Counter[str]"
+
+    def __call__(self, number: int) -> ImageRecord:
+        if number < len(self.errors):
+            raise self.errors[number]
+        picture = self.pictures[number - len(self.errors)]
+        where = f"{self.path}: {picture.name}"
+        values = self._values(picture)
+        image = values[picture.segments[0].number]["img"]
+        if any(value["img"] != image for value in values.values()):
+            raise RecordError(f"{where}: its values carry different images under this name")
+
+        def mask_of(segment: Segment, height: int, width: int) -> Rle:
+            place = _where(self.path, self.keys[segment.number])
+            return read_mask(values[segment.number]["mask"], height, width, place, self.notes)
+
+        source = f"{self.path.resolve().parent.name} (cris)"
+        return make_record(picture, image, mask_of, where, split=self.split, source=source, notes=self.notes)
+
+    def _values(self, picture: Picture) -> dict[int, dict[str, Any]]:
+        """{number: value} of an image's segments."""
+        with _reading(self.path) as transaction:
+            contents = {segment.number: _get(transaction, self.keys[segment.number]) for segment in picture.segments}
+        return {
+            number: _fields(content or b"", _where(self.path, self.keys[number]))
+            for number, content in contents.items()
+        }
