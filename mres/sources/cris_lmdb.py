@@ -58,7 +58,7 @@ def cris_lmdb(path: Path, *, split: str | None = None) -> Source:
                 segments.append(_segment(number, content, _where(path, key), notes))
             except RecordError as error:
                 errors.append(error)
-    maker = _Maker(path, keys, pictures(segments, notes), errors, split or path.stem, notes)
+    maker = _Maker(path, keys, pictures(segments, path, notes), errors, split or path.stem, notes)
     name = f"{path.resolve().parent.name}/{path.name}"
     description = {"format": "cris-lmdb", "lmdb": name, "values_sha256": digest.hexdigest(), "split": maker.split}
     return Source(str(path), len(errors) + len(maker.pictures), maker, description, notes)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,14 +47,20 @@ class Picture:
     segments: tuple[Segment, ...]
 
 
-def pictures(segments: Iterable[Segment], notes: "Counter[str]") -> list[Picture]:
-    """The segments by image, in the order of each image's first; those of which nothing is said are left out."""
+def pictures(segments: Sequence[Segment], path: Path, notes: "Counter[str]") -> list[Picture]:
+    """The segments by image, in the order of each image's first; those of which nothing is said are left out.
+
+    Raises:
+        UserError: nothing is said of any.
+    """
     of_image: dict[str, list[Segment]] = {}
     for segment in segments:
         if segment.expressions:
             of_image.setdefault(segment.image_name, []).append(segment)
         else:
             notes["entries without expressions, left out"] += 1
+    if segments and not of_image:
+        raise UserError(f"'{path}': none of its {len(segments)} entries has an expression")
     record_ids = _record_ids(list(of_image))
     return [Picture(name, record_ids[name], tuple(found)) for name, found in of_image.items()]
 
@@ -250,7 +256,7 @@ def file_source(
         UserError: a folder that is not there, or holds nothing of what the file names.
     """
     segments, errors = parsed
-    found = pictures(segments, notes)
+    found = pictures(segments, file.path, notes)
     _check_folder(masks, "--masks", [f"{segment.id}.png" for segment in segments])
     _check_folder(images, "--images", [picture.name for picture in found])
     exact = len({picture.record_id.rpartition("/")[2] for picture in found}) < len(found)

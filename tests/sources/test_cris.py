@@ -164,6 +164,7 @@ def test_a_bad_image_is_named(image: bytes | None, tmp_path: Path) -> None:
         ('{"images": []}', "is not of CRIS's form: expected a list of objects"),
         ("[1]", "is not of CRIS's form"),
         ("[]", "is an empty list"),
+        (json.dumps([entry(7, A), entry(8, A, " ")]), "none of its 2 entries has an expression"),
     ],
 )
 def test_what_is_not_of_the_form_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
