@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,15 +12,42 @@ _LINE_EVERY_S = 10.0
 
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """`items` unchanged, their progress shown on stderr."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track as rich_track
+    with _shown(total, label) as show:
+        for done, item in enumerate(items, start=1):
+            yield item
+            show(done)
 
-        yield from rich_track(items, label, total=total, console=Console(stderr=True))
+
+def track_count(items: Iterable[T], count: Callable[[], int], total: int, label: str) -> Iterator[T]:
+    """`items` unchanged; what is shown is `count()` of `total`, looked at whenever an item comes."""
+    with _shown(total, label) as show:
+        for item in items:
+            show(count())
+            yield item
+
+
+@contextmanager
+def _shown(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A function that shows how many are done."""
+    if not sys.stderr.isatty():
+        yield _lines(total, label)
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _lines(total: int, label: str) -> Callable[[int], None]:
     said = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
+
+    def show(done: int) -> None:
+        nonlocal said
         if time.monotonic() - said >= _LINE_EVERY_S:
             said = time.monotonic()
             print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return show

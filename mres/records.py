@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mres.errors import UserError
+from mres.rle import num_pixels
 
 Granularity = Literal["object", "part"]
 GRANULARITIES: tuple[Granularity, ...] = ("object", "part")
@@ -125,6 +126,39 @@ def record_from_json(value: Mapping[str, Any], image: bytes, where: str) -> Imag
     return _Reader(where).record(value, image)
 
 
+def record_as_written(value: Any, image: bytes, where: str) -> ImageRecord:
+    """The record of a JSON object that `record_to_json` made of a checked record: its fields are not checked again.
+
+    For bytes that a checksum has shown to be those that were written; thirty targets then cost microseconds, not
+    milliseconds.
+
+    Raises:
+        RecordError: naming `where`, if it is none after all.
+    """
+    try:
+        targets = tuple(
+            Target(
+                target["id"],
+                target["granularity"],
+                target["category"],
+                _mask_as_written(target["mask"]),
+                tuple(target["box"]),
+                tuple([Expression(e["text"], e["kind"]) for e in target["expressions"]]),
+                target["parent"],
+            )
+            for target in value["targets"]
+        )
+        size = value["width"], value["height"]
+        return ImageRecord(value["id"], image, *size, value["split"], value["source"], targets)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RecordError(f"{where}: not a record of this version of mres ({error!r}); build the set again") from None
+
+
+def _mask_as_written(mask: Any) -> Rle:
+    height, width = mask["size"]
+    return Rle(height, width, mask["counts"].encode("ascii"))
+
+
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The JSON objects of an MRES JSONL file as (where, object); blank lines are passed over.
 
@@ -171,6 +205,7 @@ class _Reader:
             targets=tuple(_Reader(f"{self.where}").target(t, i, width, height) for i, t in enumerate(targets)),
         )
         self._check_ids(record)
+        self._check_runs(record)
         return record
 
     def target(self, value: Any, position: int, width: int, height: int) -> Target:
@@ -201,13 +236,9 @@ class _Reader:
         if value.get("size") != [height, width]:
             raise self._error("mask.size", value.get("size"), f"the image's size, [{height}, {width}]")
         try:
-            counts = value["counts"].encode("ascii")
-            total = sum(rle_counts(counts))
-        except (UnicodeEncodeError, ValueError) as error:
+            return Rle(height, width, value["counts"].encode("ascii"))
+        except UnicodeEncodeError as error:
             raise self._error("mask.counts", str(error), "COCO's compressed run lengths") from None
-        if total != height * width:
-            raise self._error("mask.counts", f"runs that cover {total} pixels", f"{height} x {width} pixels")
-        return Rle(height, width, counts)
 
     def _box(self, value: Any) -> tuple[float, float, float, float]:
         if isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value)):
@@ -241,6 +272,26 @@ class _Reader:
             if target.parent is not None and target.parent not in ids:
                 raise self._error("parent", target.parent, "the id of a target of the same record, or null")
 
+    def _check_runs(self, record: ImageRecord) -> None:
+        """All masks in one go, which takes a tenth of the time; one by one only to say which is wrong."""
+        try:
+            covered = num_pixels([target.mask.counts for target in record.targets])
+        except ValueError:
+            covered = None
+        if covered is None or (covered != record.height * record.width).any():
+            for target in record.targets:
+                _Reader(f"{self.where}, target {target.id!r}")._check_mask(target.mask)
+
+    def _check_mask(self, mask: Rle) -> None:
+        try:
+            (covered,) = num_pixels([mask.counts])
+        except ValueError as error:
+            raise self._error("mask.counts", str(error), "COCO's compressed run lengths") from None
+        if covered != mask.height * mask.width:
+            raise self._error(
+                "mask.counts", f"runs that cover {covered} pixels", f"{mask.height} x {mask.width} pixels"
+            )
+
     def _known(self, value: Mapping[str, Any], keys: set[str]) -> None:
         unknown = sorted(set(value) - keys)
         if unknown:
@@ -266,34 +317,3 @@ class _Reader:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def rle_counts(counts: bytes) -> list[int]:
-    """The run lengths in COCO's compressed string (6-bit groups, delta to the run before the last from the 4th on).
-
-    Pure Python on purpose: pycocotools reads past the end of a bad string, so what comes from outside is checked here.
-
-    Raises:
-        ValueError: for a character outside the alphabet, a string that ends inside a number, or a negative run.
-    """
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in counts:
-        group = character - 48
-        if not 0 <= group < 64:
-            raise ValueError(f"character {chr(character)!r} is outside the RLE alphabet")
-        value |= (group & 0x1F) << shift
-        shift += 5
-        if group & 0x20:
-            continue
-        if group & 0x10:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        if value < 0:
-            raise ValueError("a run of negative length")
-        runs.append(value)
-        value, shift = 0, 0
-    if shift:
-        raise ValueError("the string ends inside a number")
-    return runs

@@ -23,8 +23,9 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_data import make_record
 
     from mres.shards.writer import WriteOptions, write_shards
+    from mres.sources.source import Source
 
     folder = tmp_path_factory.mktemp("tiny") / "shards"
     records = [make_record(i) for i in range(NUM_IMAGES)]
-    write_shards(records, folder, source={"format": "tiny"}, name="tiny", total=NUM_IMAGES, options=WriteOptions(8))
+    write_shards(Source.of(records, {"format": "tiny"}, "tiny"), folder, WriteOptions(8))
     return folder

@@ -1,208 +1,62 @@
-"""Measures what mres claims, each figure beside its reference in the same run: `python tools/bench.py NAME [--json]`.
-
-grouping   expressions a second with K expressions an image, against the same model fed pair by pair
-loop       the training loop, against a bare PyTorch loop of the same model and batches
-"""
+"""Measures what mres claims, each figure beside its reference in the same run: `python tools/bench.py NAME [--json]`."""
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 from mres.errors import UserError, exit_on_user_error
 
-if TYPE_CHECKING:
-    from mres.config import Config
-    from mres.stream.batch import Batch
-    from mres.train.task import SegmentationTask
+# name → (module and function, what it measures)
+BENCHES = {
+    "data": (
+        "data.throughput",
+        "samples a second against the usual pipeline, mosaicml-streaming and the decoder's limit",
+    ),
+    "order": ("order.lookup", "start and memory of the order of 1M images on 4096 ranks; how far it is from uniform"),
+    "memory": ("memory.footprint", "memory of a data worker at 32M targets"),
+    "grouping": ("training.grouping", "expressions a second, K an image, against the same model fed pair by pair"),
+    "loop": ("training.loop", "the training loop against a bare PyTorch loop of the same model and batches"),
+}
 
 
-def grouping(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains the same expressions once as images with K each, once as pairs; alternating, so that noise hits both."""
-    import torch
-
-    config = _config(arguments, expressions=arguments.k)
-    task, step = _bare_step(config)
-    grouped = _synthetic(task, config.data.images_per_batch, arguments.k)
-    pairs = _as_pairs(grouped)
-    torch.set_num_threads(arguments.threads)
-    seconds = _alternate({"grouped": lambda: step(grouped), "pairs": lambda: step(pairs)}, arguments.rounds)
-    expressions = config.data.images_per_batch * arguments.k
-    rates = {name: expressions / s for name, s in seconds.items()}
-    return {
-        "bench": "grouping",
-        "what": f"{config.model.size}: {config.data.images_per_batch} images x K={arguments.k} against {expressions} pairs (K=1)",
-        "expressions_per_s": rates,
-        "ratio": rates["grouped"] / rates["pairs"],
-        "target": "ratio >= 3",
-    }
-
-
-def loop(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The trainer (agreement, norm, metrics, progress) on prepared batches, against forward, backward, clip, step."""
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    config = _config(arguments, expressions=arguments.k)
-    task, step = _bare_step(config)
-    batch = _synthetic(task, config.data.images_per_batch, arguments.k)
-    steps = 5
-
-    def bare() -> None:
-        for _ in range(steps):
-            step(batch)
-
-    with TemporaryDirectory() as folder:
-        trained = _trainer_steps(config, task, batch, Path(folder), steps)
-        seconds = _alternate({"mres": trained, "bare": bare}, arguments.rounds)
-    return {
-        "bench": "loop",
-        "what": f"{config.model.size}: {steps} steps of {config.data.images_per_batch} images x K={arguments.k}, strategy single",
-        "seconds_a_step": {name: s / steps for name, s in seconds.items()},
-        "ratio": seconds["mres"] / seconds["bare"],
-        "target": "ratio <= 1.03",
-    }
-
-
-def _config(arguments: argparse.Namespace, expressions: int) -> "Config":
-    from mres.config import load_config
-
-    overrides = [f"model.size={arguments.size}", f"data.images_per_batch={arguments.images}"]
-    overrides += [f"data.expressions_per_image={expressions}", "parallel.strategy=single", "train.steps=1000000"]
-    return load_config(None, overrides)
-
-
-def _bare_step(config: "Config") -> tuple["SegmentationTask", Callable[["Batch"], None]]:
-    """What anyone would write: the same model, loss, AdamW and clipping, with nothing around them."""
-    import torch
-
-    from mres.train.task import SegmentationTask
-
-    task = SegmentationTask(config.model, config.loss)
-    model = task.build(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step(batch: "Batch") -> None:
-        loss = task.losses(model, batch)["loss"] / batch.valid_BK.sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return task, step
-
-
-def _trainer_steps(
-    config: "Config", task: "SegmentationTask", batch: "Batch", folder: Path, steps: int
-) -> Callable[[], None]:
-    from mres.parallel.strategy import AdamW, build_strategy
-    from mres.parallel.world import join_world
-    from mres.stream.order import Order
-    from mres.train.monitor import Monitor
-    from mres.train.optim import parameter_groups
-    from mres.train.preempt import StopRequest
-    from mres.train.trainer import Progress, Trainer
-
-    strategy = build_strategy(config.parallel, join_world(config.parallel))
-    model = task.build(0)
-    groups = parameter_groups(model, config.optim.weight_decay)
-    strategy.wrap(model, model.blocks(), groups, AdamW(config.optim.betas, config.optim.eps, 1.0))
-
-    class Prepared:
-        order = Order(0, 10**9, config.data.images_per_batch)
-
-        def batches(self, first: int, last: int) -> Iterator["Batch"]:
-            return iter([batch] * (last - first))
-
-    monitor = Monitor(folder, steps, enabled=True)
-    monitor.start(0)
-    trainer = Trainer(
-        config, strategy=strategy, task=task, stream=Prepared(), monitor=monitor, stop=StopRequest(),  # type: ignore[arg-type]
-        save=lambda step: None, evaluate=lambda step: None,
-    )  # fmt: skip
-    return lambda: _silently(lambda: trainer.fit(0, steps, Progress()))
-
-
-def _silently(action: Callable[[], Any]) -> None:
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        action()
-
-
-def _synthetic(task: "SegmentationTask", images: int, k: int) -> "Batch":
-    import torch
-
-    from mres.stream.batch import Batch
-
-    torch.manual_seed(0)
-    shape = task.shape
-    text_T, _ = task.tokenizer(["the left wheel of the red car"])
-    grid = shape.side // shape.stride
-    return Batch(
-        torch.randint(0, 256, (images, 3, shape.side, shape.side), dtype=torch.uint8),
-        torch.randint(0, 2, (images, k, grid, grid), dtype=torch.uint8) * 255,
-        text_T.expand(images, k, -1).contiguous(),
-        torch.ones(images, k, dtype=torch.bool),
-        image_ids=tuple(map(str, range(images))),
-    )
-
-
-def _as_pairs(batch: "Batch") -> "Batch":
-    from mres.stream.batch import Batch
-
-    k = batch.valid_BK.shape[1]
-    rest = [t.flatten(0, 1)[:, None].contiguous() for t in (batch.mask_BKhh, batch.text_BKT, batch.valid_BK)]
-    mask_XKhh, text_XKT, valid_XK = rest
-    return Batch(batch.image_BCSS.repeat_interleave(k, dim=0), mask_XKhh, text_XKT, valid_XK)
-
-
-def _alternate(actions: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each action; they take turns, and one round before the first is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for number in range(rounds + 1):
-        for name, action in actions.items():
-            started = time.perf_counter()
-            action()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-BENCHES = {"grouping": grouping, "loop": loop}
-
-
-@exit_on_user_error
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
+    names = "\n".join(f"  {name:10} {what}" for name, (_, what) in BENCHES.items())
     parser = argparse.ArgumentParser(
-        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="bench.py",
+        description=f"{__doc__}\n\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=sorted(BENCHES))
     parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument("--size", default="tiny", help="named model size (default: tiny)")
+    parser.add_argument("--size", default="tiny", help="named model size (default: tiny); data: base")
     parser.add_argument("--images", type=int, default=4, help="images a batch (default: 4)")
     parser.add_argument("--k", type=int, default=16, help="expressions an image (default: 16)")
     parser.add_argument("--rounds", type=int, default=9, help="measured rounds of each side (default: 9)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    arguments = parser.parse_args()
+    return parser
+
+
+@exit_on_user_error
+def main() -> int:
+    arguments = _parser().parse_args()
     for name in ("images", "k", "rounds", "threads"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
-    found = BENCHES[arguments.name](arguments)
+    module, function = BENCHES[arguments.name][0].split(".")
+    found: dict[str, Any] = getattr(import_module(f"mres.bench.{module}"), function)(arguments)
     if arguments.json:
         print(json.dumps(found))
         return 0
     print(found["what"])
-    figures = next(v for v in found.values() if isinstance(v, dict))
-    for name, value in figures.items():
-        print(f"  {name:10} {value:10.4g}")
-    print(f"  {'ratio':10} {found['ratio']:10.3f}   ({found['target']})")
+    for name, value in found.items():
+        if isinstance(value, dict):
+            print(name)
+            for key, figure in value.items():
+                print(f"  {key:34} {figure:12.4g}" if isinstance(figure, float | int) else f"  {key:34} {figure:>12}")
+    if "ratio" in found:
+        print(f"  {'ratio':34} {found['ratio']:12.3f}   ({found['target']})")
     return 0
 
 

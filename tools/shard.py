@@ -1,154 +1,206 @@
-"""Makes, describes and checks shard sets: `python tools/shard.py build|info|verify …` (docs/data-format.md)."""
+"""Makes, describes, checks and combines shard sets: `python tools/shard.py COMMAND --help` (docs/data-format.md)."""
 
 import argparse
+import os
 import sys
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mres.errors import exit_on_user_error
-
-if TYPE_CHECKING:
-    from mres.sources.source import Source
+from mres.errors import UserError, exit_on_user_error
+from mres.sources.registry import SOURCES, load
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """All commands; of the sources only the one that `argv` names is imported, for its options."""
     top = argparse.ArgumentParser(prog="shard.py", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="make a shard set").add_subparsers(dest="source", required=True)
-    for name, add_arguments, text in (
-        ("scenes", _scenes_arguments, "procedural scenes"),
-        ("coco", _coco_arguments, "COCO-format part annotations"),
-        ("jsonl", _jsonl_arguments, "MRES JSONL: your own data"),
-    ):
-        source = build.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    build = commands.add_parser("build", help="make a shard set from annotations and images")
+    sources = build.add_subparsers(dest="source", required=True)
+    for name, entry in SOURCES.items():
+        defaults = argparse.ArgumentDefaultsHelpFormatter
+        source = sources.add_parser(name, help=entry.help, description=entry.help, formatter_class=defaults)
         source.add_argument("out", type=Path, help="the folder to make")
-        add_arguments(source)
-        _common_arguments(source)
-    info = commands.add_parser("info", help="what a shard set holds")
-    info.add_argument("folder", type=Path)
-    info.add_argument("--json", action="store_true", help="machine-readable")
-    verify = commands.add_parser("verify", help="hash and parse everything again; exit code 1 if anything is damaged")
-    verify.add_argument("folder", type=Path)
+        if name in argv[1:2]:
+            load(name).add_arguments(source)
+        _build_arguments(source)
+    _info_arguments(commands.add_parser("info", help="what a shard set holds"))
+    _verify_arguments(
+        commands.add_parser("verify", help="hash and parse everything again; exit code 1 if anything is damaged")
+    )
+    _leakcheck_arguments(
+        commands.add_parser("leakcheck", help="find images of held-out sets; the result goes into the manifest")
+    )
+    _filter_arguments(commands.add_parser("filter", help="a view of a set with some of its records; no data is copied"))
+    _merge_arguments(commands.add_parser("merge", help="a view of several sets as one; no data is copied"))
     return top
 
 
-def _scenes_arguments(build: argparse.ArgumentParser) -> None:
-    build.add_argument("--num-images", type=int, required=True, default=argparse.SUPPRESS, metavar="N", help="how many")
-    build.add_argument("--seed", type=int, default=0, help="which scenes")
-    build.add_argument("--split", default="train", help="every split draws its own scenes")
-    build.add_argument("--image-size", type=int, default=128, metavar="PIXELS", help="side of the image")
-    build.add_argument("--relational-share", type=float, default=0.25, help="share of relational expressions")
-    build.add_argument("--workers", type=int, default=0, metavar="N", help="further processes that draw")
-
-
-def _coco_arguments(build: argparse.ArgumentParser) -> None:
+def _build_arguments(build: argparse.ArgumentParser) -> None:
+    build.add_argument("--format", choices=("tar", "mds"), default="tar", help="WebDataset tars or MosaicML MDS")
+    build.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="records of one shard file")
     build.add_argument(
-        "--annotations", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="the COCO JSON"
+        "--max-side", type=int, metavar="PIXELS", help="re-encode larger images; without it every byte is kept"
     )
-    build.add_argument(
-        "--images", type=Path, required=True, default=argparse.SUPPRESS, metavar="DIR", help="the folder of its images"
-    )
-    build.add_argument(
-        "--split", choices=("train", "val"), required=True, default=argparse.SUPPRESS, help="which of the two"
-    )
-    build.add_argument("--val-images", type=int, default=50, metavar="N", help="how many images are held out")
-    build.add_argument("--seed", type=int, default=0, help="which ones are held out")
-    build.add_argument("--whole", default="car", metavar="NAME", help="what the parts belong to; '' for none")
-    build.add_argument(
-        "--separate",
-        action="append",
-        default=[],
-        metavar="CATEGORY",
-        help="each polygon of this category is an instance of its own; may be repeated",
-    )
-    build.add_argument("--instances", action="store_true", help="also single instances told apart by position")
-
-
-def _jsonl_arguments(build: argparse.ArgumentParser) -> None:
-    build.add_argument(
-        "--records", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="one record a line"
-    )
-    build.add_argument("--split", help="take only the records of this split")
-    build.add_argument("--allow-outside", action="store_true", help="accept image paths outside of the file's folder")
-
-
-def _common_arguments(build: argparse.ArgumentParser) -> None:
-    build.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="records of one tar file")
+    build.add_argument("--quality", type=int, default=92, metavar="Q", help="of JPEGs that --max-side re-encodes")
     build.add_argument(
         "--max-bad-fraction", type=float, default=0.0, metavar="F", help="share of records left out if bad"
     )
     build.add_argument("--overwrite", action="store_true", help="replace an existing shard set")
+    _workers(build)
 
 
-def _scenes(arguments: argparse.Namespace) -> "Source":
-    from mres.sources.parallel import in_order
-    from mres.sources.scenes import SceneOptions, scene
-    from mres.sources.source import Source
-
-    options = SceneOptions(image_size=arguments.image_size, relational_share=arguments.relational_share)
-    count, seed, split = arguments.num_images, arguments.seed, arguments.split
-    description = {"format": "scenes", "num_images": count, "seed": seed, "split": split, **asdict(options)}
-    draw = partial(scene, seed=seed, split=split, options=options)
-    records = in_order(draw, count, arguments.workers) if arguments.workers else map(draw, range(count))
-    return Source("scenes", records, count, description)
-
-
-def _coco(arguments: argparse.Namespace) -> "Source":
-    from mres.sources.coco import coco_parts
-
-    return coco_parts(
-        arguments.annotations,
-        arguments.images,
-        split=arguments.split,
-        val_images=arguments.val_images,
-        seed=arguments.seed,
-        whole=arguments.whole or None,
-        instances=arguments.instances,
-        separate=arguments.separate,
+def _workers(command: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0))
+    command.add_argument(
+        "--workers", type=int, default=cores, metavar="N", help="processes (default: the cores); 0 works in this one"
     )
 
 
-def _jsonl(arguments: argparse.Namespace) -> "Source":
-    from mres.sources.mres_jsonl import mres_jsonl
+def _info_arguments(info: argparse.ArgumentParser) -> None:
+    info.add_argument("set", help="folder or URL")
+    info.add_argument("--json", action="store_true", help="machine-readable")
 
-    return mres_jsonl(arguments.records, split=arguments.split, allow_outside=arguments.allow_outside)
+
+def _verify_arguments(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument("set", help="folder or URL")
+    _workers(verify)
+
+
+def _leakcheck_arguments(leakcheck: argparse.ArgumentParser) -> None:
+    leakcheck.add_argument("set", help="folder of the set that is to be trained on")
+    leakcheck.add_argument("--against", nargs="+", required=True, metavar="SET", help="held-out shard sets")
+    leakcheck.add_argument(
+        "--max-distance", type=int, default=4, metavar="BITS", help="of 64: perceptual hashes this near are one image"
+    )
+    _workers(leakcheck)
+
+
+def _filter_arguments(view: argparse.ArgumentParser) -> None:
+    view.add_argument("set", help="folder of a shard set")
+    view.add_argument("out", type=Path, help="the folder to make")
+    view.add_argument("--drop-leaks", action="store_true", help="without what leakcheck found")
+    view.add_argument("--split", nargs="+", metavar="NAME", help="only records of these splits")
+    view.add_argument("--ids", type=Path, metavar="FILE", help="only these records: one id a line")
+    view.add_argument("--without-ids", type=Path, metavar="FILE", help="without these records: one id a line")
+    view.add_argument(
+        "--with", dest="granularity", choices=("object", "part"), help="only records that have such targets"
+    )
+    view.add_argument("--min-expressions", type=int, default=0, metavar="N", help="only records with at least N")
+    view.add_argument("--overwrite", action="store_true", help="replace an existing shard set")
+    _workers(view)
+
+
+def _merge_arguments(merge: argparse.ArgumentParser) -> None:
+    merge.add_argument("out", type=Path, help="the folder to make")
+    merge.add_argument("sets", nargs="+", metavar="set", help="folders of shard sets")
+    merge.add_argument("--overwrite", action="store_true", help="replace an existing shard set")
+    _workers(merge)
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from mres.progress import track
-    from mres.shards.writer import WriteOptions, write_shards
+    from mres.shards.writer import WriteOptions, check_free, write_shards
 
-    options = WriteOptions(arguments.images_per_shard, arguments.max_bad_fraction, arguments.overwrite)
-    source = {"scenes": _scenes, "coco": _coco, "jsonl": _jsonl}[arguments.source](arguments)
-    records = track(source, len(source), f"writing {arguments.out}")
-    manifest = write_shards(
-        records,
-        arguments.out,
-        source=source.description,
-        name=source.name,
-        total=len(source),
-        options=options,
+    options = WriteOptions(
+        images_per_shard=arguments.images_per_shard,
+        max_bad_fraction=arguments.max_bad_fraction,
+        overwrite=arguments.overwrite,
+        workers=arguments.workers,
+        max_side=arguments.max_side,
+        quality=arguments.quality,
+        layout=arguments.format,
     )
+    check_free(arguments.out.resolve(), overwrite=arguments.overwrite)
+    source = load(arguments.source).from_arguments(arguments)
+    manifest = write_shards(source, arguments.out, options)
     for message, number in source.notes.items():
         print(f"note: {message}: {number}")
     print(f"{arguments.out}: {manifest.summary()}")
     return 0
 
 
-@exit_on_user_error
-def main() -> int:
-    arguments = parser().parse_args()
-    if arguments.command == "build":
-        return _build(arguments)
-    if arguments.command == "info":
-        from mres.shards.info import show
+def _filter(arguments: argparse.Namespace) -> int:
+    from mres.shards.view import Condition, filter_set
 
-        return show(arguments.folder, as_json=arguments.json)
+    condition = Condition(
+        splits=frozenset(arguments.split) if arguments.split else None,
+        ids=_id_file(arguments.ids),
+        without_ids=_id_file(arguments.without_ids),
+        granularity=arguments.granularity,
+        min_expressions=arguments.min_expressions,
+        drop_leaks=arguments.drop_leaks,
+    )
+    manifest = filter_set(
+        arguments.out, arguments.set, condition, workers=arguments.workers, overwrite=arguments.overwrite
+    )
+    print(f"{arguments.out}: {manifest.summary()}")
+    return 0
+
+
+def _id_file(path: Path | None) -> frozenset[str] | None:
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the ids in '{path}': {error}") from None
+    ids = frozenset(line.strip() for line in lines if line.strip())
+    if not ids:
+        raise UserError(f"'{path}' names no id; expected one a line")
+    return ids
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from mres.shards.view import merge_sets
+
+    manifest = merge_sets(arguments.out, arguments.sets, workers=arguments.workers, overwrite=arguments.overwrite)
+    print(f"{arguments.out}: {manifest.summary()}")
+    return 0
+
+
+def _leakcheck(arguments: argparse.Namespace) -> int:
+    from mres.shards.leaks import LEAKS_NAME, find_leaks
+
+    manifest = find_leaks(
+        arguments.set, arguments.against, max_distance=arguments.max_distance, workers=arguments.workers
+    )
+    found = manifest.leakcheck
+    assert found is not None
+    held_out = sum(found.against.values())
+    print(f"{arguments.set}: {found.leaks} of {found.images} images are among the {held_out} held-out ones "
+          f"({found.by_id} by COCO id, {found.by_hash} by perceptual hash)")  # fmt: skip
+    if found.leaks:
+        print(
+            f"listed in {Path(arguments.set) / LEAKS_NAME}; `shard.py filter {arguments.set} OUT --drop-leaks` leaves them out"
+        )
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from mres.shards.info import show
+
+    return show(arguments.set, as_json=arguments.json)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
     from mres.shards.verify import report_damage
 
-    return report_damage(arguments.folder)
+    return report_damage(arguments.set, workers=arguments.workers)
+
+
+COMMANDS = {
+    "build": _build,
+    "info": _info,
+    "verify": _verify,
+    "leakcheck": _leakcheck,
+    "filter": _filter,
+    "merge": _merge,
+}
+
+
+@exit_on_user_error
+def main() -> int:
+    arguments = parser(sys.argv[1:]).parse_args()
+    return COMMANDS[arguments.command](arguments)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def _check_same_data(run: _Run, shards: ShardSet) -> None:
     fingerprint = evaluated.get("fingerprint", shards.fingerprint)
     if fingerprint != shards.fingerprint:
         raise ResultsError(
-            f"'{shards.folder}' is not the shard set that '{run.folder}' was evaluated on: that was "
+            f"'{shards.location}' is not the shard set that '{run.folder}' was evaluated on: that was "
             f"'{evaluated.get('folder')}', fingerprint {fingerprint}; name it, or evaluate again"
         )
 
@@ -204,7 +204,7 @@ def _facts(run: _Run, shards: ShardSet) -> list[tuple[str, str]]:
     facts = [
         ("run folder", str(run.folder)),
         ("checkpoint", str(run.summary.get("checkpoint", ""))),
-        ("evaluated on", str(run.summary.get("data", {}).get("folder", shards.folder))),
+        ("evaluated on", str(run.summary.get("data", {}).get("folder", shards.location))),
         ("images in the set", f"{counts.images:,}"),
         ("data fingerprint", shards.fingerprint),
     ]

@@ -94,7 +94,7 @@ def _publish(
     from mres.evaluate.table import print_tables
     from mres.evaluate.trivial import trivial_answers
 
-    data = {"folder": str(shards.folder), "fingerprint": shards.fingerprint, "split": config.data.split}
+    data = {"folder": shards.location, "fingerprint": shards.fingerprint, "split": config.data.split}
     summary = summarise(
         results,
         threshold=config.evaluate.threshold,

@@ -2,27 +2,27 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mres.records import GRANULARITIES
 from mres.shards.reader import ShardSet
+from mres.shards.remote import RemoteOptions
 
 TOP_CATEGORIES = 20
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(location: str, remote: RemoteOptions | None = None) -> dict[str, Any]:
     """The manifest's content and what follows from the index: `bytes`, `expressions_per_image` (min, median, max).
 
     Raises:
         UserError: as `ShardSet` does.
     """
-    shards = ShardSet(folder)
+    shards = ShardSet(location, remote)
     per_image = shards.num_expressions_N
     return {
-        "folder": str(folder),
+        "folder": location,
         "bytes": sum(shard.bytes for shard in shards.manifest.shards),
         "expressions_per_image": {
             "min": int(per_image.min()),
@@ -33,9 +33,9 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def show(folder: Path, *, as_json: bool) -> int:
+def show(location: str, *, as_json: bool, remote: RemoteOptions | None = None) -> int:
     """Prints the description, as tables or as JSON."""
-    value = describe(folder)
+    value = describe(location, remote)
     if as_json:
         print(json.dumps(value, indent=2, ensure_ascii=False))
         return 0
@@ -79,11 +79,20 @@ def _about(value: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", f"{value['bytes'] / 1e6:,.1f} MB in {len(value['shards'])} shards"),
         ("made from", json.dumps(value["source"], ensure_ascii=False)),
         ("options", json.dumps(value["options"])),
+        ("leak check", _leaks(value["leakcheck"])),
         ("fingerprint", value["sha256"]),
     ]
+    rows += [("part", f"{part['folder']} ({part['sha256'][:12]}…)") for part in value["parts"]]
     return rows + [
         (shard["name"], f"{shard['records']:,} records, sha256 {shard['sha256']}") for shard in value["shards"]
     ]
+
+
+def _leaks(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not done (python tools/shard.py leakcheck)"
+    held_out = ", ".join(f"{name} ({number:,} images)" for name, number in found["against"].items())
+    return f"{found['leaks']:,} of {found['images']:,} images are held-out ones of {held_out}"
 
 
 def _frequent(by_category: dict[str, dict[str, int]]) -> Sequence[tuple[str, str, int]]:

@@ -3,16 +3,18 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mres.errors import UserError
 from mres.records import GRANULARITIES, ImageRecord
+from mres.shards.storage import Storage, is_remote, join
 
 FORMAT = "mres-shards"
-VERSION = 1
+VERSION = 2
 MANIFEST_NAME = "manifest.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 BUILD_HINT = "make one with `python tools/shard.py build …`"
@@ -25,17 +27,46 @@ class _Strict(BaseModel):
 
 
 class Shard(_Strict):
-    """One tar file and its index."""
+    """One file of records.
 
-    name: str = Field(pattern=r"^shard-\d{6,}\.tar$")
+    `records` is how many of them this set has; a view may have fewer than the file holds. `part` is the position in
+    the manifest's `parts` of the set whose folder the file lies in; None: the set's own.
+    """
+
+    name: str = Field(pattern=r"^shard-\d{6,}\.(tar|mds)$")
     bytes: int = Field(ge=0)
     sha256: str = Sha256
     records: int = Field(ge=1)
-    index_sha256: str = Sha256
+    part: int | None = None
 
-    @property
-    def index_name(self) -> str:
-        return self.name.removesuffix(".tar") + ".index.npy"
+
+class IndexFile(_Strict):
+    """The file `index.npy`."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Sha256
+
+
+class Part(_Strict):
+    """A set that a view takes records from: its folder, relative to the view's (or a URL), and its fingerprint."""
+
+    folder: str = Field(min_length=1)
+    sha256: str = Sha256
+
+
+class LeakCheck(_Strict):
+    """What `tools/shard.py leakcheck` found: records whose image is one of the held-out ones.
+
+    `against` names each held-out set and how many images it has; `by_id` and `by_hash` count records of this set.
+    """
+
+    against: dict[str, int]
+    max_distance: int = Field(ge=0)
+    images: int = Field(ge=0)
+    by_id: int = Field(ge=0)
+    by_hash: int = Field(ge=0)
+    leaks: int = Field(ge=0)
+    list_sha256: str = Sha256
 
 
 class Counts(_Strict):
@@ -51,15 +82,28 @@ class Counts(_Strict):
 
 
 class Manifest(_Strict):
-    """The content of `manifest.json`; `sha256` is the hash of everything else in it and names the set."""
+    """The content of `manifest.json`; `sha256`, the fingerprint, is the hash of all but the leak check and names the set."""
 
     format: Literal["mres-shards"] = "mres-shards"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: dict[str, Any]
     options: dict[str, Any]
     counts: Counts
+    index: IndexFile
     shards: list[Shard] = Field(min_length=1)
+    parts: list[Part] = []
+    leakcheck: LeakCheck | None = None
     sha256: str = Sha256
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        if any(shard.part is not None and not 0 <= shard.part < len(self.parts) for shard in self.shards):
+            raise ValueError("a shard names a part that is not in 'parts'")
+        return self
+
+    @property
+    def is_view(self) -> bool:
+        return bool(self.parts)
 
     def summary(self) -> str:
         """One line for people."""
@@ -70,44 +114,68 @@ class Manifest(_Strict):
             texts.append(f"{counts.quarantined} bad records left out (listed in {QUARANTINE_NAME})")
         return ", ".join(texts)
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    def to_bytes(self) -> bytes:
+        """The content of its file."""
+        return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def make_manifest(source: dict[str, Any], options: dict[str, Any], counts: Counts, shards: list[Shard]) -> Manifest:
+def make_manifest(
+    source: dict[str, Any],
+    options: dict[str, Any],
+    counts: Counts,
+    index: IndexFile,
+    shards: list[Shard],
+    parts: Sequence[Part] = (),
+) -> Manifest:
     """The manifest of these parts, its fingerprint filled in."""
-    unsigned = Manifest(source=source, options=options, counts=counts, shards=shards, sha256="0" * 64)
+    unsigned = Manifest(
+        source=source,
+        options=options,
+        counts=counts,
+        index=index,
+        shards=shards,
+        parts=list(parts),
+        sha256="0" * 64,
+    )
     return unsigned.model_copy(update={"sha256": _fingerprint(unsigned.model_dump())})
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The checked manifest of `folder`.
+def read_manifest(storage: Storage) -> Manifest:
+    """The checked manifest of a set.
 
     Raises:
-        UserError: `folder` is missing, empty, no shard set, of another version, or its manifest was edited.
+        UserError: the folder is missing, empty, no shard set, of another version, or its manifest was edited.
     """
-    path = folder / MANIFEST_NAME
-    if not folder.exists():
-        raise UserError(f"no shard set at '{folder}': the folder does not exist; {BUILD_HINT}")
-    if not path.is_file():
-        what = "it is not a folder" if not folder.is_dir() else f"it has no {MANIFEST_NAME}"
-        if folder.is_dir() and not any(folder.iterdir()):
-            what = "the folder is empty"
-        raise UserError(f"no shard set at '{folder}': {what}; {BUILD_HINT}")
+    where = join(storage.location, MANIFEST_NAME)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read '{path}': {error}; {BUILD_HINT}") from None
-    _check_version(value, path)
+        content = storage.read(MANIFEST_NAME)
+    except FileNotFoundError:
+        raise UserError(f"no shard set at '{storage.location}': {_what_is_there(storage)}; {BUILD_HINT}") from None
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read '{where}': {error}; {BUILD_HINT}") from None
+    _check_version(value, where)
     try:
         manifest = Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(f"'{path}' breaks the format at '{field}': {first['msg']}; build the set again") from None
+        field = ".".join(map(str, first["loc"])) or "parts"
+        raise UserError(f"'{where}' breaks the format at '{field}': {first['msg']}; build the set again") from None
     if manifest.sha256 != _fingerprint(value):
-        raise UserError(f"'{path}' was changed after it was written (its sha256 does not fit); build the set again")
+        raise UserError(f"'{where}' was changed after it was written (its sha256 does not fit); build the set again")
     return manifest
+
+
+def _what_is_there(storage: Storage) -> str:
+    if is_remote(storage.location):
+        return f"it has no {MANIFEST_NAME}"
+    folder = Path(storage.location)
+    if not folder.exists():
+        return "the folder does not exist"
+    if not folder.is_dir():
+        return "it is not a folder"
+    return f"it has no {MANIFEST_NAME}" if any(folder.iterdir()) else "the folder is empty"
 
 
 def is_shard_set(folder: Path) -> bool:
@@ -119,16 +187,16 @@ def is_shard_set(folder: Path) -> bool:
     return isinstance(value, dict) and value.get("format") == FORMAT
 
 
-def _check_version(value: Any, path: Path) -> None:
+def _check_version(value: Any, where: str) -> None:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UserError(f'\'{path}\' is not the manifest of a shard set (no "format": "{FORMAT}"); {BUILD_HINT}')
+        raise UserError(f'\'{where}\' is not the manifest of a shard set (no "format": "{FORMAT}"); {BUILD_HINT}')
     if value.get("version") != VERSION:
         found = value.get("version")
-        raise UserError(f"'{path}' has version {found!r}, this mres reads version {VERSION}; build the set again")
+        raise UserError(f"'{where}' has version {found!r}, this mres reads version {VERSION}; build the set again")
 
 
 def _fingerprint(value: dict[str, Any]) -> str:
-    content = {key: item for key, item in value.items() if key != "sha256"}
+    content = {key: item for key, item in value.items() if key not in ("sha256", "leakcheck")}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -149,6 +217,24 @@ class Tally:
             self.categories[target.granularity][target.category] += 1
             self.kinds[target.granularity].update(expression.kind for expression in target.expressions)
 
+    def remove(self, record: ImageRecord) -> None:
+        """Takes back what `add` counted."""
+        one = Tally()
+        one.add(record)
+        self.images -= 1
+        self.splits -= one.splits
+        for granularity in GRANULARITIES:
+            self.categories[granularity] -= one.categories[granularity]
+            self.kinds[granularity] -= one.kinds[granularity]
+
+    def merge(self, other: "Tally") -> None:
+        """Adds what another one has counted."""
+        self.images += other.images
+        self.splits += other.splits
+        for granularity in GRANULARITIES:
+            self.categories[granularity] += other.categories[granularity]
+            self.kinds[granularity] += other.kinds[granularity]
+
     def counts(self, quarantined: int) -> Counts:
         return Counts(
             images=self.images,
@@ -159,3 +245,14 @@ class Tally:
             images_by_split=dict(sorted(self.splits.items())),
             quarantined=quarantined,
         )
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Tally":
+        tally = cls()
+        tally.images, tally.splits = value["images"], Counter(value["splits"])
+        tally.categories = {g: Counter(value["categories"][g]) for g in GRANULARITIES}
+        tally.kinds = {g: Counter(value["kinds"][g]) for g in GRANULARITIES}
+        return tally

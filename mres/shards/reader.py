@@ -1,166 +1,234 @@
-"""Random access to a shard set: one `pread` a record, no torch, no webdataset.
+"""Random access to a shard set, local or remote: one read a record, no torch, no webdataset, no streaming.
 
 Legend: N images of the set.
 """
 
 import hashlib
 import json
-import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mres.errors import UserError
-from mres.records import ImageRecord, RecordError, record_from_json
-from mres.shards.index import IMAGE_SUFFIXES, TAR_BLOCK, read_index, record_key, record_span
+from mres.files import file_sha256
+from mres.records import ImageRecord, RecordError, record_as_written
+from mres.shards.index import INDEX_NAME, map_index, parse_index, record_key
 from mres.shards.manifest import Manifest, Shard, read_manifest
+from mres.shards.remote import RemoteOptions
+from mres.shards.storage import Storage, is_remote, join, open_storage
 
-# A global shuffle touches all shards evenly, so evicting old descriptors would gain nothing: the first ones stay open,
-# shards beyond are opened for each read.
-MAX_OPEN = 256
 REMEDY = "copy the set again, or build it again"
+# Records of a block: what is fetched from a store at once, and what stays together when a stream is shuffled.
+BLOCK_RECORDS = 64
+
+Block = tuple[int, int]
 
 
 class ShardSet:
-    """The records of a shard folder by position.
+    """The records of a shard set by position.
 
-    Safe to use after a fork, in threads, and to pickle into spawned workers: descriptors are opened lazily and reads
-    carry their offset.
+    Safe to use after a fork, in threads, and to pickle into spawned workers: files and connections are opened lazily,
+    by each process for itself. What it holds in memory does not grow with the number of targets, and the index is
+    mapped: processes of a machine share it.
 
     Attributes:
         manifest: what the set holds.
-        num_expressions_N: int32 (N,), expressions of each image; known from the index, no shard is opened.
+        location: the folder or URL, as it was given.
+        block_starts: int64, positions of the first records of its blocks (runs of records of one shard).
 
     Raises:
-        UserError: missing path, not a shard set, empty, another version, files that do not fit the manifest.
+        UserError: missing path, not a shard set, empty, another version, files that do not fit the manifest, a store
+            that refuses.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._descriptors: dict[int, int] = {}
-        self.manifest: Manifest = read_manifest(self.folder)
-        parts = [_load_index(self.folder, shard) for shard in self.manifest.shards]
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
-        self._index_N = np.concatenate(parts)
-        if len(self._index_N) != self.manifest.counts.images:
-            raise UserError(f"'{self.folder}': the manifest's number of images does not fit its shards; build it again")
-        objects_N, parts_N = self._index_N["num_object_expressions"], self._index_N["num_part_expressions"]
-        self.num_expressions_N: np.ndarray = (objects_N + parts_N).astype(np.int32)
+    def __init__(self, location: str | Path, remote: RemoteOptions | None = None) -> None:
+        self.location, self._remote = str(location), remote
+        own = open_storage(self.location, remote)
+        self.manifest: Manifest = read_manifest(own)
+        self._index_N = _load_index(own, self.manifest)
+        self._parts = [own, *self._open_parts()]
+        self._starts = np.cumsum([0, *(shard.records for shard in self.manifest.shards)])
+        if not len(self._index_N) == self._starts[-1] == self.manifest.counts.images:
+            raise UserError(f"'{self.location}': the manifest's number of images does not fit its index; {REMEDY}")
+        for shard in self.manifest.shards:
+            _check_size(self._storage(shard), shard)
+        self.block_starts: np.ndarray = np.concatenate(
+            [np.arange(a, b, BLOCK_RECORDS) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]
+        )
+
+    def _open_parts(self) -> Iterable[Storage]:
+        """The storages of a view's parts, each still the set that the view was made of."""
+        for part in self.manifest.parts:
+            storage = open_storage(join(self.location, part.folder), self._remote)
+            found = read_manifest(storage).sha256
+            if found != part.sha256:
+                raise UserError(
+                    f"'{self.location}' is a view of '{storage.location}', which is another set now (its fingerprint is "
+                    f"{found[:12]}…, expected {part.sha256[:12]}…); make the view again"
+                )
+            yield storage
 
     def __len__(self) -> int:
         return len(self._index_N)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.location, self._remote)
 
     @property
     def fingerprint(self) -> str:
         """The manifest's hash: stream states and checkpoints refer to the set by it."""
         return self.manifest.sha256
 
+    @property
+    def num_expressions_N(self) -> np.ndarray:
+        """int32 (N,), expressions of each image; known from the index, no shard is opened."""
+        total_N: np.ndarray = self._index_N["num_object_expressions"] + self._index_N["num_part_expressions"]
+        return total_N
+
+    @property
+    def index_N(self) -> np.ndarray:
+        """The index itself, of `INDEX_DTYPE`; not to be written to."""
+        return self._index_N
+
+    def shard_path(self, shard: Shard) -> str:
+        """Where a shard of the manifest lies, for messages."""
+        return join(self._storage(shard).location, shard.name)
+
     def name(self, index: int) -> str:
         """Where record `index` lies, for messages: "folder/shard-000003.tar: 00000123"."""
-        return f"{self.folder / self.manifest.shards[self._shard_of(index)].name}: {record_key(index)}"
+        row = self._index_N[index]
+        return f"{self.shard_path(self.manifest.shards[int(row['shard'])])}: {record_key(int(row['key']))}"
 
     def read(self, index: int) -> ImageRecord:
-        """Record `index` (0 … len-1), its fields checked, its image not decoded.
+        """Record `index` (0 … len-1), its bytes those that were checked when they were written; no image is decoded.
 
         Raises:
             IndexError: no such position.
-            RecordError: naming shard and key: truncated or damaged bytes, bad JSON, a field out of the format.
+            RecordError: naming shard and key: truncated or damaged bytes, not a record.
+            UserError: a store that does not answer, or refuses.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.folder} has records 0 to {len(self) - 1}, not {index}")
-        shard, row, where = self._shard_of(index), self._index_N[index], self.name(index)
-        start, end = record_span(row)
+            raise IndexError(f"{self.location} has records 0 to {len(self) - 1}, not {index}")
+        row, where = self._index_N[index], self.name(index)
+        content = self._checked_bytes(index, row, where)
+        return parse_record(content, row, where)
+
+    def annotations(self, index: int) -> ImageRecord:
+        """Record `index` without its image (`image` is empty): only the JSON is read, and no checksum covers it alone.
+
+        Raises:
+            RecordError: not a record.
+        """
+        row, where = self._index_N[index], self.name(index)
+        shard, block = self._place(index)
+        start = int(row["offset"]) + int(row["json_offset"])
         try:
-            block = self._pread(shard, end - start, start)
+            text = self._storage(shard).read_range(shard.name, start, int(row["json_size"]), block)
         except OSError as error:
             raise RecordError(f"{where}: cannot be read: {error.strerror or error}") from None
-        return parse_record(block, row, record_key(index), where)
+        return _record(text, b"", where)
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Tells the storage which records are read next."""
+        by_storage: dict[int, list[tuple[str, Block]]] = {}
+        for index in indices:
+            shard, block = self._place(index)
+            by_storage.setdefault(_part(shard), []).append((shard.name, block))
+        for part, ranges in by_storage.items():
+            self._parts[part].prefetch(list(dict.fromkeys(ranges)))
+
+    def largest_block(self) -> int:
+        """Bytes of the largest block: what a cache must have room for, several times."""
+        last_N = np.append(self.block_starts[1:], len(self)) - 1
+        ends = self._index_N["offset"][last_N] + self._index_N["size"][last_N]
+        return int((ends - self._index_N["offset"][self.block_starts]).max())
+
+    def storages(self) -> list[Storage]:
+        """What its bytes come from: its own folder, then those of its parts."""
+        return self._parts
 
     def close(self) -> None:
-        """Closes the descriptors; a later `read` opens them again."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        """Closes files and connections; a later `read` opens them again."""
+        for storage in self._parts:
+            storage.close()
 
-    def __del__(self) -> None:
-        self.close()
+    def _storage(self, shard: Shard) -> Storage:
+        return self._parts[_part(shard)]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptors": {}}
+    def _place(self, index: int) -> tuple[Shard, Block]:
+        """The shard of a record and the byte range of its block."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        first = index - (index - int(self._starts[number])) % BLOCK_RECORDS
+        last = self._index_N[min(first + BLOCK_RECORDS, int(self._starts[number + 1])) - 1]
+        block = (int(self._index_N["offset"][first]), int(last["offset"]) + int(last["size"]))
+        return self.manifest.shards[number], block
 
-    def _shard_of(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
-
-    def _pread(self, shard: int, size: int, offset: int) -> bytes:
-        descriptor = self._descriptors.get(shard)
-        if descriptor is not None:
-            return pread(descriptor, size, offset)
-        descriptor = os.open(self.folder / self.manifest.shards[shard].name, os.O_RDONLY)
+    def _checked_bytes(self, index: int, row: np.void, where: str) -> bytes:
+        """The bytes of a record; those of a cache that are damaged are fetched once more."""
+        shard, block = self._place(index)
+        storage, offset, size = self._storage(shard), int(row["offset"]), int(row["size"])
         try:
-            return pread(descriptor, size, offset)
-        finally:
-            full = len(self._descriptors) >= MAX_OPEN
-            if full or self._descriptors.setdefault(shard, descriptor) != descriptor:  # another thread was first
-                os.close(descriptor)
+            content = storage.read_range(shard.name, offset, size, block)
+            if zlib.crc32(content) != row["crc32"] and storage.drop(shard.name, block):
+                content = storage.read_range(shard.name, offset, size, block)
+        except OSError as error:
+            raise RecordError(f"{where}: cannot be read: {error.strerror or error}") from None
+        return content
 
 
-def pread(descriptor: int, size: int, offset: int) -> bytes:
-    """Up to `size` bytes from `offset`; fewer only at the file's end (network file systems return less at a time)."""
-    block = os.pread(descriptor, size, offset)
-    while len(block) < size and (more := os.pread(descriptor, size - len(block), offset + len(block))):
-        block += more
-    return block
+def _part(shard: Shard) -> int:
+    return 0 if shard.part is None else shard.part + 1
 
 
-def parse_record(block: bytes, row: np.void, key: str, where: str) -> ImageRecord:
-    """The record in `block`, the bytes of its span (`record_span`) in its tar.
+def parse_record(content: bytes, row: np.void, where: str) -> ImageRecord:
+    """The record in `content`, the bytes of its span.
 
     Raises:
-        RecordError: naming `where`: truncated, other bytes than were written, not the record's members, bad JSON, a
-            field out of the format.
+        RecordError: naming `where`: truncated, other bytes than were written, not a record.
     """
-    start, end = record_span(row)
-    if len(block) < end - start:
-        raise RecordError(f"{where}: truncated: {len(block)} of {end - start} bytes are there; {REMEDY}")
-    if zlib.crc32(block) != row["crc32"]:
+    if len(content) < row["size"]:
+        raise RecordError(f"{where}: truncated: {len(content)} of {row['size']} bytes are there; {REMEDY}")
+    if zlib.crc32(content) != row["crc32"]:
         raise RecordError(
             f"{where}: damaged: the checksum of its bytes is not the one they were written with; {REMEDY}"
         )
-    names, content = {}, {}
-    for member in ("image", "json"):
-        at = int(row[f"{member}_offset"]) - start
-        names[member] = block[at - TAR_BLOCK : at - TAR_BLOCK + 100].split(b"\0", 1)[0].decode("ascii", "replace")
-        content[member] = block[at : at + int(row[f"{member}_size"])]
-    return record_from_json(_parse_json(content["json"], names, key, where), content["image"], where)
+    text, image = (
+        content[int(row[f"{member}_offset"]) :][: int(row[f"{member}_size"])] for member in ("json", "image")
+    )
+    return _record(text, image, where)
 
 
-def _load_index(folder: Path, shard: Shard) -> np.ndarray:
-    tar, path = folder / shard.name, folder / shard.index_name
+def _record(text: bytes, image: bytes, where: str) -> ImageRecord:
     try:
-        size, content = tar.stat().st_size, path.read_bytes()
-    except OSError as error:
-        raise UserError(f"'{error.filename}' of the shard set cannot be read: {error.strerror}; {REMEDY}") from None
-    if size != shard.bytes:
-        raise UserError(f"'{tar}' has {size} bytes, its manifest says {shard.bytes}; {REMEDY}")
-    if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-        raise UserError(f"'{path}' is not the index that its manifest describes (sha256); {REMEDY}")
-    index_N = read_index(path, content)
-    if len(index_N) != shard.records:
-        raise UserError(f"'{path}' has {len(index_N)} records, its manifest says {shard.records}; {REMEDY}")
-    return index_N
-
-
-def _parse_json(content: bytes, names: dict[str, str], key: str, where: str) -> dict[str, Any]:
-    images = [f"{key}.{suffix}" for suffix in IMAGE_SUFFIXES]
-    if names["json"] != f"{key}.json" or names["image"] not in images:
-        raise RecordError(f"{where}: expected the members {key}.json and {images[0]}, found {sorted(names.values())}")
-    try:
-        value = json.loads(content)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{where}: {key}.json is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise RecordError(f"{where}: {key}.json: expected a JSON object, found {type(value).__name__}")
-    if value.get("image") != names["image"]:
-        raise RecordError(f"{where}: field 'image': found {value.get('image')!r}, expected '{names['image']}'")
-    return value
+        raise RecordError(f"{where}: not JSON ({error}); {REMEDY}") from None
+    return record_as_written(value, image, where)
+
+
+def _load_index(storage: Storage, manifest: Manifest) -> np.ndarray:
+    where, expected = join(storage.location, INDEX_NAME), manifest.index
+    try:
+        if is_remote(storage.location):
+            content = storage.read(INDEX_NAME)
+            size, sha256 = len(content), hashlib.sha256(content).hexdigest()
+        else:
+            size, sha256 = storage.size(INDEX_NAME), file_sha256(Path(where))
+    except OSError as error:
+        raise UserError(f"'{where}' of the shard set cannot be read: {error.strerror or error}; {REMEDY}") from None
+    if (size, sha256) != (expected.bytes, expected.sha256):
+        raise UserError(f"'{where}' is not the index that its manifest describes ({size} bytes, sha256); {REMEDY}")
+    return parse_index(content, where) if is_remote(storage.location) else map_index(Path(where))
+
+
+def _check_size(storage: Storage, shard: Shard) -> None:
+    where = join(storage.location, shard.name)
+    try:
+        size = storage.size(shard.name)
+    except OSError as error:
+        raise UserError(f"'{where}' of the shard set cannot be read: {error.strerror or error}; {REMEDY}") from None
+    if size != shard.bytes:
+        raise UserError(f"'{where}' has {size} bytes, its manifest says {shard.bytes}; {REMEDY}")

@@ -1,92 +1,111 @@
 """Hashes and parses a shard set again and names every damage."""
 
-import os
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from mres.errors import UserError
-from mres.files import file_sha256
-from mres.progress import track
+from mres.processes import Ticks, spread
+from mres.progress import track_count
 from mres.records import RecordError
-from mres.shards.index import read_index, record_key, record_span
+from mres.shards.check import check_record
+from mres.shards.index import record_key
 from mres.shards.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
-from mres.shards.reader import parse_record, pread
-from mres.shards.writer import check_image
+from mres.shards.reader import ShardSet, parse_record
+from mres.shards.remote import RemoteOptions
+from mres.shards.storage import Storage, is_remote, open_storage
+
+_PIECE = 8 << 20
 
 
-def damages(folder: Path) -> list[str]:
-    """What is wrong with the set in `folder`, one message each; empty if all is well.
+def damages(location: str, *, workers: int = 0, remote: RemoteOptions | None = None) -> list[str]:
+    """What is wrong with a set, one message each; empty if all is well.
 
-    Every file is hashed, every record parsed and checked against the format, every image decoded.
+    Every file is hashed, every record parsed and checked against the format, every image decoded. Of a view, the files
+    of its parts are.
 
     Raises:
-        UserError: there is no shard set at `folder`.
+        UserError: there is no shard set at `location`.
     """
-    if not (folder / MANIFEST_NAME).is_file():
-        read_manifest(folder)  # says what is there instead
+    storage = open_storage(location, remote)
     try:
-        manifest = read_manifest(folder)
+        storage.size(MANIFEST_NAME)
+    except FileNotFoundError:
+        read_manifest(storage)  # says what is there instead
+    try:
+        manifest = read_manifest(storage)
+        strays = list(_strays(location, manifest))
+        damaged = [message for shard in manifest.shards if (message := _size_damage(storage, manifest, shard))]
+        if damaged:
+            return [*strays, *damaged]
+        shards = ShardSet(location, remote)
     except UserError as error:
         return [str(error)]
-    return [*_strays(folder, manifest), *_shard_damages(folder, manifest)]
+    return [*strays, *_shard_damages(shards, workers)]
 
 
-def report_damage(folder: Path) -> int:
+def report_damage(location: str, *, workers: int = 0, remote: RemoteOptions | None = None) -> int:
     """Prints the result of `damages`; returns the exit code, 1 if anything is damaged."""
-    found = damages(folder)
+    found = damages(location, workers=workers, remote=remote)
     for message in found:
         print(f"damaged: {message}")
     if not found:
-        print(f"{folder}: every hash fits, every record is readable")
+        print(f"{location}: every hash fits, every record is readable")
     return 1 if found else 0
 
 
-def _strays(folder: Path, manifest: Manifest) -> Iterator[str]:
-    listed = {name for shard in manifest.shards for name in (shard.name, shard.index_name)}
-    for path in sorted(folder.glob("shard-*")):
+def _strays(location: str, manifest: Manifest) -> Iterator[str]:
+    if is_remote(location) or manifest.is_view:
+        return
+    listed = {shard.name for shard in manifest.shards}
+    for path in sorted(Path(location).glob("shard*")):
         if path.name not in listed:
             yield f"{path}: the manifest does not list this file, so no reader will see it"
 
 
-def _shard_damages(folder: Path, manifest: Manifest) -> Iterator[str]:
-    first = 0
-    for shard in track(manifest.shards, len(manifest.shards), f"verifying {folder}"):
-        try:
-            yield from _one_shard(folder, shard, first)
-        except OSError as error:
-            yield f"{error.filename}: cannot be read: {error.strerror}"
-        except UserError as error:
-            yield str(error)
-        first += shard.records
-
-
-def _one_shard(folder: Path, shard: Shard, first: int) -> Iterator[str]:
-    tar, path = folder / shard.name, folder / shard.index_name
-    tar_fits, index_fits = file_sha256(tar) == shard.sha256, file_sha256(path) == shard.index_sha256
-    if not index_fits:
-        yield f"{path}: its sha256 is not the manifest's; the records of the shard cannot be told apart without it"
-    elif (found := _record_damages(tar, read_index(path, path.read_bytes()), first)) or tar_fits:
-        yield from found
-        return
-    if not tar_fits:
-        place = ", between or after its records (each of them is readable)" if index_fits else ""
-        yield f"{tar}: its sha256 is not the manifest's{place}"
-
-
-def _record_damages(tar: Path, index_N: np.ndarray, first: int) -> list[str]:
-    found = []
-    descriptor = os.open(tar, os.O_RDONLY)
+def _size_damage(storage: Storage, manifest: Manifest, shard: Shard) -> str | None:
+    """A file of another size spoils opening the set, so all of them are named here; a view's parts name theirs."""
+    if shard.part is not None:
+        return None
+    where = f"{storage.location}/{shard.name}"
     try:
-        for position, row in enumerate(index_N, start=first):
-            start, end = record_span(row)
-            key = record_key(position)
-            where = f"{tar}: {key}"
-            try:
-                check_image(parse_record(pread(descriptor, end - start, start), row, key, where), where)
-            except RecordError as error:
-                found.append(str(error))
-    finally:
-        os.close(descriptor)
-    return found
+        size = storage.size(shard.name)
+    except OSError as error:
+        return f"{where}: cannot be read: {error.strerror or error}"
+    return None if size == shard.bytes else f"{where}: has {size} bytes, its manifest says {shard.bytes}"
+
+
+def _shard_damages(shards: ShardSet, workers: int) -> list[str]:
+    manifest, ticks = shards.manifest, Ticks()
+    found: dict[int, list[str]] = {}
+
+    def check(number: int) -> list[str]:
+        return list(_one_shard(shards, number, ticks))
+
+    checked = spread(check, list(range(len(manifest.shards))), workers)
+    label = f"verifying {shards.location}"
+    for item in track_count(checked, lambda: ticks.count, len(shards), label):
+        if item is not None:
+            found[item[0]] = item[1]
+    return [message for number in sorted(found) for message in found[number]]
+
+
+def _one_shard(shards: ShardSet, number: int, ticks: Ticks) -> Iterator[str]:
+    shard, damaged = shards.manifest.shards[number], False
+    path = shards.shard_path(shard)
+    storage = shards.storages()[0 if shard.part is None else shard.part + 1]
+    first = sum(s.records for s in shards.manifest.shards[:number])
+    digest = hashlib.sha256()
+    for row in shards.index_N[first : first + shard.records]:
+        ticks.tick()
+        where = f"{path}: {record_key(int(row['key']))}"
+        try:
+            content = storage.read_range(shard.name, int(row["offset"]), int(row["size"]))
+            check_record(parse_record(content, row, where), where)
+        except (RecordError, OSError) as error:
+            damaged = True
+            yield str(error)
+    for offset in range(0, shard.bytes, _PIECE):
+        digest.update(storage.read_range(shard.name, offset, min(_PIECE, shard.bytes - offset)))
+    if digest.hexdigest() != shard.sha256 and not damaged:
+        yield f"{path}: its sha256 is not the manifest's, between or after its records (each of them is readable)"

@@ -1,32 +1,47 @@
-"""Writes image records as a shard set: WebDataset tars, an index beside each, a manifest; published by one rename."""
+"""Writes a source as a shard set: shard by shard in parallel, taken up again after a kill, published by one rename.
 
-import io
+A shard is made of a fixed run of the source's records, so neither the number of processes nor an interruption changes
+a byte. What is finished lies in `<out>.incomplete`, each shard with its index and a description beside it.
+"""
+
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from itertools import chain, islice
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mres.errors import UserError
-from mres.files import file_sha256, fsync, publish_folder
-from mres.records import GRANULARITIES, ImageRecord, RecordError, record_from_json, record_to_json
-from mres.shards.index import index_tar, record_key, write_index
+from mres.files import file_sha256, fsync, publish_folder, write_atomically
+from mres.processes import Ticks, spread
+from mres.progress import track_count
+from mres.records import ImageRecord, RecordError
+from mres.shards.check import check_record
+from mres.shards.index import INDEX_DTYPE, INDEX_NAME, write_index
 from mres.shards.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
+    IndexFile,
     Manifest,
     Shard,
     Tally,
     is_shard_set,
     make_manifest,
 )
+from mres.shards.mds import MdsShard, write_mds_index
+from mres.shards.reader import parse_record
+from mres.shards.resize import shrink_record
+from mres.shards.tar import TarShard
+from mres.sources.source import Source
 
-_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
+_PLAN_NAME = "build.json"
+_LAYOUTS: dict[str, type[TarShard] | type[MdsShard]] = {"tar": TarShard, "mds": MdsShard}
 
 
 @dataclass(frozen=True)
@@ -34,210 +49,279 @@ class WriteOptions:
     """How a set is written.
 
     `max_bad_fraction` is the share of the records that may be broken: those are listed in `quarantine.jsonl` and left
-    out. At 0 the first one stops the build with its message.
+    out. At 0 the first one stops the build with its message. `max_side` (pixels) re-encodes larger images as JPEG of
+    `quality`; None keeps every byte. `workers` are further processes, 0 works in this one.
     """
 
     images_per_shard: int = 1000
     max_bad_fraction: float = 0.0
     overwrite: bool = False
+    workers: int = 0
+    max_side: int | None = None
+    quality: int = 92
+    layout: Literal["tar", "mds"] = "tar"
 
     def __post_init__(self) -> None:
         if not 1 <= self.images_per_shard <= 10_000_000:
             raise UserError(f"images per shard: {self.images_per_shard}; allowed: 1 to 10000000")
         if not 0 <= self.max_bad_fraction < 1:
             raise UserError(f"max bad fraction: {self.max_bad_fraction}; allowed: 0 to below 1")
+        if not 0 <= self.workers <= 1024:
+            raise UserError(f"workers: {self.workers}; allowed: 0 to 1024")
+        if self.max_side is not None and not 16 <= self.max_side <= 20_000:
+            raise UserError(f"max side: {self.max_side}; allowed: 16 to 20000 pixels")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality: {self.quality}; allowed: 1 to 100")
+
+    def of_manifest(self) -> dict[str, Any]:
+        """What decides the set's bytes."""
+        kept = {key: value for key, value in asdict(self).items() if key not in ("overwrite", "workers")}
+        return kept if self.max_side is not None else {k: v for k, v in kept.items() if k != "quality"}
 
 
-def write_shards(
-    records: Iterable[ImageRecord | RecordError],
-    out: Path,
-    *,
-    source: dict[str, Any],
-    name: str,
-    total: int,
-    options: WriteOptions | None = None,
-) -> Manifest:
-    """Writes `records` into the new folder `out`; nothing is left behind if it fails or is interrupted.
+def write_shards(source: Source, out: Path, options: WriteOptions | None = None) -> Manifest:
+    """Writes the records of `source` into the new folder `out`.
 
     Each record is checked against the format and its image is decoded, so that what was written can be trained on. The
-    same records give the same bytes.
-
-    Args:
-        records: a `RecordError` in place of a record is a bad one that the source could not read.
-        out: the folder to make.
-        source: what the records were made from, for the manifest (JSON values).
-        name: what messages about a record call the source.
-        total: how many records (bad ones included) will come; the budget for bad ones refers to it.
-        options: see `WriteOptions`.
+    same records give the same bytes. Finished shards of an interrupted build of the same source and options are kept
+    and not made again.
 
     Raises:
-        UserError: `out` is in use, no good record came, more bad ones than allowed, the disk is full.
+        UserError: `out` is in use, no good record came, more bad ones than allowed, an id occurs twice, the disk is
+            full, a worker died.
     """
     options = options or WriteOptions()
-    with _published(out, overwrite=options.overwrite) as folder:
+    with _published(out, source, options) as folder:
         try:
-            good = _Checked(records, name, total, options.max_bad_fraction)
-            shards, tally = _write_all(good, folder, options.images_per_shard)
-            good.write_quarantine(folder)
-            manifest = make_manifest(
-                source,
-                {"images_per_shard": options.images_per_shard, "max_bad_fraction": options.max_bad_fraction},
-                tally.counts(len(good.errors)),
-                shards,
-            )
-            manifest.write(folder / MANIFEST_NAME)
+            pieces = _all_pieces(source, folder, options, label=f"writing {out}")
+            manifest = _assemble(source, folder, options, pieces)
         except OSError as error:
-            raise UserError(f"writing '{out}' failed: {error.strerror or error} ({error.filename or folder})") from None
+            raise UserError(
+                f"writing '{out}' failed: {error.strerror or error} ({error.filename or folder}); the same command "
+                "goes on from the shards that are finished"
+            ) from None
     return manifest
 
 
-class _Checked:
-    """The good records of an iterable; the bad ones are kept in `errors` as far as the budget goes."""
+@dataclass
+class _Piece:
+    """A finished shard, or, where all its records are bad, only the list of these."""
 
-    def __init__(
-        self, records: Iterable[ImageRecord | RecordError], name: str, total: int, max_bad_fraction: float
-    ) -> None:
-        self.errors: list[RecordError] = []
-        self._records, self._name, self._total, self._fraction = records, name, total, max_bad_fraction
-        self._ids: set[str] = set()
+    shard: Shard | None
+    ids: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
 
-    def __iter__(self) -> Iterator[tuple[ImageRecord, str]]:
-        """Yields (record, suffix of its image)."""
-        for item in self._records:
-            try:
-                if isinstance(item, RecordError):
-                    raise item
-                yield item, self._check(item)
-            except RecordError as error:
-                if self._fraction == 0:
-                    raise
-                self.errors.append(error)
-                self._keep_budget(self._total)
-        self._keep_budget(len(self.errors) + len(self._ids))  # fewer than announced may have come
+    def write(self, path: Path) -> None:
+        value = {
+            "shard": self.shard.model_dump() if self.shard else None,
+            "ids": self.ids,
+            "errors": self.errors,
+            "notes": self.notes,
+            "tally": self.tally.to_json(),
+        }
+        write_atomically(path, json.dumps(value, ensure_ascii=False).encode())
 
-    def _check(self, record: ImageRecord) -> str:
-        if record.id in self._ids:
-            raise RecordError(f"{self._name}: record {record.id!r}: its id occurs twice; ids must be unique")
-        record_from_json(record_to_json(record, "image"), record.image, self._name)
-        suffix = check_image(record, self._name)
-        self._ids.add(record.id)
-        return suffix
+    @classmethod
+    def read(cls, path: Path) -> "_Piece":
+        value = json.loads(path.read_text(encoding="utf-8"))
+        shard = Shard.model_validate(value["shard"]) if value["shard"] else None
+        return cls(shard, value["ids"], value["errors"], Counter(value["notes"]), Tally.from_json(value["tally"]))
 
-    def _keep_budget(self, total: int) -> None:
-        if len(self.errors) <= self._fraction * total:
+
+def _piece_path(folder: Path, number: int) -> Path:
+    return folder / f"piece-{number:06d}.json"
+
+
+def _index_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.index.npy"
+
+
+def _all_pieces(source: Source, folder: Path, options: WriteOptions, label: str) -> list[_Piece]:
+    """Makes the shards that are not there yet; stops as soon as more records are bad than may be."""
+    count = -(-len(source) // options.images_per_shard)
+    finished = {n: _Piece.read(_piece_path(folder, n)) for n in range(count) if _piece_path(folder, n).exists()}
+    pieces = dict(finished)
+    known = Counter(source.notes)
+    budget = _Budget(len(source), options.max_bad_fraction)
+    for piece in finished.values():
+        budget.add(piece.errors)
+    ticks = Ticks()
+    todo = [n for n in range(count) if n not in finished]
+    done_before = sum(len(piece.ids) + len(piece.errors) for piece in finished.values())
+    if finished:
+        print(f"going on: {len(finished)} of {count} shards are finished", file=sys.stderr)
+
+    def make(number: int) -> _Piece:
+        return _make_piece(source, folder, options, number, ticks)
+
+    if options.workers:
+        _import_writer(options.layout)
+    made_pieces = spread(make, todo, options.workers)
+    for made in track_count(made_pieces, lambda: done_before + ticks.count, len(source), label):
+        if made is not None:
+            pieces[made[0]] = made[1]
+            budget.add(made[1].errors)
+    _sum_notes(source, pieces, known)
+    return [pieces[n] for n in range(count)]
+
+
+def _import_writer(layout: str) -> None:
+    """Once here, instead of once in each process that is forked."""
+    if layout == "tar":
+        import webdataset  # noqa: F401
+    else:
+        import streaming  # noqa: F401
+
+
+def _sum_notes(source: Source, pieces: dict[int, _Piece], known: Counter[str]) -> None:
+    """The notes of all processes and of earlier builds, in place of what this process has seen of them."""
+    source.notes.clear()
+    source.notes.update(known)
+    for piece in pieces.values():
+        source.notes.update(piece.notes)
+
+
+class _Budget:
+    """Counts bad records and refuses too many."""
+
+    def __init__(self, total: int, fraction: float) -> None:
+        self._total, self._fraction = total, fraction
+        self._errors: list[str] = []
+
+    def add(self, errors: Sequence[str]) -> None:
+        self._errors += errors
+        if len(self._errors) <= self._fraction * self._total:
             return
-        shown = "".join(f"\n  {error}" for error in self.errors[:5])
+        if self._fraction == 0:
+            raise RecordError(self._errors[0])
+        shown = "".join(f"\n  {error}" for error in self._errors[:5])
         raise UserError(
-            f"too many bad records: at least {len(self.errors)} of {total}, allowed is a share of {self._fraction:g} "
-            f"(--max-bad-fraction); the first:{shown}"
+            f"too many bad records: at least {len(self._errors)} of {self._total}, allowed is a share of "
+            f"{self._fraction:g} (--max-bad-fraction); the first:{shown}"
         )
 
-    def write_quarantine(self, folder: Path) -> None:
-        """Lists the bad records in the set."""
-        if self.errors:
-            lines = [json.dumps({"error": str(error)}, ensure_ascii=False) + "\n" for error in self.errors]
-            (folder / QUARANTINE_NAME).write_text("".join(lines), encoding="utf-8")
 
-
-def check_image(record: ImageRecord, where: str) -> str:
-    """Decodes the record's image once; returns the suffix of its format.
-
-    Raises:
-        RecordError: naming `where` and the record: not JPEG or PNG, damaged, of another size than the record says.
-    """
-    from PIL import Image
-
-    where = f"{where}: record {record.id!r}: image"
+def _make_piece(source: Source, folder: Path, options: WriteOptions, number: int, ticks: Ticks) -> _Piece:
+    """Makes one shard with its index; its description, written last, says that it is finished."""
+    first = number * options.images_per_shard
+    layout = _LAYOUTS[options.layout]
+    path = folder / f"shard-{number:06d}{layout.suffix}"
+    piece, before, shard = _Piece(None), Counter(source.notes), None
     try:
-        with Image.open(io.BytesIO(record.image)) as image:
-            suffix, size = _SUFFIXES.get(image.format or ""), image.size
-            if suffix is None:
-                raise RecordError(f"{where}: the format is {image.format}, allowed: JPEG, PNG")
-            if size != (record.width, record.height):
-                raise RecordError(
-                    f"{where}: it has {size[0]}x{size[1]} pixels, the record says {record.width}x{record.height}"
-                )
-            image.load()
-    except RecordError:
-        raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, DecompressionBombError …
-        raise RecordError(f"{where}: cannot be decoded: {error}") from None
-    return suffix
+        for item in range(first, min(len(source), first + options.images_per_shard)):
+            ticks.tick()
+            try:
+                record, suffix = _checked(source, item, options)
+            except RecordError as error:
+                piece.errors.append(str(error))
+                if options.max_bad_fraction == 0:
+                    return piece  # the build ends with it
+                continue
+            if shard is None:  # opened only once there is a record for it
+                shard = layout(path)
+            shard.add(item, record, suffix)
+            piece.ids.append(record.id)
+            piece.tally.add(record)
+    finally:
+        if shard is not None:
+            shard.close()
+    if shard is not None:
+        write_index(_index_path(folder, path.name), shard.index())
+        piece.shard = Shard(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), records=len(piece.ids))
+    piece.notes = Counter(source.notes) - before
+    piece.write(_piece_path(folder, number))
+    return piece
 
 
-def _write_all(
-    records: Iterable[tuple[ImageRecord, str]], folder: Path, images_per_shard: int
-) -> tuple[list[Shard], Tally]:
-    shards: list[Shard] = []
-    tally = Tally()
-    remaining = iter(records)
-    # A shard is opened only once there is a record for it.
-    while (head := next(remaining, None)) is not None:
-        tar = _Tar(folder / f"shard-{len(shards):06d}.tar", tally.images)
-        with closing(tar):
-            for record, suffix in chain([head], islice(remaining, images_per_shard - 1)):
-                tar.add(record, suffix)
-                tally.add(record)
-        shards.append(tar.shard())
-    if not shards:
-        raise UserError("no good record came from the source, so there is nothing to write")
-    return shards, tally
+def _checked(source: Source, item: int, options: WriteOptions) -> tuple[ImageRecord, str]:
+    """Record `item`, checked and as small as asked for, and the suffix of its image."""
+    record = source[item]
+    suffix = check_record(record, source.name)
+    if options.max_side is not None and max(record.width, record.height) > options.max_side:
+        return shrink_record(record, options.max_side, options.quality), "jpg"
+    return record, suffix
 
 
-class _Tar:
-    """One shard while it is written."""
+def _assemble(source: Source, folder: Path, options: WriteOptions, pieces: list[_Piece]) -> Manifest:
+    """Index, quarantine list and manifest of the finished shards."""
+    index_N = _join(folder, pieces)
+    tally, errors = Tally(), [error for piece in pieces for error in piece.errors]
+    for piece in pieces:
+        tally.merge(piece.tally)
+    shards = [piece.shard for piece in pieces if piece.shard]
+    twins = _twins(pieces)
+    if twins:
+        errors += [f"{source.name}: record {i!r}: its id occurs twice; ids must be unique" for i in twins.values()]
+        _Budget(len(source), options.max_bad_fraction).add(errors)
+        for row in twins:
+            path = folder / shards[int(index_N[row]["shard"])].name
+            tally.remove(_written(path, index_N[row]))
+        index_N = np.delete(index_N, list(twins))
+    if not len(index_N):
+        raise UserError(f"no good record came from {source.name}, so there is nothing to write")
+    counts = np.bincount(index_N["shard"], minlength=len(shards))
+    shards = [shard.model_copy(update={"records": int(n)}) for shard, n in zip(shards, counts, strict=True)]
+    write_index(folder / INDEX_NAME, index_N)
+    if errors:
+        lines = [json.dumps({"error": error}, ensure_ascii=False) + "\n" for error in errors]
+        (folder / QUARANTINE_NAME).write_text("".join(lines), encoding="utf-8")
+    if options.layout == "mds":
+        write_mds_index(folder, [shard.name for shard in shards])
+    index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
+    manifest = make_manifest(source.description, options.of_manifest(), tally.counts(len(errors)), index, shards)
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    _tidy(folder)
+    return manifest
 
-    def __init__(self, path: Path, first: int) -> None:
-        from webdataset import TarWriter  # takes seconds
 
-        self.path, self.first = path, first
-        self._expressions: list[tuple[int, int]] = []
-        self._file = path.open("wb")
-        # Nothing of the machine or the moment enters the bytes: the same records give the same hash.
-        self._writer = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
+def _join(folder: Path, pieces: list[_Piece]) -> np.ndarray:
+    """The index of all finished shards (N,)."""
+    parts = [np.load(_index_path(folder, piece.shard.name), allow_pickle=False) for piece in pieces if piece.shard]
+    for number, part in enumerate(parts):
+        part["shard"] = number
+    return np.concatenate(parts) if parts else np.zeros(0, INDEX_DTYPE)
 
-    @property
-    def num_records(self) -> int:
-        return len(self._expressions)
 
-    def add(self, record: ImageRecord, suffix: str) -> None:
-        key = record_key(self.first + self.num_records)
-        value = record_to_json(record, f"{key}.{suffix}")
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        self._writer.write({"__key__": key, suffix: record.image, "json": text.encode("utf-8")})
-        by_granularity = [
-            sum(len(t.expressions) for t in record.targets if t.granularity == granularity)
-            for granularity in GRANULARITIES
-        ]
-        self._expressions.append((by_granularity[0], by_granularity[1]))
+def _twins(pieces: list[_Piece]) -> dict[int, str]:
+    """{row of the index: id} of the records whose id an earlier one has: only the index leaves them out."""
+    seen: set[str] = set()
+    twins: dict[int, str] = {}
+    for row, record_id in enumerate(record_id for piece in pieces for record_id in piece.ids):
+        if record_id in seen:
+            twins[row] = record_id
+        seen.add(record_id)
+    return twins
 
-    def close(self) -> None:
-        self._writer.close()
-        self._file.close()
 
-    def shard(self) -> Shard:
-        """Indexes and hashes the closed tar."""
-        index_N = index_tar(self.path, self.first, np.array(self._expressions, dtype=np.int32))
-        index_path = self.path.with_suffix(".index.npy")
-        write_index(index_path, index_N)
-        return Shard(
-            name=self.path.name,
-            bytes=self.path.stat().st_size,
-            sha256=file_sha256(self.path),
-            records=self.num_records,
-            index_sha256=file_sha256(index_path),
-        )
+def _written(path: Path, row: np.void) -> ImageRecord:
+    with path.open("rb") as file:
+        file.seek(int(row["offset"]))
+        return parse_record(file.read(int(row["size"])), row, str(path))
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what only a build needs; the pieces first: without its piece, a shard counts as not made."""
+    for pattern in ("piece-*.json", "*.index.npy", "shard-*.json", _PLAN_NAME):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 @contextmanager
-def _published(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder `<out>.incomplete` to fill, which becomes `out` at the end or vanishes when the body raises."""
+def _published(out: Path, source: Source, options: WriteOptions) -> Iterator[Path]:
+    """The folder `<out>.incomplete` to fill, which becomes `out` at the end.
+
+    When the body raises, it stays if a shard in it is finished, and vanishes otherwise.
+    """
     out = out.resolve()
-    _check_free(out, overwrite=overwrite)
+    check_free(out, overwrite=options.overwrite)
     folder = out.with_name(out.name + ".incomplete")
+    kept = {key: value for key, value in options.of_manifest().items() if key != "max_bad_fraction"}
+    plan = {"source": source.description, "total": len(source), "options": kept}
+    signed = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed build left
-        folder.mkdir(parents=True)
+        _make_workspace(folder, signed)
     except OSError as error:
         raise UserError(f"cannot make the folder '{folder}': {error.strerror}") from None
     try:
@@ -246,11 +330,25 @@ def _published(out: Path, *, overwrite: bool) -> Iterator[Path]:
             fsync(path)
         publish_folder(folder, out)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if any(folder.glob("piece-*.json")):
+            print(f"note: finished shards are kept in '{folder}'; the same command goes on from them", file=sys.stderr)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _check_free(out: Path, *, overwrite: bool) -> None:
+def _make_workspace(folder: Path, signed: str) -> None:
+    """Takes up what an interrupted build of the same plan has left; removes what another one has."""
+    plan = folder / _PLAN_NAME
+    if plan.is_file() and plan.read_text(encoding="utf-8", errors="replace") == signed:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    plan.write_text(signed, encoding="utf-8")
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Refuses to replace what is no shard set, and anything without `overwrite`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:

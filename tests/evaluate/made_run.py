@@ -15,13 +15,14 @@ from mres.records import ImageRecord, Target, expression_id
 from mres.shards.reader import ShardSet
 from mres.shards.writer import write_shards
 from mres.sources.scenes import RELATIONAL_KINDS, scenes
+from mres.sources.source import Source
 from mres.stream.transforms import decode_masks, encode_mask
 
 
 def make_run(root: Path, *, num_images: int = 30, save_masks: bool = True) -> tuple[Path, ShardSet]:
     """`root`/runs/made and the shard set that it was "evaluated" on."""
     records = list(scenes(num_images, seed=3, split="val"))
-    write_shards(records, root / "val", source={"format": "scenes"}, name="scenes", total=num_images)
+    write_shards(Source.of(list(records), {"format": "scenes"}), root / "val")
     shards = ShardSet(root / "val")
     run_dir = root / "runs" / "made"
     run_dir.mkdir(parents=True)
@@ -40,7 +41,7 @@ def make_run(root: Path, *, num_images: int = 30, save_masks: bool = True) -> tu
 
 def write_training_files(run_dir: Path, shards: ShardSet, results: Sequence[ExpressionResult]) -> None:
     config = Config.model_validate(
-        {"data": {"train": "data/train", "val": str(shards.folder)}, "run": {"name": "made"}}
+        {"data": {"train": "data/train", "val": shards.location}, "run": {"name": "made"}}
     )
     (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     facts = {"git_sha": "0123abc", "world_size": 2, "packages": {"torch": "2.14.1", "deepspeed": None}}

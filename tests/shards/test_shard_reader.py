@@ -4,10 +4,13 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +20,12 @@ from made_records import make_record
 from mres.errors import UserError
 from mres.files import file_sha256
 from mres.records import RecordError
-from mres.shards import reader
-from mres.shards.index import read_index, record_span, write_index
-from mres.shards.manifest import make_manifest, read_manifest
+from mres.shards import reader, storage
+from mres.shards.index import write_index
+from mres.shards.manifest import IndexFile, make_manifest, read_manifest
 from mres.shards.reader import ShardSet
+from mres.shards.storage import open_storage
+from mres.shards.verify import damages
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -41,7 +46,6 @@ def test_the_number_of_expressions_is_known_without_reading(shard_folder: Path) 
     shards = ShardSet(str(shard_folder))
     assert shards.num_expressions_N.dtype == np.int32
     assert shards.num_expressions_N.tolist() == [make_record(i).num_expressions for i in range(7)]
-    assert shards._descriptors == {}
 
 
 def test_it_works_after_a_fork_in_spawned_workers_and_in_threads(shard_folder: Path) -> None:
@@ -58,9 +62,9 @@ def test_it_works_after_a_fork_in_spawned_workers_and_in_threads(shard_folder: P
 def test_descriptors_are_bounded_and_closed(shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_shards() -> int:
         links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-        return sum(os.readlink(link).startswith(str(shard_folder)) for link in links if os.path.islink(link))
+        return sum(os.readlink(link).endswith(".tar") for link in links if os.path.islink(link))
 
-    monkeypatch.setattr(reader, "MAX_OPEN", 2)
+    monkeypatch.setattr(storage, "MAX_OPEN", 2)
     shards = ShardSet(shard_folder)
     assert [shards.read(i) for i in range(7)] == [make_record(i) for i in range(7)]
     assert open_shards() == 2
@@ -99,13 +103,13 @@ def truncate(path: Path, size: int) -> None:
         (lambda f: (f / "manifest.json").unlink(), "it has no manifest.json.*tools/shard.py build"),
         (lambda f: (f / "manifest.json").write_text("{"), "cannot read .*manifest.json"),
         (lambda f: edit_manifest(f, format="other"), "not the manifest of a shard set"),
-        (lambda f: edit_manifest(f, version=2), "version 2, this mres reads version 1"),
+        (lambda f: edit_manifest(f, version=1), "version 1, this mres reads version 2"),
         (lambda f: edit_manifest(f, source={"format": "?"}), "was changed after it was written"),
         (lambda f: edit_manifest(f, shards=[]), "breaks the format at 'shards'"),
         (lambda f: (f / "shard-000001.tar").unlink(), "shard-000001.tar' .*cannot be read: No such file"),
         (lambda f: truncate(f / "shard-000002.tar", 100), "shard-000002.tar' has 100 bytes, its manifest says"),
-        (lambda f: truncate(f / "shard-000000.index.npy", 200), "shard-000000.index.npy' is not the index"),
-        (lambda f: (f / "shard-000000.index.npy").unlink(), "shard-000000.index.npy'.*cannot be read"),
+        (lambda f: truncate(f / "index.npy", 200), "index.npy' is not the index"),
+        (lambda f: (f / "index.npy").unlink(), "index.npy'.*cannot be read"),
     ],
 )
 def test_a_set_whose_files_do_not_fit_is_refused(damage, message: str, shard_folder: Path) -> None:
@@ -133,21 +137,23 @@ def test_a_shard_that_is_cut_while_it_is_read(shard_folder: Path) -> None:
 
 def rewrite(folder: Path, edit) -> None:
     """Changes record 1 and signs the result: as another program might have written it."""
-    tar, path = folder / "shard-000000.tar", folder / "shard-000000.index.npy"
-    index_N = read_index(path, path.read_bytes())
+    tar, path = folder / "shard-000000.tar", folder / "index.npy"
+    index_N = np.load(path)
     content = bytearray(tar.read_bytes())
     edit(content, index_N[1])
     tar.write_bytes(content)
-    start, end = record_span(index_N[1])
-    index_N[1]["crc32"] = reader.zlib.crc32(content[start:end])
+    start = int(index_N[1]["offset"])
+    index_N[1]["crc32"] = zlib.crc32(content[start : start + int(index_N[1]["size"])])
     write_index(path, index_N)
-    old = read_manifest(folder)
-    first = old.shards[0].model_copy(update={"sha256": file_sha256(tar), "index_sha256": file_sha256(path)})
-    make_manifest(old.source, old.options, old.counts, [first, *old.shards[1:]]).write(folder / "manifest.json")
+    old = read_manifest(open_storage(folder))
+    first = old.shards[0].model_copy(update={"sha256": file_sha256(tar)})
+    index = IndexFile(bytes=path.stat().st_size, sha256=file_sha256(path))
+    signed = make_manifest(old.source, old.options, old.counts, index, [first, *old.shards[1:]])
+    (folder / "manifest.json").write_bytes(signed.to_bytes())
 
 
 def replace_json(content: bytearray, row: np.void, old: bytes, new: bytes) -> None:
-    at = content.index(old, int(row["json_offset"]))
+    at = content.index(old, int(row["offset"]) + int(row["json_offset"]))
     content[at : at + len(old)] = new
 
 
@@ -158,14 +164,13 @@ def swap_member(content: bytearray, row: np.void) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c, row: replace_json(c, row, b'{"id"', b'["id"'), "00000001.json is not JSON"),
-        (lambda c, row: replace_json(c, row, b'"im1"', b"12345"), "field 'id': found 12345"),
+        (lambda c, row: replace_json(c, row, b'{"id"', b'["id"'), "not JSON"),
         (
-            lambda c, row: replace_json(c, row, b"00000001.jpg", b"00000001.gif"),
-            "field 'image'.*expected '00000001.jpg'",
+            lambda c, row: replace_json(c, row, b'"width"', b'"wodth"'),
+            r"not a record of this version.*KeyError\('width'\)",
         ),
-        (lambda c, row: replace_json(c, row, b"[12,20]", b"[20,12]"), r"target 'o'.*mask.size.*\[12, 20\]"),
-        (swap_member, "expected the members 00000001.json"),
+        (lambda c, row: replace_json(c, row, b'"text":"the car"', b'"text_":"th car"'), "not a record of this version"),
+        (swap_member, "not JSON"),
     ],
 )
 def test_a_record_that_breaks_the_format_is_named(edit, message: str, shard_folder: Path) -> None:
@@ -175,3 +180,29 @@ def test_a_record_that_breaks_the_format_is_named(edit, message: str, shard_fold
         shards.read(1)
     assert str(caught.value).startswith(f"{shard_folder}/shard-000000.tar: 00000001")
     assert shards.read(2) == make_record(2)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c, row: replace_json(c, row, b'"im1"', b"12345"), "field 'id': found 12345"),
+        (lambda c, row: replace_json(c, row, b"[12,20]", b"[20,12]"), r"target 'o'.*mask.size.*\[12, 20\]"),
+    ],
+)
+def test_what_reading_does_not_check_verifying_does(edit, message: str, shard_folder: Path) -> None:
+    rewrite(shard_folder, edit)
+    (found,) = damages(str(shard_folder))
+    assert re.search(message, found)
+
+
+def test_blocks_are_runs_of_one_shard(shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ShardSet(shard_folder).block_starts.tolist() == [0, 3, 6]
+    monkeypatch.setattr(reader, "BLOCK_RECORDS", 2)
+    shards = ShardSet(shard_folder)
+    assert shards.block_starts.tolist() == [0, 2, 3, 5, 6]
+    sizes = [shards.index_N[a]["size"] for a in range(7)]
+    assert max(sizes) <= shards.largest_block() <= 2 * max(sizes) + 512
+
+
+def test_annotations_are_the_record_without_its_image(shard_folder: Path) -> None:
+    assert ShardSet(shard_folder).annotations(5) == replace(make_record(5), image=b"")

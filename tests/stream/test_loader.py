@@ -13,6 +13,7 @@ from mres.errors import UserError
 from mres.records import RecordError
 from mres.shards.reader import ShardSet
 from mres.shards.writer import write_shards
+from mres.sources.source import Source
 from mres.stream.batch import Batch, Sample, collate
 from mres.stream.config import AugmentConfig, DataConfig
 from mres.stream.loader import StreamShape, TrainingStream
@@ -146,7 +147,7 @@ def test_another_stream_cannot_go_on(shards: ShardSet, changes: dict, words: str
 
 def test_other_data_cannot_go_on(shards: ShardSet, tmp_path: Path) -> None:
     records = [make_record(i) for i in range(NUM_IMAGES - 1)]
-    write_shards(records, tmp_path / "set", source={"format": "tiny"}, name="tiny", total=len(records))
+    write_shards(Source.of(records, {"format": "tiny"}), tmp_path / "set")
     with pytest.raises(UserError, match=r"the data \(manifest hash\) was "):
         stream(ShardSet(tmp_path / "set")).check_state(stream(shards).state(5), 5)
 

@@ -1,0 +1,74 @@
+"""Made images with as many targets as MRES-32M has: what benches of data read, without downloading anything.
+
+Legend: H×W an image.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from mres.records import Expression, ImageRecord, Target
+from mres.sources.source import Source
+from mres.stream.transforms import encode_mask
+
+HEIGHT, WIDTH = 480, 640
+TARGETS = 32
+_WORDS = ("red", "blue", "left", "right", "front", "large", "small", "upper")
+
+
+def made_source(num_images: int, different: int = 64) -> Source:
+    """`num_images` records of 640×480 JPEGs (q90, about 80 kB) with 32 masks each, half of them parts, 2 texts a mask.
+
+    There are `different` images; the others repeat them under ids of their own.
+    """
+    drawn = [_draw(number) for number in range(min(num_images, different))]
+
+    def make(number: int) -> ImageRecord:
+        image, targets = drawn[number % len(drawn)]
+        return ImageRecord(f"made-{number:07d}", image, WIDTH, HEIGHT, "train", "made", targets)
+
+    return Source("made images", num_images, make, {"format": "made", "num_images": num_images, "different": different})
+
+
+def _draw(seed: int) -> tuple[bytes, tuple[Target, ...]]:
+    random = np.random.default_rng(seed)
+    targets = [_target(random, number) for number in range(TARGETS)]
+    return _photograph(random), tuple(targets)
+
+
+def _photograph(random: np.random.Generator) -> bytes:
+    """Noise at several scales: its JPEG is as large as a photograph's, and takes as long to decode."""
+    picture = np.zeros((HEIGHT, WIDTH, 3))
+    for step, strength in ((80, 60), (20, 30), (5, 14), (2, 8)):
+        small = random.normal(0, strength, (HEIGHT // step, WIDTH // step, 3))
+        layers = [Image.fromarray(small[..., c].astype(np.float32)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for c in range(3)]  # fmt: skip
+        picture += np.stack([np.asarray(layer) for layer in layers], axis=-1)
+    with io.BytesIO() as buffer:
+        Image.fromarray(np.clip(picture + 120, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+
+
+def _target(random: np.random.Generator, number: int) -> Target:
+    """A blob with a wavy border: an object of 30 to 150 pixels radius, or a part of a third of that."""
+    part = number % 2 == 1
+    radius = random.uniform(30, 150) / (3 if part else 1)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    dy, dx = y - random.uniform(80, HEIGHT - 80), x - random.uniform(80, WIDTH - 80)
+    angle = np.arctan2(dy, dx)
+    waves = sum(random.uniform(0, 0.12) * np.sin(k * angle + random.uniform(0, 6)) for k in range(1, 9))
+    mask_HW = (np.hypot(dy, dx * random.uniform(0.6, 1.6)) < radius * (1 + waves)).astype(np.uint8)
+    words = random.permutation(_WORDS)[:4]
+    texts = (
+        f"the {words[0]} {'wheel' if part else 'thing'} {words[1]} of the {words[2]}",
+        f"{words[3]} one {number}",
+    )
+    return Target(
+        f"t{number}",
+        "part" if part else "object",
+        f"thing{number % 7}:wheel" if part else f"thing{number % 7}",
+        encode_mask(mask_HW),
+        (0.0, 0.0, float(WIDTH), float(HEIGHT)),
+        tuple(Expression(text) for text in texts),
+        f"t{number - 1}" if part else None,
+    )

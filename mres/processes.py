@@ -1,0 +1,102 @@
+"""Work spread over forked processes: every number once, a dead process named, Ctrl-C ends them all."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+from mres.errors import UserError
+
+T = TypeVar("T")
+_LOOK_EVERY_S = 0.2
+
+
+class Ticks:
+    """Counts what all processes have done; anonymous shared memory, nothing to clean up."""
+
+    def __init__(self) -> None:
+        self._value = multiprocessing.get_context("fork").Value("q", 0)
+
+    def tick(self) -> None:
+        with self._value.get_lock():
+            self._value.value += 1
+
+    @property
+    def count(self) -> int:
+        return self._value.value
+
+
+def spread(make: Callable[[int], T], numbers: list[int], workers: int) -> Iterator[tuple[int, T] | None]:
+    """(number, make(number)) of all `numbers`, as they get ready; None now and then while nothing is.
+
+    The Nones let the consumer show progress. `make` runs in `workers` forked processes (0: in this one), so it may be
+    any function; its results and exceptions must be picklable. An exception ends the work and is raised here.
+
+    Raises:
+        UserError: a process died, as when memory runs out.
+    """
+    if workers == 0:
+        for number in numbers:
+            yield number, make(number)
+        return
+    context = multiprocessing.get_context("fork")
+    queue, running = iter(numbers), dict[Connection, tuple[BaseProcess, int]]()
+    processes: list[BaseProcess] = []
+    try:
+        for number in [n for _, n in zip(range(workers), queue, strict=False)]:
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_work, args=(make, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            ours.send(number)
+            running[ours] = process, number
+        while running:
+            yield None
+            for connection in wait(list(running), timeout=_LOOK_EVERY_S):
+                assert isinstance(connection, Connection)
+                process, number = running.pop(connection)
+                yield number, _received(connection, process)
+                following = next(queue, None)
+                connection.send(following)
+                if following is not None:
+                    running[connection] = process, following
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _work(make: Callable[[int], T], connection: Connection) -> None:
+    # Ctrl-C reaches the whole process group: only the parent answers it, by ending the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        while (number := connection.recv()) is not None:
+            connection.send(_outcome(make, number))
+    except (EOFError, BrokenPipeError):  # the parent is gone
+        return
+
+
+def _outcome(make: Callable[[int], T], number: int) -> T | BaseException:
+    try:
+        return make(number)
+    except BaseException as error:
+        return error
+
+
+def _received(connection: Connection, process: BaseProcess) -> T:  # type: ignore[type-var]
+    try:
+        outcome = connection.recv()
+    except EOFError:
+        process.join()
+        raise UserError(
+            f"a worker process died (exit code {process.exitcode}; -9 often means that memory ran out); "
+            "run the same command again, with fewer --workers"
+        ) from None
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome

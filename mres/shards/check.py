@@ -1,0 +1,43 @@
+"""What a record must pass before it is written, and again when a set is verified."""
+
+import io
+
+from mres.records import ImageRecord, RecordError, record_from_json, record_to_json
+
+_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
+
+
+def check_record(record: ImageRecord, where: str) -> str:
+    """Checks every field and decodes the image to its last byte; returns the suffix of the image's format.
+
+    Raises:
+        RecordError: naming `where`, the record, and what is wrong with it.
+    """
+    record_from_json(record_to_json(record, "image"), record.image, where)
+    return check_image(record, where)
+
+
+def check_image(record: ImageRecord, where: str) -> str:
+    """Decodes the record's image once; returns the suffix of its format.
+
+    Raises:
+        RecordError: naming `where` and the record: not JPEG or PNG, damaged, of another size than the record says.
+    """
+    from PIL import Image
+
+    where = f"{where}: record {record.id!r}: image"
+    try:
+        with Image.open(io.BytesIO(record.image)) as image:
+            suffix, size = _SUFFIXES.get(image.format or ""), image.size
+            if suffix is None:
+                raise RecordError(f"{where}: the format is {image.format}, allowed: JPEG, PNG")
+            if size != (record.width, record.height):
+                raise RecordError(
+                    f"{where}: it has {size[0]}x{size[1]} pixels, the record says {record.width}x{record.height}"
+                )
+            image.load()
+    except RecordError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, DecompressionBombError …
+        raise RecordError(f"{where}: cannot be decoded: {error}") from None
+    return suffix

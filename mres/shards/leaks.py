@@ -1,0 +1,175 @@
+"""Finds images of a set that are held-out ones of others: by COCO image id and by perceptual hash.
+
+RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO are made of COCO train2014 images, and so are PACO and much else: what trains
+on those and is evaluated on these has seen the answers, unless their images are left out.
+
+Legend: N images of the set, H held-out ones.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mres.errors import UserError
+from mres.files import bytes_sha256, file_sha256, write_atomically
+from mres.processes import Ticks, spread
+from mres.progress import track_count
+from mres.records import RecordError
+from mres.shards.manifest import MANIFEST_NAME, LeakCheck, Manifest
+from mres.shards.reader import ShardSet
+from mres.shards.storage import is_remote
+
+LEAKS_NAME = "leaks.jsonl"
+# Bits of 64. Re-encoded and resized copies differ in 0 to 4; different photographs hardly ever in fewer than 10.
+MAX_DISTANCE = 4
+_COCO_ID = re.compile(r"(?<!\d)(\d{12})$")
+_CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Record `id` of the set shows the image of `held_out_id` in the held-out set; `distance` in bits, None: same COCO id."""
+
+    id: str
+    held_out: str
+    held_out_id: str
+    distance: int | None
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Ids, COCO ids (-1: none) and hashes of a set's images."""
+
+    ids: list[str]
+    coco_N: np.ndarray
+    hash_N: np.ndarray
+
+
+def coco_id(record_id: str) -> int | None:
+    """The COCO image id in a record's id: 581857 for "COCO_train2014_000000581857"; None if it is not one."""
+    found = _COCO_ID.search(Path(record_id).stem)
+    return int(found[1]) if found else None
+
+
+def image_hash(image: bytes) -> int:
+    """Perceptual hash: the signs of the 8×8 lowest frequencies of the grey image (pHash), 64 bits."""
+    import imagehash
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as opened:
+        opened.draft("L", (64, 64))
+        return int(str(imagehash.phash(opened)), 16)
+
+
+def find_leaks(
+    location: str, against: Sequence[str], *, max_distance: int = MAX_DISTANCE, workers: int = 0
+) -> Manifest:
+    """Compares a set's images with those of held-out sets; lists the leaks in the set and notes the result in its manifest.
+
+    The set's fingerprint does not change: the result says something about its data and is not part of it.
+
+    Raises:
+        UserError: no held-out set, the set itself among them, an image that cannot be read, a distance out of range.
+    """
+    if not 0 <= max_distance <= 16:
+        raise UserError(f"--max-distance {max_distance}; allowed: 0 to 16 of 64 bits")
+    if is_remote(location):
+        raise UserError(f"'{location}' is remote; check it where it lies, before it is uploaded")
+    shards = ShardSet(location)
+    held_out = {name: ShardSet(name) for name in against}
+    if not held_out:
+        raise UserError("leakcheck needs at least one held-out set (--against)")
+    if twin := next((name for name, other in held_out.items() if other.fingerprint == shards.fingerprint), None):
+        raise UserError(f"'{twin}' (--against) is the set itself")
+    mine = _images(shards, workers)
+    leaks: dict[str, Leak] = {}
+    for name, other in held_out.items():
+        for leak in _compare(mine, _images(other, workers), Path(name).name, max_distance):
+            leaks.setdefault(leak.id, leak)
+    return _note(shards, list(leaks.values()), {Path(n).name: len(s) for n, s in held_out.items()}, max_distance)
+
+
+def read_leaks(shards: ShardSet) -> frozenset[str]:
+    """Ids of the leaks that were found in a set.
+
+    Raises:
+        UserError: it was not checked, or the list is not the one that was written then.
+    """
+    found = shards.manifest.leakcheck
+    if found is None:
+        raise UserError(f"'{shards.location}' was not checked for leaks; run tools/shard.py leakcheck first")
+    path = Path(shards.location) / LEAKS_NAME
+    if not path.is_file() or file_sha256(path) != found.list_sha256:
+        raise UserError(f"'{path}' is not the list that the leak check wrote; run tools/shard.py leakcheck again")
+    return frozenset(json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def _images(shards: ShardSet, workers: int) -> _Images:
+    starts, ticks = range(0, len(shards), _CHUNK), Ticks()
+
+    def chunk(number: int) -> tuple[list[str], list[int]]:
+        ids, hashes = [], []
+        for index in range(starts[number], min(len(shards), starts[number] + _CHUNK)):
+            record = shards.read(index)
+            ids.append(record.id)
+            try:
+                hashes.append(image_hash(record.image))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise RecordError(
+                    f"{shards.name(index)}: record {record.id!r}: image cannot be read: {error}"
+                ) from None
+            ticks.tick()
+        return ids, hashes
+
+    parts: dict[int, tuple[list[str], list[int]]] = {}
+    try:
+        work = spread(chunk, list(range(len(starts))), workers)
+        for item in track_count(work, lambda: ticks.count, len(shards), f"hashing images of {shards.location}"):
+            if item is not None:
+                parts[item[0]] = item[1]
+    except RecordError as error:
+        raise UserError(f"{error}; `python tools/shard.py verify {shards.location}` names all damage") from None
+    ids = [record_id for number in sorted(parts) for record_id in parts[number][0]]
+    hash_N = np.array([value for number in sorted(parts) for value in parts[number][1]], dtype=np.uint64)
+    coco_N = np.array([-1 if (found := coco_id(i)) is None else found for i in ids], dtype=np.int64)
+    return _Images(ids, coco_N, hash_N)
+
+
+def _compare(mine: _Images, theirs: _Images, name: str, max_distance: int) -> Iterator[Leak]:
+    by_coco = {int(c): i for c, i in zip(theirs.coco_N, theirs.ids, strict=True) if c >= 0}
+    for row, record_id in enumerate(mine.ids):
+        same = by_coco.get(int(mine.coco_N[row]))
+        if same is not None:
+            yield Leak(record_id, name, same, None)
+            continue
+        distance_H = np.bitwise_count(theirs.hash_N ^ mine.hash_N[row])
+        nearest = int(distance_H.argmin())
+        if distance_H[nearest] <= max_distance:
+            yield Leak(record_id, name, theirs.ids[nearest], int(distance_H[nearest]))
+
+
+def _note(shards: ShardSet, leaks: list[Leak], against: dict[str, int], max_distance: int) -> Manifest:
+    lines = "".join(json.dumps(asdict(leak), ensure_ascii=False) + "\n" for leak in leaks).encode()
+    by_id = sum(leak.distance is None for leak in leaks)
+    found = LeakCheck(
+        against=against,
+        max_distance=max_distance,
+        images=len(shards),
+        by_id=by_id,
+        by_hash=len(leaks) - by_id,
+        leaks=len(leaks),
+        list_sha256=bytes_sha256(lines),
+    )
+    manifest = shards.manifest.model_copy(update={"leakcheck": found})
+    folder = Path(shards.location)
+    try:
+        write_atomically(folder / LEAKS_NAME, lines)
+        write_atomically(folder / MANIFEST_NAME, manifest.to_bytes())
+    except OSError as error:
+        raise UserError(f"cannot write into '{folder}': {error.strerror or error}") from None
+    return manifest

@@ -1,0 +1,222 @@
+"""Derived views: sets that are an index over the shards of other sets, with some or all of their records.
+
+No data is rewritten: a view's folder holds a manifest and an index. It is opened, shuffled, mixed and resumed like any
+other set; its fingerprint depends on those of its parts.
+
+Legend: N records of a part, M of them in the view.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mres.errors import UserError
+from mres.files import file_sha256, fsync, publish_folder
+from mres.processes import Ticks, spread
+from mres.progress import track_count
+from mres.records import ImageRecord, RecordError
+from mres.shards.index import INDEX_NAME, write_index
+from mres.shards.leaks import read_leaks
+from mres.shards.manifest import MANIFEST_NAME, IndexFile, Manifest, Part, Shard, Tally, make_manifest
+from mres.shards.reader import ShardSet
+from mres.shards.storage import is_remote
+from mres.shards.writer import check_free
+
+_CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Which records a filter keeps: all that is set must hold.
+
+    Attributes:
+        splits: of one of these splits.
+        ids: with one of these ids; without_ids: with none of them.
+        granularity: with at least one expression of it.
+        min_expressions: with at least so many expressions.
+        drop_leaks: not on the list of the set's leak check.
+    """
+
+    splits: frozenset[str] | None = None
+    ids: frozenset[str] | None = None
+    without_ids: frozenset[str] | None = None
+    granularity: str | None = None
+    min_expressions: int = 0
+    drop_leaks: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """What goes into the manifest."""
+        values = {key: value for key, value in vars(self).items() if value}
+        return {
+            key: sorted(v) if isinstance(v, frozenset) and len(v) <= 100 else _short(v) for key, v in values.items()
+        }
+
+    def keeps(self, record: ImageRecord, leaks: frozenset[str]) -> bool:
+        """Whether a record is in the view."""
+        if self.splits is not None and record.split not in self.splits:
+            return False
+        if self.ids is not None and record.id not in self.ids:
+            return False
+        if record.id in leaks or (self.without_ids is not None and record.id in self.without_ids):
+            return False
+        if self.granularity is not None and all(t.granularity != self.granularity for t in record.targets):
+            return False
+        return record.num_expressions >= self.min_expressions
+
+
+def _short(value: Any) -> Any:
+    return f"{len(value)} of them" if isinstance(value, frozenset) else value
+
+
+def filter_set(
+    out: Path, location: str, condition: Condition, *, workers: int = 0, overwrite: bool = False
+) -> Manifest:
+    """Writes the view of the records of one set that fulfil `condition`.
+
+    Raises:
+        UserError: no condition, one that keeps nothing, ids that are not there, a leak check that was not done.
+    """
+    if condition == Condition():
+        raise UserError("filter needs a condition, such as --drop-leaks; `filter --help` lists them")
+    _refuse_remote(location)
+    shards = ShardSet(location)
+    leaks = read_leaks(shards) if condition.drop_leaks else frozenset[str]()
+    scan = _scan(shards, lambda record: condition.keeps(record, leaks), f"filtering {location}", workers)
+    for option, ids in (("--ids", condition.ids), ("--without-ids", condition.without_ids)):
+        if ids is not None and (strange := ids.difference(scan.ids)):
+            raise UserError(
+                f"{len(strange)} of the {len(ids)} ids of {option} are not in '{location}': {min(strange)!r} …"
+            )
+    if not scan.keep_N.any():
+        raise UserError(f"no record of '{location}' fulfils {json.dumps(condition.describe())}")
+    source = {"format": "view", "filter": condition.describe()}
+    return _write_view(out, [(shards, scan.keep_N)], source, scan.tally, overwrite=overwrite)
+
+
+def merge_sets(out: Path, locations: Sequence[str], *, workers: int = 0, overwrite: bool = False) -> Manifest:
+    """Writes the view of all records of several sets, one after the other.
+
+    Raises:
+        UserError: fewer than two sets, or an id in two of them.
+    """
+    if len(locations) < 2:
+        raise UserError("merge needs at least two sets")
+    tally, seen, parts = Tally(), dict[str, str](), []
+    for location in locations:
+        _refuse_remote(location)
+        shards = ShardSet(location)
+        scan = _scan(shards, lambda record: True, f"reading {location}", workers)
+        for record_id in scan.ids:
+            if record_id in seen:
+                raise UserError(
+                    f"record {record_id!r} is in '{seen[record_id]}' and in '{location}', and a set has an id once; leave "
+                    "it out of one (filter --without-ids), or train on both sets side by side (data.train: [{path: …}, …])"
+                )
+            seen[record_id] = location
+        tally.merge(scan.tally)
+        parts.append((shards, scan.keep_N))
+    return _write_view(out, parts, {"format": "view", "merge": len(parts)}, tally, overwrite=overwrite)
+
+
+def _refuse_remote(location: str) -> None:
+    if is_remote(location):
+        raise UserError(
+            f"views are made of local sets, and '{location}' is not; copy it, or make the view where it lies"
+        )
+
+
+@dataclass
+class _Scan:
+    """What reading the annotations of all records gives; `tally` counts those that are kept."""
+
+    keep_N: np.ndarray
+    ids: list[str]
+    tally: Tally
+
+
+def _scan(shards: ShardSet, keeps: Callable[[ImageRecord], bool], label: str, workers: int) -> _Scan:
+    starts = list(range(0, len(shards), _CHUNK))
+    ticks = Ticks()
+
+    def chunk(number: int) -> tuple[list[bool], list[str], Tally]:
+        kept, ids, tally = [], [], Tally()
+        for index in range(starts[number], min(len(shards), starts[number] + _CHUNK)):
+            record = shards.annotations(index)
+            kept.append(keeps(record))
+            ids.append(record.id)
+            if kept[-1]:
+                tally.add(record)
+            ticks.tick()
+        return kept, ids, tally
+
+    done = {}
+    try:
+        work = spread(chunk, list(range(len(starts))), workers)
+        for item in track_count(work, lambda: ticks.count, len(shards), label):
+            if item is not None:
+                done[item[0]] = item[1]
+    except RecordError as error:
+        raise UserError(f"{error}; `python tools/shard.py verify {shards.location}` names all damage") from None
+    scan = _Scan(np.zeros(len(shards), bool), [], Tally())
+    for number, start in enumerate(starts):
+        kept, ids, tally = done[number]
+        scan.keep_N[start : start + len(kept)] = kept
+        scan.ids += ids
+        scan.tally.merge(tally)
+    return scan
+
+
+def _write_view(
+    out: Path,
+    chosen: Sequence[tuple[ShardSet, np.ndarray]],
+    source: dict[str, Any],
+    tally: Tally,
+    *,
+    overwrite: bool,
+) -> Manifest:
+    out = out.resolve()
+    check_free(out, overwrite=overwrite)
+    folder = out.with_name(out.name + ".incomplete")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        parts, shards, indices = _parts(out, chosen)
+        write_index(folder / INDEX_NAME, np.concatenate(indices))
+        index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
+        quarantined = sum(s.manifest.counts.quarantined for s, _ in chosen)
+        manifest = make_manifest(source, {}, tally.counts(quarantined), index, shards, parts)
+        (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+        for path in (folder / INDEX_NAME, folder / MANIFEST_NAME, folder):
+            fsync(path)
+        publish_folder(folder, out)
+    except OSError as error:
+        raise UserError(f"writing '{out}' failed: {error.strerror or error} ({error.filename or folder})") from None
+    return manifest
+
+
+def _parts(
+    out: Path, chosen: Sequence[tuple[ShardSet, np.ndarray]]
+) -> tuple[list[Part], list[Shard], list[np.ndarray]]:
+    """Parts, shards and index rows of a view; a view of views names the sets in which the files really lie."""
+    parts: list[Part] = []
+    shards: list[Shard] = []
+    indices: list[np.ndarray] = []
+    for whole, keep_N in chosen:
+        rows_M = np.array(whole.index_N[keep_N])
+        own = {storage.location: None for storage in whole.storages()}
+        prints = dict(zip(own, [whole.fingerprint, *(p.sha256 for p in whole.manifest.parts)], strict=True))
+        for number in np.unique(rows_M["shard"]):
+            shard = whole.manifest.shards[int(number)]
+            location = whole.storages()[0 if shard.part is None else shard.part + 1].location
+            part = Part(folder=os.path.relpath(Path(location).resolve(), out), sha256=prints[location])
+            if part not in parts:
+                parts.append(part)
+            rows = rows_M[rows_M["shard"] == number]
+            rows["shard"] = len(shards)
+            indices.append(rows)
+            shards.append(shard.model_copy(update={"records": len(rows), "part": parts.index(part)}))
+    return parts, shards, indices
