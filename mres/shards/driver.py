@@ -1,0 +1,182 @@
+"""Files of a remote store through fsspec: every attempt bounded in time, what may pass tried again.
+
+Where a store is and who asks is told to its driver, not to mres:
+
+- `s3://bucket/…`: AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; FSSPEC_S3='{"anon": true}' for a public
+  bucket; FSSPEC_S3_ENDPOINT_URL (or AWS_ENDPOINT_URL) for any store but Amazon's.
+- `gs://bucket/…`: GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`; FSSPEC_GS_TOKEN=anon for
+  a public bucket.
+- `https://host/…`: ~/.netrc, or FSSPEC_HTTPS='{"client_kwargs": {"headers": {"Authorization": "…"}}}'; HTTPS_PROXY.
+
+Any other option of a driver goes into FSSPEC_<SCHEME> or a file in ~/.config/fsspec (fsspec's own configuration).
+"""
+
+import asyncio
+import concurrent.futures
+import errno
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from threading import Lock
+from typing import Any, TypeVar
+
+from mres.errors import UserError
+from mres.shards.daemons import in_daemon
+from mres.shards.failures import Failure, classify, describe
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 20.0
+_TIMEOUTS = (concurrent.futures.TimeoutError, asyncio.TimeoutError)  # one class only since Python 3.11
+_CREDENTIALS = {
+    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, of somebody who may read there (S3 answers "
+    "so, too, where a file is missing and the folder may not be listed)",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`, as somebody who may "
+    "read there",
+    "http": "put a login that may read there into ~/.netrc",
+}
+_CREDENTIALS |= {"s3a": _CREDENTIALS["s3"], "gcs": _CREDENTIALS["gs"], "https": _CREDENTIALS["http"]}
+
+
+class Driver:
+    """What fsspec knows of one location. It belongs to the process that made it; its threads may share it.
+
+    Every method raises FileNotFoundError where there is no such file, and UserError where the store refuses, or where
+    the last of `retries` + 1 attempts failed. `on_retry` is called before each further attempt.
+    """
+
+    def __init__(self, location: str, timeout_s: float, retries: int, on_retry: Callable[[], None]) -> None:
+        self._location, self._timeout_s, self._retries, self._on_retry = location, timeout_s, retries, on_retry
+        self._protocol = location.split("://", 1)[0].lower()
+        self._lock = Lock()
+        self._connected: Any = None
+
+    def size(self, url: str) -> int:
+        """Bytes of the file at `url`."""
+        return self._retried(f"'{url}'", lambda: self._size(url))
+
+    def read(self, url: str) -> bytes:
+        """All bytes of the file at `url`."""
+        return self._retried(f"'{url}'", lambda: _whole(self._call("cat_file", url), self._size(url)))
+
+    def read_range(self, url: str, start: int, end: int) -> bytes:
+        """The bytes [start, end) of the file at `url`, which has at least `end` bytes."""
+        what = f"bytes {start} to {end - 1} of '{url}'"
+        return self._retried(what, lambda: _whole(self._call("cat_file", url, start=start, end=end), end - start))
+
+    def _size(self, url: str) -> int:
+        found = self._call("info", url)
+        if found.get("type") == "directory":
+            raise FileNotFoundError(errno.ENOENT, "it is a folder, not a file", url)
+        if found.get("size") is None:
+            raise UserError(f"the store does not tell the size of '{url}'; use one that does (Content-Length)")
+        return int(found["size"])
+
+    def _retried(self, what: str, attempt: Callable[[], T]) -> T:
+        for number in range(1, self._retries + 2):
+            try:
+                return attempt()
+            except UserError:
+                raise
+            except Exception as error:
+                problem = error
+                self._give_up_unless_passing(what, error)
+            if number <= self._retries:
+                self._on_retry()
+                time.sleep(_pause_s(number))
+        raise UserError(
+            f"cannot fetch {what}: {self._retries + 1} attempts failed, the last with: {describe(problem)}; check the "
+            "network and the store, or allow more retries or a longer time-out"
+        ) from problem
+
+    def _give_up_unless_passing(self, what: str, error: Exception) -> None:
+        failure, text = classify(error), describe(error)
+        if failure is Failure.ABSENT:
+            raise FileNotFoundError(errno.ENOENT, "no such file", what) from error
+        if failure is Failure.FORBIDDEN:
+            remedy = _CREDENTIALS.get(self._protocol, "check the credentials of its fsspec driver")
+            raise UserError(f"the store refuses access to {what}: {text}; {remedy}") from error
+        if failure is Failure.REFUSED:
+            raise UserError(f"cannot fetch {what}: {text}; check the URL and the store") from error
+
+    def _call(self, method: str, url: str, **span: int) -> Any:
+        """A method of the driver, given up after the time-out. Async ones are cancelled then; others are left behind."""
+        filesystem = self._filesystem()
+        path = filesystem._strip_protocol(url)
+        if filesystem.async_impl:
+            coroutine = getattr(filesystem, f"_{method}")(path, **span)
+            return self._in_time(asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop))
+        return self._in_time(in_daemon(partial(getattr(filesystem, method), path, **span)))
+
+    def _in_time(self, future: Future) -> Any:
+        try:
+            return future.result(self._timeout_s)
+        except _TIMEOUTS:
+            future.cancel()
+            raise TimeoutError(f"no answer within {self._timeout_s:g} s") from None
+
+    def _filesystem(self) -> Any:
+        with self._lock:
+            if self._connected is None:  # some drivers look for credentials in the network already here
+                self._connected = self._in_time(in_daemon(self._connect))
+        return self._connected
+
+    def _connect(self) -> Any:
+        import fsspec  # type: ignore[import-untyped]
+
+        try:
+            kind = fsspec.get_filesystem_class(self._protocol)
+        except ImportError as error:
+            needed = f"`pip install mres[remote]`, or what brings '{error.name or 'it'}'"
+            raise UserError(f"nothing is installed that reads '{self._location}' ({error}); {needed}") from None
+        except ValueError:
+            raise UserError(f"'{self._location}': fsspec knows no '{self._protocol}://'; check the URL") from None
+        ours, users = _options(self._protocol, self._timeout_s), fsspec.config.apply_config(kind, {})
+        options = _merged(ours, {name: users[name] for name in ours if name in users})
+        filesystem, _ = fsspec.core.url_to_fs(self._location, skip_instance_cache=True, **options)
+        if hasattr(filesystem, "retries"):  # s3fs: one loop of attempts is enough
+            filesystem.retries = 1
+        return filesystem
+
+
+def _options(protocol: str, timeout_s: float) -> dict[str, Any]:
+    """What drivers are told, beneath what the user's configuration tells them."""
+    if protocol in ("s3", "s3a"):
+        once = {"total_max_attempts": 1}
+        return {"config_kwargs": {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": once}}
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        # Compressed bodies would have other sizes and offsets; trust_env: proxies and ~/.netrc.
+        headers = {"Accept-Encoding": "identity"}
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        return {"client_kwargs": {"timeout": timeout, "headers": headers, "trust_env": True}}
+    return {}
+
+
+def _merged(ours: dict[str, Any], users: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _merged(ours[name], users[name])
+        for name in ours.keys() & users.keys()
+        if isinstance(ours[name], dict) and isinstance(users[name], dict)
+    }
+    return {**ours, **users, **both}
+
+
+def _whole(content: bytes, size: int) -> bytes:
+    if len(content) < size:
+        raise OSError(f"the body ended after {len(content)} of {size} bytes")
+    if len(content) > size:
+        raise UserError(
+            f"the store sent {len(content)} bytes where {size} were asked for: it answers no range requests, or the "
+            "file was replaced; use a store that does, or start again"
+        )
+    return content
+
+
+def _pause_s(number: int) -> float:
+    """Before attempt `number` + 1; drawn from the system's randomness, as no other draw may depend on it."""
+    longest = min(_FIRST_PAUSE_S * 2 ** (number - 1), _LONGEST_PAUSE_S)
+    return random.SystemRandom().uniform(longest / 2, longest)
