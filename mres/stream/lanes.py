@@ -5,6 +5,11 @@ A rank takes a contiguous piece of the slots, so it reads its own stretches of t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+Number = TypeVar("Number", int, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +39,22 @@ class Lanes:
         full = self.num_images // self.images_per_batch
         return lane * full + min(lane, self.num_images % self.images_per_batch)
 
-    def windows(self, lane: int, first: int) -> Iterator[tuple[int, int, int]]:
-        """(number, begin, end) of a lane's windows from the one that holds its image `first` on, as places in the epoch.
+    def window_of(self, lane: Number, place: Number) -> Number:
+        """The number of the window that a lane's image at `place` (from 0) is shuffled in.
 
         The borders of lane j's windows are shifted by the j-th part of a window: at no step do all lanes go on to new
         stretches of the shards at once.
         """
+        return (place + self._shift(lane)) // self.window
+
+    def _shift(self, lane: Number) -> Number:
+        return lane * self.window // self.images_per_batch
+
+    def windows(self, lane: int, first: int) -> Iterator[tuple[int, int, int]]:
+        """(number, begin, end) of a lane's windows from that of its image `first` on, as places in the epoch."""
         lane_begin, lane_end = self.span(lane)
-        shift = lane * self.window // self.images_per_batch
-        number = (first + shift) // self.window
-        begin = lane_begin + number * self.window - shift
+        number = self.window_of(lane, first)
+        begin = lane_begin + number * self.window - self._shift(lane)
         while begin < lane_end:
             yield number, max(begin, lane_begin), min(begin + self.window, lane_end)
             number, begin = number + 1, begin + self.window
