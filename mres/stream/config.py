@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
 from mres.errors import UserError
@@ -83,7 +83,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: Annotated[str | list[TrainSet] | None, PlainValidator(_train)] = Field(
+    train: Annotated[str | list[TrainSet] | None, BeforeValidator(_train)] = Field(
         None,
         description="shard folder to train on, or a list of them: folders and {path: …, weight: …}",
         json_schema_extra=named("train_data", "dataset"),
