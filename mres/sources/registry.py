@@ -32,6 +32,8 @@ SOURCES = {
     "instructpart": Entry("instructpart", "InstructPart: parts that an instruction asks for"),
     "cris": Entry("cris", "CRIS's JSON of a split, with a folder of mask files"),
     "cris-lmdb": Entry("cris_lmdb", "CRIS's LMDB of a split (CRIS, ETRIS, DETRIS)"),
+    "refer": Entry("refer", "RefCOCO, RefCOCO+, RefCOCOg and RefCLEF in the layout of the REFER API"),
+    "grefcoco": Entry("grefcoco", "gRefCOCO: expressions for no, one or several objects"),
     "refcocom": Entry("refcocom", "RefCOCOm, the part benchmark of MRES"),
 }
 

@@ -1,0 +1,129 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and RefCLEF in the layout of the REFER API to image records."""
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mres.errors import UserError
+from mres.sources.refer_counts import PUBLISHED, check_counts
+from mres.sources.refer_tables import RefTables, count, folder_of, ref_source, refs_of_split
+from mres.sources.source import Source
+
+# Who split each data set; the first is the default.
+SPLIT_BY = {
+    "refcoco": ("unc", "google"),
+    "refcoco+": ("unc",),
+    "refcocog": ("umd", "google"),
+    "refclef": ("unc", "berkeley"),
+}
+SPLITS = ("train", "val", "test", "testA", "testB", "testC")
+
+
+@dataclass(frozen=True)
+class ReferOptions:
+    """What to read.
+
+    Attributes:
+        root: the folder that holds `refcoco`, `refcoco+`, `refcocog`, each with `refs(<split_by>).p` and instances.json.
+        dataset: one of `SPLIT_BY`.
+        split: one of `SPLITS`.
+        images: the folder of the images, COCO's train2014.
+        split_by: who split the data set; None: the default.
+        accept_counts: go on with other counts than the published ones.
+    """
+
+    root: Path
+    dataset: str
+    split: str
+    images: Path
+    split_by: str | None = None
+    accept_counts: bool = False
+
+
+def refer(options: ReferOptions) -> Source:
+    """The image records of one split: one target for each ref, with all its sentences (`sent`, cleaned).
+
+    Raises:
+        UserError: unknown or contradictory options, a file that is missing, holds code or is not of its form, refs that
+            do not match the instances, an empty split, counts that differ from the published ones.
+    """
+    by = _split_by(options)
+    if options.split not in SPLITS:
+        raise UserError(f"unknown split '{options.split}' (--split); allowed: {', '.join(SPLITS)}")
+    folder = folder_of(options.root, options.dataset)
+    path = folder / f"refs({by}).p"
+    if not path.is_file():
+        there = ", ".join(sorted(place.name for place in folder.glob("refs(*).p"))) or "none"
+        raise UserError(f"no '{path.name}' in '{folder}' (--split-by); such files there: {there}")
+    tables = RefTables(path, folder / "instances.json")
+    _refuse_grefcoco(tables)
+    notes: Counter[str] = Counter()
+    chosen = refs_of_split(tables, options.split, is_of_split, notes)
+    published = PUBLISHED.get((options.dataset, by), {})
+    found = {name: count([ref for ref in tables.refs if is_of_split(ref.split, name)]) for name in published}
+    check_counts(found, published, options.split, where=str(path), accept=options.accept_counts, notes=notes)
+    title = f"{options.dataset} ({by})"
+    description = {"format": "refer", "dataset": options.dataset, "split_by": by}
+    return ref_source(
+        tables, chosen, options.images, split=options.split, title=title, description=description, notes=notes
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    needed: dict[str, Any] = {"required": True, "default": argparse.SUPPRESS}
+    parser.add_argument("--root", type=Path, metavar="DIR", help="holds refcoco/, refcoco+/, refcocog/", **needed)
+    parser.add_argument("--dataset", choices=tuple(SPLIT_BY), help="which of them", **needed)
+    parser.add_argument(
+        "--split-by",
+        choices=sorted({by for allowed in SPLIT_BY.values() for by in allowed}),
+        help="whose split; unless given, umd's of refcocog and unc's of the others (train and val of google's share "
+        "images)",
+    )
+    parser.add_argument("--split", choices=SPLITS, help="test: all of testA, testB …", **needed)
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of COCO's train2014 images", **needed)
+    parser.add_argument(
+        "--accept-counts", action="store_true", help="go on where refs or sentences are not as many as published"
+    )
+
+
+def from_arguments(arguments: argparse.Namespace) -> Source:
+    return refer(
+        ReferOptions(
+            arguments.root,
+            arguments.dataset,
+            arguments.split,
+            arguments.images,
+            arguments.split_by,
+            arguments.accept_counts,
+        )
+    )
+
+
+def _split_by(options: ReferOptions) -> str:
+    allowed = SPLIT_BY.get(options.dataset)
+    if allowed is None:
+        raise UserError(f"unknown data set '{options.dataset}' (--dataset); allowed: {', '.join(SPLIT_BY)}")
+    by = options.split_by or allowed[0]
+    if by not in allowed:
+        raise UserError(f"{options.dataset} has no split by '{by}' (--split-by); allowed: {', '.join(allowed)}")
+    return by
+
+
+def is_of_split(found: str, split: str) -> bool:
+    """Whether a ref whose field `split` is `found` belongs to a split, as the REFER API decides it.
+
+    testA, testB and testC go by their last letter, so "testAB" belongs to two of them; "test" is all of them.
+    """
+    if split in ("testA", "testB", "testC"):
+        return split[-1] in found
+    return split in found if split == "test" else split == found
+
+
+def _refuse_grefcoco(tables: RefTables) -> None:
+    if several := next((ref for ref in tables.refs if len(ref.annotation_ids) > 1), None):
+        raise UserError(
+            f"'{tables.path}': ref {several.id} has {len(several.annotation_ids)} annotations, expected one; files of "
+            "gRefCOCO are read by the format grefcoco"
+        )
