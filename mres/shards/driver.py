@@ -14,6 +14,7 @@ Any other option of a driver goes into FSSPEC_<SCHEME> or a file in ~/.config/fs
 import asyncio
 import concurrent.futures
 import errno
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from mres.shards.failures import Failure, classify, describe
 
 T = TypeVar("T")
 
+_QUIET = logging.NullHandler()  # drivers log tracebacks of what is raised to us as well
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 20.0
 _TIMEOUTS = (concurrent.futures.TimeoutError, asyncio.TimeoutError)  # one class only since Python 3.11
 _CREDENTIALS = {
@@ -55,16 +57,16 @@ class Driver:
 
     def size(self, url: str) -> int:
         """Bytes of the file at `url`."""
-        return self._retried(f"'{url}'", lambda: self._size(url))
+        return self._retried(url, "", lambda: self._size(url))
 
     def read(self, url: str) -> bytes:
         """All bytes of the file at `url`."""
-        return self._retried(f"'{url}'", lambda: _whole(self._call("cat_file", url), self._size(url)))
+        return self._retried(url, "", lambda: _whole(self._call("cat_file", url), self._size(url)))
 
     def read_range(self, url: str, start: int, end: int) -> bytes:
         """The bytes [start, end) of the file at `url`, which has at least `end` bytes."""
-        what = f"bytes {start} to {end - 1} of '{url}'"
-        return self._retried(what, lambda: _whole(self._call("cat_file", url, start=start, end=end), end - start))
+        what = f"bytes {start} to {end - 1} of "
+        return self._retried(url, what, lambda: _whole(self._call("cat_file", url, start=start, end=end), end - start))
 
     def _size(self, url: str) -> int:
         found = self._call("info", url)
@@ -74,7 +76,7 @@ class Driver:
             raise UserError(f"the store does not tell the size of '{url}'; use one that does (Content-Length)")
         return int(found["size"])
 
-    def _retried(self, what: str, attempt: Callable[[], T]) -> T:
+    def _retried(self, url: str, part: str, attempt: Callable[[], T]) -> T:
         for number in range(1, self._retries + 2):
             try:
                 return attempt()
@@ -82,24 +84,24 @@ class Driver:
                 raise
             except Exception as error:
                 problem = error
-                self._give_up_unless_passing(what, error)
+                self._give_up_unless_passing(url, error)
             if number <= self._retries:
                 self._on_retry()
                 time.sleep(_pause_s(number))
         raise UserError(
-            f"cannot fetch {what}: {self._retries + 1} attempts failed, the last with: {describe(problem)}; check the "
-            "network and the store, or allow more retries or a longer time-out"
+            f"cannot fetch {part}'{url}': {self._retries + 1} attempts failed, the last with: {describe(problem)}; check "
+            "the network and the store, or allow more retries or a longer time-out"
         ) from problem
 
-    def _give_up_unless_passing(self, what: str, error: Exception) -> None:
+    def _give_up_unless_passing(self, url: str, error: Exception) -> None:
         failure, text = classify(error), describe(error)
         if failure is Failure.ABSENT:
-            raise FileNotFoundError(errno.ENOENT, "no such file", what) from error
+            raise FileNotFoundError(errno.ENOENT, "no such file", url) from error
         if failure is Failure.FORBIDDEN:
             remedy = _CREDENTIALS.get(self._protocol, "check the credentials of its fsspec driver")
-            raise UserError(f"the store refuses access to {what}: {text}; {remedy}") from error
+            raise UserError(f"the store refuses access to '{url}': {text}; {remedy}") from error
         if failure is Failure.REFUSED:
-            raise UserError(f"cannot fetch {what}: {text}; check the URL and the store") from error
+            raise UserError(f"cannot fetch '{url}': {text}; check the URL and the store") from error
 
     def _call(self, method: str, url: str, **span: int) -> Any:
         """A method of the driver, given up after the time-out. Async ones are cancelled then; others are left behind."""
@@ -134,6 +136,7 @@ class Driver:
         except ValueError:
             raise UserError(f"'{self._location}': fsspec knows no '{self._protocol}://'; check the URL") from None
         ours, users = _options(self._protocol, self._timeout_s), fsspec.config.apply_config(kind, {})
+        logging.getLogger(kind.__module__.split(".")[0]).addHandler(_QUIET)
         options = _merged(ours, {name: users[name] for name in ours if name in users})
         filesystem, _ = fsspec.core.url_to_fs(self._location, skip_instance_cache=True, **options)
         if hasattr(filesystem, "retries"):  # s3fs: one loop of attempts is enough

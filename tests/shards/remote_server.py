@@ -1,6 +1,7 @@
 """Real stores on loopback: moto's S3 server, a folder over HTTP with ranges, and a proxy that makes either one fail."""
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -13,8 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import boto3
 import pytest
@@ -157,14 +160,46 @@ class _RangeHandler(SimpleHTTPRequestHandler):
         pass
 
 
+class _GcsHandler(_RangeHandler):
+    """As much of Google's JSON API as reading objects takes."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        if self.server.status != 200:
+            return self._json(self.server.status, {"error": {"code": self.server.status, "message": "made to fail"}})
+        bucket, _, name = unquote(self.path.split("/b/")[1].split("?")[0]).partition("/o/")
+        path = Path(self.directory) / name
+        if not name:  # a listing: the driver looks whether the name is a folder
+            return self._json(200, {"kind": "storage#objects"})
+        if not path.is_file():
+            return self._json(404, {"error": {"code": 404, "message": "Not Found"}})
+        if "alt=media" not in self.path:
+            return self._json(200, {"name": name, "bucket": bucket, "size": str(path.stat().st_size)})
+        self.path = f"/{name}"
+        return super().do_GET()
+
+    def _json(self, status: int, value: dict) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def folder_as_gcs(folder: Path) -> Iterator[ThreadingHTTPServer]:
+    """`folder` as a bucket of Google Cloud Storage; every request is answered with the server's `status`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_GcsHandler, directory=str(folder))) as server:
+        server.daemon_threads, server.status, server.asked = True, 200, []
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
 @contextmanager
 def folder_over_http(folder: Path) -> Iterator[int]:
     """Serves `folder` on the port that it gives."""
-
-    def handler(*args: object) -> _RangeHandler:
-        return _RangeHandler(*args, directory=str(folder))  # type: ignore[arg-type]
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_RangeHandler, directory=str(folder))) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield server.server_address[1]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -18,6 +19,7 @@ import pytest
 from remote_server import (
     Proxy,
     exit_code,
+    folder_as_gcs,
     folder_over_http,
     in_fork,
     moto_server,
@@ -29,6 +31,7 @@ from remote_server import (
 
 from mres.errors import UserError
 from mres.shards import driver
+from mres.shards.reader import ShardSet
 from mres.shards.remote import RemoteOptions, RemoteStorage
 
 SIZE, BLOCK = 40_000, 10_000
@@ -83,7 +86,7 @@ def options(tmp_path: Path) -> RemoteOptions:
 
 
 def location_of(scheme: str, request: pytest.FixtureRequest) -> str:
-    if scheme in ("s3", "web"):
+    if scheme in ("s3", "gcs", "web"):
         return request.getfixturevalue(scheme)[0]
     folder = request.getfixturevalue("folder")
     if scheme == "memory":
@@ -93,7 +96,28 @@ def location_of(scheme: str, request: pytest.FixtureRequest) -> str:
     return f"file://{folder}"
 
 
-@pytest.mark.parametrize("scheme", ["s3", "web", "file", "memory"])
+@pytest.fixture
+def gcs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ThreadingHTTPServer]]:
+    with folder_as_gcs(folder.parent) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        yield "gs://bucket/set", server
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_google_refuses(
+    status: int, gcs: tuple[str, ThreadingHTTPServer], options: RemoteOptions, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gcs[1].status = status
+    with pytest.raises(
+        UserError, match=r"refuses access to 'gs://bucket/set/manifest.json': .*GOOGLE_APPLICATION_CRED"
+    ):
+        RemoteStorage(gcs[0], options).read("manifest.json")
+    assert len(gcs[1].asked) == 1
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gcs", "web", "file", "memory"])
 def test_every_scheme_reads_the_same(scheme: str, request: pytest.FixtureRequest, options: RemoteOptions) -> None:
     storage = RemoteStorage(location_of(scheme, request), options)
     assert storage.read("manifest.json") == b"{}"
@@ -145,6 +169,8 @@ def test_what_stays_is_said_with_attempts_and_reason(
     assert any(text in message.lower() for text in reason.lower().split("|")), message
     assert "check the network and the store" in message
     assert storage.retries == 3
+    if isinstance(kind, int):
+        assert len(proxy.ranges()) == 4, "the driver must not try again by itself"
     assert not list(options.cache_dir.glob("*/*.block"))
 
 
@@ -314,6 +340,17 @@ def test_spawned_workers(web: tuple[str, Proxy], options: RemoteOptions) -> None
     process.start()
     process.join(60)
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("layout", ["tar", "mds"])
+def test_a_shard_set_in_a_store_is_that_of_the_folder(
+    layout: str, moto_port: int, s3: tuple[str, Proxy], write_set, options: RemoteOptions, tmp_path: Path
+) -> None:
+    write_set(tmp_path / "set", layout=layout)
+    here, there = ShardSet(tmp_path / "set"), ShardSet(upload(moto_port, tmp_path / "set", layout), options)
+    assert [there.read(index) for index in range(len(there))] == [here.read(index) for index in range(len(here))]
+    with pytest.raises(UserError, match="no shard set at 's3://bucket/none': it has no manifest"):
+        ShardSet("s3://bucket/none", options)
 
 
 def test_closed_storages_open_again(store: tuple[str, Proxy], options: RemoteOptions) -> None:
