@@ -88,8 +88,9 @@ class Driver:
             if number <= self._retries:
                 self._on_retry()
                 time.sleep(_pause_s(number))
+        attempts = "1 attempt" if self._retries == 0 else f"{self._retries + 1} attempts"
         raise UserError(
-            f"cannot fetch {part}'{url}': {self._retries + 1} attempts failed, the last with: {describe(problem)}; check "
+            f"cannot fetch {part}'{url}': {attempts} failed, the last with: {describe(problem)}; check "
             "the network and the store, or allow more retries or a longer time-out"
         ) from problem
 

@@ -31,7 +31,7 @@ S3_CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "S
 @dataclass
 class Fault:
     """How requests fail: an HTTP status, or "stall", "truncate" (the connection ends within the body), "short" (a
-    smaller body, properly ended), "whole" (the range is ignored), "close" and "reset" (no answer)."""
+    smaller body, properly ended), "trickle" (a body that never ends), "whole" (the range is ignored), "close" and "reset" (no answer)."""
 
     kind: int | str
     path: str
@@ -48,6 +48,7 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _ProxyHandler)
         self.upstream, self.faults, self.log = upstream, list[Fault](), list[tuple[str, str, str]]()
         self.released, self.together = threading.Event(), None
+        self.left = threading.Event()  # a client of a trickle has gone
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
@@ -88,6 +89,8 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         fault = self.server.next_fault(self.path)
         if fault == "stall":
             self.server.released.wait()
+        elif fault == "trickle":
+            self._trickle()
         elif fault in ("close", "reset"):
             self._hang_up(reset=fault == "reset")
         elif isinstance(fault, int):
@@ -121,6 +124,15 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def _trickle(self) -> None:
+        self.send_response_only(206)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        with suppress(OSError):
+            while not self.server.released.wait(0.02):
+                self.wfile.write(b"x")
+        self.server.left.set()
 
     def _hang_up(self, *, reset: bool) -> None:
         self.close_connection = True

@@ -201,6 +201,14 @@ def test_a_stall_ends_with_the_time_out(store: tuple[str, Proxy], tmp_path: Path
     assert storage.read("manifest.json") == b"{}", "connections that stalled are not used again"
 
 
+def test_a_body_that_never_ends_is_given_up_and_left(store: tuple[str, Proxy], tmp_path: Path) -> None:
+    store[1].fail("trickle")
+    storage = RemoteStorage(store[0], RemoteOptions(tmp_path, BLOCK, timeout_s=0.4, retries=0))
+    with pytest.raises(UserError, match=r"1 attempt failed, the last with: no answer within 0\.4 s"):
+        storage.read("manifest.json")
+    assert store[1].left.wait(20), "the connection is closed"
+
+
 def test_a_driver_that_blocks_is_left_behind(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "manifest.json")  # opening it waits for somebody who writes
     storage = RemoteStorage(f"file://{tmp_path}", RemoteOptions(tmp_path / "cache", BLOCK, timeout_s=0.2, retries=1))
@@ -265,11 +273,15 @@ def test_prefetched_blocks_come_at_once_and_only_once(store: tuple[str, Proxy], 
 
 
 def test_what_failed_in_advance_is_said_where_it_is_read(web: tuple[str, Proxy], options: RemoteOptions) -> None:
-    web[1].fail(503, path="shard.tar")
     storage = RemoteStorage(web[0], options)
+    storage.size("shard.tar")
+    web[1].fail(503, path="shard.tar")
     storage.prefetch([("shard.tar", BLOCKS[0])])
+    while not web[1].ranges():
+        time.sleep(0.001)
     with pytest.raises(UserError, match="HTTP 503"):
         storage.read_range("shard.tar", 0, 10, BLOCKS[0])
+    assert len(web[1].ranges()) == 4, "the read must not begin all over"
 
 
 def test_a_process_ends_in_spite_of_what_it_prefetches(web: tuple[str, Proxy], tmp_path: Path) -> None:
