@@ -100,7 +100,7 @@ def subcommand_help(command: list[str]) -> str:
     words = command[:1]
     text = help_of(*words)
     for word in command[1:]:
-        choices = {name for group in re.findall(r"\{([\w,]+)\} \.\.\.", text) for name in group.split(",")}
+        choices = {name for group in re.findall(r"\{([\w,-]+)\}\s+\.\.\.", text) for name in group.split(",")}
         if word not in choices:
             break
         words.append(word)
@@ -244,11 +244,12 @@ MAY_IMPORT = {
     "errors": set[str](),
     "files": set[str](),
     "progress": set[str](),
+    "processes": set[str](),
     "testing": set[str](),
     "records": {"rle"},
     "rle": set[str](),
-    "sources": {"records", "rle"},
-    "shards": {"records", "rle", "files", "progress"},
+    "sources": {"records", "rle", "progress"},
+    "shards": {"records", "rle", "files", "progress", "processes", "sources.source"},
     "stream": {"records", "rle", "shards"},
     "model": set[str](),
     "parallel": set[str](),
@@ -258,6 +259,7 @@ MAY_IMPORT = {
     "cluster": {"train.preempt"},
     "cli": {"cluster.environment"},
     "config": set[str](),
+    "bench": {"records", "rle", "processes", "sources", "shards", "stream", "model", "parallel", "train"},
 }
 # They put rooms together for a command.
 COMPOSITIONS = {"train/run.py", "train/session.py", "evaluate/run.py", "evaluate/predict.py"}

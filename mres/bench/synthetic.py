@@ -42,8 +42,9 @@ def _photograph(random: np.random.Generator) -> bytes:
     picture = np.zeros((HEIGHT, WIDTH, 3))
     for step, strength in ((80, 60), (20, 30), (5, 14), (2, 8)):
         small = random.normal(0, strength, (HEIGHT // step, WIDTH // step, 3))
-        layers = [Image.fromarray(small[..., c].astype(np.float32)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for c in range(3)]  # fmt: skip
-        picture += np.stack([np.asarray(layer) for layer in layers], axis=-1)
+        for colour in range(3):
+            layer = Image.fromarray(small[..., colour].astype(np.float32))
+            picture[..., colour] += np.asarray(layer.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
     with io.BytesIO() as buffer:
         Image.fromarray(np.clip(picture + 120, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
         return buffer.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from mres.bench.timing import alternate
@@ -15,6 +16,7 @@ from mres.config import Config, load_config
 from mres.parallel.strategy import AdamW, build_strategy
 from mres.parallel.world import join_world
 from mres.stream.batch import Batch
+from mres.stream.mixture import SetShape
 from mres.stream.order import Order
 from mres.train.monitor import Monitor
 from mres.train.optim import parameter_groups
@@ -102,7 +104,7 @@ def _trainer_steps(
     strategy.wrap(model, model.blocks(), groups, AdamW(config.optim.betas, config.optim.eps, 1.0))
 
     class Prepared:
-        order = Order(0, 10**9, config.data.images_per_batch)
+        order = Order(0, [SetShape(10**6, np.arange(1))], config.data.images_per_batch)
 
         def batches(self, first: int, last: int) -> Iterator[Batch]:
             return iter([batch] * (last - first))

@@ -24,8 +24,9 @@ from mres.progress import track
 from mres.records import ImageRecord, RecordError, Target, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
+from mres.stream.batch import StreamShape
 from mres.stream.image import square_image
-from mres.stream.loader import StreamShape, Tokenize
+from mres.stream.loader import Tokenize
 
 # Expressions a forward pass takes an image; an image with more is encoded again for the rest.
 _MAX_EXPRESSIONS = 32
@@ -101,7 +102,7 @@ class Evaluator:
             return None
         expected = [
             expression_id(record, target, i)
-            for record in (self._shards.read(n) for n in range(num_images))
+            for record in map(self._shards.annotations, range(num_images))
             for target, i in record.pairs()
         ]
         return merge_results(parts, expected)

@@ -3,6 +3,7 @@
 from mres.config import Config
 from mres.errors import UserError
 from mres.shards.reader import ShardSet
+from mres.stream.sets import open_set
 
 
 def held_out(config: Config) -> ShardSet:
@@ -14,4 +15,8 @@ def held_out(config: Config) -> ShardSet:
     folder = getattr(config.data, config.data.split)
     if folder is None:
         raise UserError(f"data.split={config.data.split} and data.{config.data.split} is not set; name a shard folder")
-    return ShardSet(folder)
+    if not isinstance(folder, str):
+        raise UserError(
+            f"data.split={config.data.split} names {len(folder)} sets, and one is evaluated at a time; name it in data.val"
+        )
+    return open_set(folder, config.data)

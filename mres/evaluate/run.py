@@ -15,6 +15,7 @@ from mres.evaluate.held_out import held_out
 from mres.progress import track
 from mres.records import ImageRecord, RecordError
 from mres.shards.reader import ShardSet
+from mres.stream.sets import open_set
 
 if TYPE_CHECKING:
     from mres.evaluate.results import ExpressionResult
@@ -101,7 +102,7 @@ def _publish(
         checkpoint=checkpoint,
         data=data,
         trivial=trivial_answers(
-            _readable(sample), track(map(shards.read, range(len(shards))), len(shards), "trivial answers")
+            _readable(sample), track(map(shards.annotations, range(len(shards))), len(shards), "trivial answers")
         ),
     )
     write_results(out, results, summary)
@@ -116,11 +117,11 @@ _CONSTANT_SAMPLE = 500
 
 
 def constant_sample(config: Config, shards: ShardSet) -> ShardSet:
-    """Where the best constant mask is learned: the training set, or the held-out one where that is not at hand."""
-    if config.data.train is None:
+    """Where the best constant mask is learned: the (first) training set, or the held-out one if that is not at hand."""
+    if not config.data.train_sets:
         return shards
     try:
-        return ShardSet(config.data.train)
+        return open_set(config.data.train_sets[0].path, config.data)
     except UserError as error:
         print(f"warning: {error}; the best constant mask is taken from the held-out set itself", file=sys.stderr)
         return shards
@@ -130,6 +131,6 @@ def _readable(sample: ShardSet) -> Iterator[ImageRecord]:
     """The first records that can be read; broken ones were counted when training met them, and a mean can miss them."""
     for index in range(min(len(sample), _CONSTANT_SAMPLE)):
         try:
-            yield sample.read(index)
+            yield sample.annotations(index)
         except RecordError as error:
             print(f"warning: left out of the constant mask: {error}", file=sys.stderr)

@@ -5,30 +5,34 @@ Shapes: B images, K expressions an image, S side of the square, h side of the gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One image of a batch with the ids of what was drawn; a slot without an image has all of `valid_K` false."""
+class StreamShape:
+    """What the model wants: `side` of the square, `stride` of its logits, `text_length` in tokens."""
 
-    image_CSS: Tensor
-    mask_Khh: Tensor
-    text_KT: Tensor
-    valid_K: Tensor
-    image_id: str | None = None
-    expression_ids: tuple[str, ...] = ()
-    num_cut: int = 0
-    bad: str | None = None
+    side: int
+    stride: int
+    text_length: int
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid of logits."""
+        return self.side // self.stride
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors as they travel (uint8 images and masks, int32 tokens) and the ids behind them."""
+    """Tensors as they travel (uint8 images and masks, int32 tokens) and the ids behind them.
+
+    A place without an image has all of its `valid_BK` false and no id. `bad` are messages on images that could not be
+    used, `num_cut` counts expressions that lost their end.
+    """
 
     image_BCSS: Tensor
     mask_BKhh: Tensor
@@ -37,7 +41,7 @@ class Batch:
     image_ids: tuple[str, ...] = ()
     expression_ids: tuple[str, ...] = ()
     num_cut: int = 0
-    bad: tuple[str, ...] = field(default=())
+    bad: tuple[str, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -58,18 +62,33 @@ class Batch:
         """Called by the loader's pinning thread where there is a GPU."""
         return replace(self, **{n: getattr(self, n).pin_memory() for n in _TENSORS})
 
+    def clear(self, row: int) -> None:
+        """Makes a place empty."""
+        for name in _TENSORS:
+            getattr(self, name)[row].zero_()
+
 
 _TENSORS = ("image_BCSS", "mask_BKhh", "text_BKT", "valid_BK")
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def empty_batch(num_images: int, num_expressions: int, shape: StreamShape, *, shared: bool) -> Batch:
+    """A batch of empty places to be filled in.
+
+    Args:
+        shared: lie in memory that other processes can be handed without a copy.
+    """
+    side, grid = shape.side, shape.grid
     return Batch(
-        torch.stack([s.image_CSS for s in samples]),
-        torch.stack([s.mask_Khh for s in samples]),
-        torch.stack([s.text_KT for s in samples]),
-        torch.stack([s.valid_K for s in samples]),
-        image_ids=tuple(s.image_id for s in samples if s.image_id is not None),
-        expression_ids=tuple(e for s in samples for e in s.expression_ids),
-        num_cut=sum(s.num_cut for s in samples),
-        bad=tuple(s.bad for s in samples if s.bad is not None),
+        _zeros((num_images, 3, side, side), torch.uint8, shared),
+        _zeros((num_images, num_expressions, grid, grid), torch.uint8, shared),
+        _zeros((num_images, num_expressions, shape.text_length), torch.int32, shared),
+        _zeros((num_images, num_expressions), torch.bool, shared),
     )
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, shared: bool) -> Tensor:
+    if not shared:
+        return torch.zeros(size, dtype=dtype)
+    # As torch's own collate does it: a file that has no name any more, so that nothing is left behind by a kill.
+    storage = torch.UntypedStorage._new_shared(math.prod(size) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, size)  # type: ignore[call-overload]

@@ -1,46 +1,46 @@
-"""The training stream: slots of the order become batches in worker processes; the cursor is three global numbers.
+"""The training stream: slots of the order become batches in worker processes; the cursor is a few global numbers.
 
 Shapes: K expressions an image, S side of the square, h side of the grid of logits, T tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mres.errors import UserError
-from mres.records import ImageRecord, RecordError, expression_id
-from mres.shards.reader import ShardSet
+from mres.records import ImageRecord, RecordError, Rle, expression_id
+from mres.rle import decode_counts
 from mres.stream import sides, transforms
-from mres.stream.batch import Batch, Sample, collate
+from mres.stream.batch import Batch, StreamShape, empty_batch
 from mres.stream.config import DataConfig, share_of_rank
-from mres.stream.draws import draw_expressions
+from mres.stream.draws import ExpressionDraws
 from mres.stream.image import jitter, square_image
-from mres.stream.order import Order, Slot, rng
+from mres.stream.order import Order, Slot
+from mres.stream.rng import rng
+from mres.stream.sets import TrainingSets
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, int]]
 
-
-@dataclass(frozen=True, slots=True)
-class StreamShape:
-    """What the model wants: `side` of the square, `stride` of its logits, `text_length` in tokens."""
-
-    side: int
-    stride: int
-    text_length: int
+# Images that are tried in the place of a broken one; where all are broken, the place stays empty.
+_SUBSTITUTES = 8
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """The exact cursor: nothing of it belongs to a rank or a worker."""
+    """The exact cursor: nothing of it belongs to a rank or a worker.
+
+    `fingerprint` names the data, `order` says how its images are ordered (`Order.description`).
+    """
 
     seed: int
     epoch: int
     images_consumed: int
     fingerprint: str
+    order: str
 
     def to_json(self) -> dict[str, int | str]:
         return asdict(self)
@@ -51,7 +51,7 @@ class TrainingStream:
 
     def __init__(
         self,
-        shards: ShardSet,
+        sets: TrainingSets,
         config: DataConfig,
         shape: StreamShape,
         tokenize: Tokenize,
@@ -61,122 +61,162 @@ class TrainingStream:
         world_size: int,
     ) -> None:
         share_of_rank(config.images_per_batch, world_size)
-        self.shards, self.config = shards, config
-        self.order = Order(seed, len(shards), config.images_per_batch)
-        self._dataset = _Images(shards, config, shape, tokenize, seed)
+        self.sets, self.config = sets, config
+        self.order = sets.order(config, seed)
+        self._dataset = _Batches(sets, self.order, config, shape, tokenize)
         self._rank, self._world_size = rank, world_size
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """This rank's share of the global batches of steps first_step … last_step-1."""
+        """This rank's share of the global batches of steps first_step … last_step-1.
+
+        Raises:
+            UserError: a remote store that does not answer, or refuses.
+        """
         slots = self.order.slots(first_step, last_step, rank=self._rank, world_size=self._world_size)
         workers = self.config.workers
-        return iter(
-            DataLoader(
-                self._dataset,
-                batch_sampler=slots,
-                collate_fn=collate,
-                num_workers=workers,
-                prefetch_factor=self.config.prefetch if workers else None,
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_one_thread,
-            )
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset,
+            batch_sampler=slots,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            prefetch_factor=self.config.prefetch if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
         )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def state(self, step: int) -> StreamState:
         """The cursor before `step`."""
         order = self.order
-        return StreamState(order.seed, order.epoch_of(step), order.images_before(step), self.shards.fingerprint)
+        return StreamState(
+            order.seed,
+            order.epoch_of(step),
+            order.images_before(step),
+            self.sets.fingerprint,
+            order.description(),
+        )
 
     def check_state(self, state: StreamState, step: int) -> None:
         """Refuses to go on where another run stopped: other data, seed or batch size would repeat and skip images."""
-        for name, mine, theirs in (
-            ("the data (manifest hash)", self.shards.fingerprint, state.fingerprint),
-            ("run.seed", self.order.seed, state.seed),
-            ("the images consumed (data.images_per_batch)", self.order.images_before(step), state.images_consumed),
+        mine = self.state(step)
+        for name, ours, theirs in (
+            ("the data (manifest hash)", mine.fingerprint, state.fingerprint),
+            ("run.seed", mine.seed, state.seed),
+            ("the images consumed (data.images_per_batch)", mine.images_consumed, state.images_consumed),
+            (
+                "the order (data.train, data.mix_temperature, data.shuffle, data.shuffle_window)",
+                mine.order,
+                state.order,
+            ),
         ):
-            if mine != theirs:
+            if ours != theirs:
                 raise UserError(
-                    f"cannot resume at step {step}: {name} was {theirs} and is now {mine}; give the run the same "
+                    f"cannot resume at step {step}: {name} was {theirs} and is now {ours}; give the run the same "
                     "value, or start a new one (run.name=…) from its weights (checkpoint.init_from=…)"
                 )
 
-    def shortage(self) -> str | None:
-        """A warning where records have fewer expressions than K; their free places are left empty and weigh nothing."""
-        k, counts_N = self.config.expressions_per_image, self.shards.num_expressions_N
-        short = np.flatnonzero(counts_N < k)
-        if not len(short):
-            return None
-        fewest = int(short[counts_N[short].argmin()])
-        message = (
-            f"data.expressions_per_image={k} is more than {len(short)} of {len(counts_N)} records have (fewest: "
-            f"{counts_N[fewest]}, {self.shards.name(fewest)}); "
-        )
-        if len(short) == len(counts_N):
-            raise UserError(message + f"at most {counts_N.max()} can be drawn from {self.shards.folder}")
-        return message + "their free places stay empty and weigh nothing"
+
+def _as_it_is(batch: Any) -> Any:
+    """The dataset makes whole batches, in memory that is handed over as it is: nothing is left to collate."""
+    return batch
 
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-class _Images(Dataset[Sample]):
-    """Reads, draws, decodes and augments one slot; every random choice is keyed by (seed, epoch, image id)."""
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The ids behind one place of a batch; no `image_id`: it stayed empty."""
 
-    def __init__(self, shards: ShardSet, config: DataConfig, shape: StreamShape, tokenize: Tokenize, seed: int) -> None:
-        self.shards, self.config, self.shape, self.tokenize, self.seed = shards, config, shape, tokenize, seed
+    image_id: str | None = None
+    expression_ids: tuple[str, ...] = ()
+    num_cut: int = 0
+    bad: tuple[str, ...] = ()
 
-    def __getitem__(self, slot: Slot) -> Sample:
-        if slot.index is None:
-            return self._empty()
+
+class _Batches(Dataset[Batch]):
+    """Reads, draws, decodes and augments a rank's slots of a batch; every random choice is keyed by (seed, pass, id)."""
+
+    def __init__(
+        self, sets: TrainingSets, order: Order, config: DataConfig, shape: StreamShape, tokenize: Tokenize
+    ) -> None:
+        self._sets, self._order, self._config, self._shape, self._tokenize = sets, order, config, shape, tokenize
+        self._draws = ExpressionDraws(config, [s.manifest.counts.targets_by_category for s in sets])
+
+    def __getitems__(self, slots: Sequence[Slot]) -> Batch | UserError:
+        """The batch of these slots; an error that is not one image's comes back as a value, not with a traceback."""
+        shared = get_worker_info() is not None
+        batch = empty_batch(len(slots), self._config.expressions_per_image, self._shape, shared=shared)
         try:
-            record = self.shards.read(slot.index)
-            return self._sample(record, slot.epoch, self.shards.name(slot.index))
-        except RecordError as error:
-            return self._empty(bad=str(error))
+            self._announce(slots)
+            drawn = [self._fill(batch, row, slot) for row, slot in enumerate(slots)]
+        except RecordError:
+            raise AssertionError("what is wrong with a record is handled where it is read") from None
+        except UserError as error:
+            return error
+        return replace(
+            batch,
+            image_ids=tuple(d.image_id for d in drawn if d.image_id is not None),
+            expression_ids=tuple(e for d in drawn for e in d.expression_ids),
+            num_cut=sum(d.num_cut for d in drawn),
+            bad=tuple(message for d in drawn for message in d.bad),
+        )
 
-    def _sample(self, record: ImageRecord, epoch: int, where: str) -> Sample:
-        random = rng(self.seed, epoch, record.id, "augment")
-        pairs = draw_expressions(record, self.config, rng(self.seed, epoch, record.id, "expressions"))
+    def _announce(self, slots: Sequence[Slot]) -> None:
+        for number, shards in enumerate(self._sets):
+            shards.prefetch([s.index for s in slots if s.set == number and s.index is not None])
+
+    def _fill(self, batch: Batch, row: int, slot: Slot) -> _Drawn:
+        """Fills a place with the slot's image, or with a substitute that depends on the slot alone where it is broken."""
+        if slot.index is None:
+            return _Drawn()
+        bad: list[str] = []
+        for attempt in range(_SUBSTITUTES + 1):
+            candidate = self._order.substitute(slot, attempt) if attempt else slot
+            assert candidate.index is not None
+            shards = self._sets[candidate.set]
+            try:
+                record = shards.read(candidate.index)
+                return replace(self._place(batch, row, record, slot, shards.name(candidate.index)), bad=tuple(bad))
+            except RecordError as error:
+                bad.append(str(error))
+        batch.clear(row)
+        return _Drawn(bad=tuple(bad))
+
+    def _place(self, batch: Batch, row: int, record: ImageRecord, slot: Slot, where: str) -> _Drawn:
+        key = (self._order.seed, slot.pass_, record.id)
+        random = rng(*key, "augment")
+        pairs = self._draws.draw(record, rng(*key, "expressions"))
         texts = [target.expressions[i].text for target, i in pairs]
-        geometry = transforms.augmented(record, self.shape.side, self.config, random)
-        if geometry.flipped and self.config.augment.flip_words == "skip" and any(map(sides.has_side_word, texts)):
-            geometry = transforms.Geometry(geometry.width, geometry.height, geometry.box, geometry.rect)
+        geometry = transforms.augmented(record, self._shape.side, self._config, random)
+        if geometry.flipped and self._config.augment.flip_words == "skip" and any(map(sides.has_side_word, texts)):
+            geometry = replace(geometry, flipped=False)
         if geometry.flipped:
             texts = [sides.swap_side_words(text) for text in texts]
-        sample = self._empty()
-        square_image(record, geometry, sample.image_CSS, where)
-        jitter(sample.image_CSS, self.config.augment, random)
-        masks, shape = [target.mask for target, _ in pairs], self.shape
+        square_image(record, geometry, batch.image_BCSS[row], where)
+        jitter(batch.image_BCSS[row], self._config.augment, random)
+        self._place_masks(batch, row, [target.mask for target, _ in pairs], geometry, f"{where}: record {record.id!r}")
+        ids_kT, num_cut = self._tokenize(texts)
+        batch.text_BKT[row, : len(texts)] = ids_kT
+        return _Drawn(record.id, tuple(expression_id(record, target, i) for target, i in pairs), num_cut)
+
+    def _place_masks(self, batch: Batch, row: int, masks: list[Rle], geometry: transforms.Geometry, where: str) -> None:
         try:
-            masks_khh = transforms.square_masks(masks, geometry, shape.side, shape.stride)
+            masks_khh = transforms.square_masks(masks, geometry, self._shape.side, self._shape.stride)
+            # A target that zoom or shift moved out of the square has nothing to learn from; one that has no pixel in
+            # the whole image has: that nothing is meant.
+            valid = [
+                bool(seen) or _covers_nothing(mask) for seen, mask in zip(masks_khh.any((1, 2)), masks, strict=True)
+            ]
         except ValueError as error:
-            raise RecordError(f"{where}: record {record.id!r}: a mask cannot be decoded ({error})") from None
-        return self._fill(sample, record, pairs, texts, masks_khh)
+            raise RecordError(f"{where}: a mask cannot be decoded ({error})") from None
+        batch.mask_BKhh[row, : len(masks)] = torch.from_numpy(masks_khh)
+        batch.valid_BK[row, : len(masks)] = torch.tensor(valid)
 
-    def _fill(self, empty: Sample, record: ImageRecord, pairs: list, texts: list[str], masks_khh: np.ndarray) -> Sample:
-        ids_kT, num_cut = self.tokenize(texts)
-        k = len(pairs)
-        empty.mask_Khh[:k] = torch.from_numpy(masks_khh)
-        empty.text_KT[:k] = ids_kT
-        # A target that zoom or shift moved out of the square has nothing to learn from.
-        empty.valid_K[:k] = torch.from_numpy(masks_khh.any(axis=(1, 2)))
-        return Sample(
-            empty.image_CSS,
-            empty.mask_Khh,
-            empty.text_KT,
-            empty.valid_K,
-            image_id=record.id,
-            expression_ids=tuple(expression_id(record, target, i) for target, i in pairs),
-            num_cut=num_cut,
-        )
 
-    def _empty(self, bad: str | None = None) -> Sample:
-        side, grid, k = self.shape.side, self.shape.side // self.shape.stride, self.config.expressions_per_image
-        return Sample(
-            torch.zeros(3, side, side, dtype=torch.uint8),
-            torch.zeros(k, grid, grid, dtype=torch.uint8),
-            torch.zeros(k, self.shape.text_length, dtype=torch.int32),
-            torch.zeros(k, dtype=torch.bool),
-            bad=bad,
-        )
+def _covers_nothing(mask: Rle) -> bool:
+    return len(decode_counts(mask.counts)) == 1

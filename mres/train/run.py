@@ -9,9 +9,9 @@ from pathlib import Path
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
-from mres.shards.reader import ShardSet
 from mres.stream.config import share_of_rank
 from mres.stream.order import Order
+from mres.stream.sets import TrainingSets, open_set
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,24 +27,26 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, train nothing")
     arguments, config = parse(parser, argv)
-    shards = training_shards(config)
+    sets = TrainingSets.open(config.data)
     check_evaluation(config)
     check_weights(config)
-    check_kinds(config, shards)
-    warn_of_warmup(config, shards)
+    check_kinds(config, sets)
+    sets.check_cache(config.data, lanes_of_machine(config))
+    warn_of_warmup(config, sets)
     if arguments.dry_run:
         print(config.to_yaml(), end="")
-        print(plan(config, shards))
+        print(plan(config, sets))
         return 0
     from mres.train.session import train
 
-    return train(config, shards)
+    return train(config, sets)
 
 
-def training_shards(config: Config) -> ShardSet:
-    if config.data.train is None:
-        raise UserError("data.train is not set; name a shard folder (python tools/shard.py build … makes one)")
-    return ShardSet(config.data.train)
+def lanes_of_machine(config: Config) -> int:
+    """Slots of the global batch that the ranks of this machine fill together."""
+    local_size = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    share = share_of_rank(config.data.images_per_batch, _world_size())
+    return share * (int(local_size) if local_size.isdigit() else 1)
 
 
 def check_weights(config: Config) -> None:
@@ -66,18 +68,18 @@ def check_weights(config: Config) -> None:
             )
 
 
-def check_kinds(config: Config, shards: ShardSet) -> None:
+def check_kinds(config: Config, sets: TrainingSets) -> None:
     """A weight for a kind that the data does not have would have no effect."""
-    known = {kind for kinds in shards.manifest.counts.expressions_by_kind.values() for kind in kinds}
+    known = {kind for kinds in sets.expressions_by_kind.values() for kind in kinds}
     for kind in config.data.kind_weights:
         if kind not in known:
             near = difflib.get_close_matches(kind, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(known))}"
-            raise UserError(f"data.kind_weights names '{kind}', and '{shards.folder}' has no such expressions; {hint}")
+            raise UserError(f"data.kind_weights names '{kind}', and '{sets.where}' has no such expressions; {hint}")
 
 
-def warn_of_warmup(config: Config, shards: ShardSet) -> None:
-    order = Order(config.run.seed, len(shards), config.data.images_per_batch)
+def warn_of_warmup(config: Config, sets: TrainingSets) -> None:
+    order = sets.order(config.data, config.run.seed)
     steps = config.train.total_steps(order.steps_per_epoch)
     if config.optim.warmup_steps >= steps and os.environ.get("RANK", "0") == "0":
         print(
@@ -93,21 +95,29 @@ def check_evaluation(config: Config) -> None:
         return
     if config.data.val is None:
         raise UserError("evaluate.every is set and data.val is not; name a held-out shard folder or remove it")
-    ShardSet(config.data.val)
+    open_set(config.data.val, config.data)
 
 
-def plan(config: Config, shards: ShardSet) -> str:
+def plan(config: Config, sets: TrainingSets) -> str:
     """What a run would do, in words."""
-    order = Order(config.run.seed, len(shards), config.data.images_per_batch)
+    order = sets.order(config.data, config.run.seed)
     steps = config.train.total_steps(order.steps_per_epoch)
     world_size = _world_size()
     share_of_rank(config.data.images_per_batch, world_size)
     return (
-        f"# plan: {len(shards):,} images with {int(shards.num_expressions_N.sum()):,} expressions; "
+        f"# plan: {sets.num_images:,} images with {sets.num_expressions:,} expressions{_mixture(sets, order)}; "
         f"{order.steps_per_epoch} steps an epoch; {steps} steps = {steps / order.steps_per_epoch:.2f} epochs; "
         f"a step takes {config.data.images_per_batch} images x up to {config.data.expressions_per_image} expressions "
         f"over {world_size} rank(s); run folder {config.run_dir}"
     )
+
+
+def _mixture(sets: TrainingSets, order: Order) -> str:
+    """What an epoch takes of each of several sets."""
+    if len(sets) == 1:
+        return ""
+    parts = [f"{draws:,} of {s.location} ({len(s):,})" for draws, s in zip(order.draws, sets, strict=True)]
+    return f" in {len(sets)} sets, an epoch takes {', '.join(parts)}"
 
 
 def _world_size() -> int:

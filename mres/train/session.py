@@ -17,9 +17,9 @@ from mres.config import Config
 from mres.errors import UserError
 from mres.parallel.strategy import AdamW, Strategy, build_strategy
 from mres.parallel.world import World, join_world, leave_world
-from mres.shards.reader import ShardSet
 from mres.stream.config import share_of_rank
 from mres.stream.loader import StreamState, TrainingStream
+from mres.stream.sets import TrainingSets, open_set
 from mres.train.monitor import Monitor
 from mres.train.optim import describe_groups, parameter_groups
 from mres.train.preempt import StopRequest
@@ -27,14 +27,14 @@ from mres.train.task import SegmentationTask
 from mres.train.trainer import Progress, Trainer
 
 
-def train(config: Config, shards: ShardSet) -> int:
+def train(config: Config, sets: TrainingSets) -> int:
     """Trains to the end, or to an agreed stop; returns the exit code."""
     stop = StopRequest()
     stop.install()
     world = join_world(config.parallel)
     try:
         set_threads(config, world)
-        return _Session(config, shards, world, stop).run()
+        return _Session(config, sets, world, stop).run()
     finally:
         leave_world()
 
@@ -47,12 +47,12 @@ def set_threads(config: Config, world: World) -> None:
 class _Session:
     """One run: where it starts from, what it saves, how it ends."""
 
-    def __init__(self, config: Config, shards: ShardSet, world: World, stop: StopRequest) -> None:
+    def __init__(self, config: Config, sets: TrainingSets, world: World, stop: StopRequest) -> None:
         self.config, self.world, self.stop = config, world, stop
         self.task = SegmentationTask(config.model, config.loss)
         self.strategy = build_strategy(config.parallel, world)
         self.stream = TrainingStream(
-            shards,
+            sets,
             config.data,
             self.task.shape,
             self.task.tokenizer,
@@ -85,7 +85,7 @@ class _Session:
             )
             return 0
         first_step = self._take_up(checkpoint) if checkpoint else 0
-        shortage = self.stream.shortage()
+        shortage = self.stream.sets.shortage(self.config.data.expressions_per_image)
         if shortage:
             self._say(f"warning: {shortage}")
         self._prepare_folder()
@@ -162,7 +162,7 @@ class _Session:
         assert self.config.data.val is not None, "refused before the start"
         from mres.evaluate.evaluator import Evaluator
 
-        evaluator = Evaluator(self.config, ShardSet(self.config.data.val), self.task, self.strategy)
+        evaluator = Evaluator(self.config, open_set(self.config.data.val, self.config.data), self.task, self.strategy)
         table = evaluator.figures(self.strategy.module, max_images=self.config.evaluate.max_images)
         if table is not None:
             self.monitor.append("evaluations.jsonl", {"step": step, **table})
@@ -185,7 +185,7 @@ class _Session:
         run_dir = self.config.run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-        facts = environment(self.world, self.stream.shards)
+        facts = environment(self.world, self.stream.sets)
         (run_dir / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     def _farewell(self, done: int) -> int:
@@ -223,7 +223,7 @@ def _check_accumulation(config: Config, world: World) -> None:
         )
 
 
-def environment(world: World, shards: ShardSet) -> dict[str, Any]:
+def environment(world: World, sets: TrainingSets) -> dict[str, Any]:
     """What a run ran on: git sha, versions, world, data."""
     packages = ("mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "pycocotools", "webdataset")
     return {
@@ -235,7 +235,7 @@ def environment(world: World, shards: ShardSet) -> dict[str, Any]:
         "local_world_size": world.local_size,
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "data": {"folder": str(shards.folder), "fingerprint": shards.fingerprint},
+        "data": [{"folder": shards.location, "fingerprint": shards.fingerprint} for shards in sets],
     }
 
 

@@ -10,8 +10,7 @@ from mres.model.config import LossConfig, ModelConfig
 from mres.model.loss import mask_losses
 from mres.model.text import Tokenizer
 from mres.model.unires import UniRES
-from mres.stream.batch import Batch
-from mres.stream.loader import StreamShape
+from mres.stream.batch import Batch, StreamShape
 
 # CLIP's, so that its towers see what they were trained on (openai/CLIP, clip.py).
 _MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -170,7 +170,7 @@ class Trainer:
                     f"{config.data.max_bad_fraction:g} of {num_images} allows; repair the shards "
                     "(python tools/shard.py verify names all of them) or raise it"
                 )
-            self._monitor.say(f"warning: left out of the batch: {message}")
+            self._monitor.say(f"warning: another image takes its place: {message}")
 
     def _after(self, done: int, last_step: int, *, stop: bool) -> bool:
         """Checkpoint and evaluation where they are due; returns whether to stop here."""

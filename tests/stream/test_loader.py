@@ -1,6 +1,9 @@
 """The same batches whatever the number of workers and ranks; broken and short records."""
 
+import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +13,15 @@ from tiny_data import make_record
 from torch import Tensor
 
 from mres.errors import UserError
-from mres.records import RecordError
+from mres.records import Expression, RecordError, Target
 from mres.shards.reader import ShardSet
-from mres.shards.writer import write_shards
+from mres.shards.writer import WriteOptions, write_shards
 from mres.sources.source import Source
-from mres.stream.batch import Batch, Sample, collate
+from mres.stream.batch import Batch, StreamShape, empty_batch
 from mres.stream.config import AugmentConfig, DataConfig
-from mres.stream.loader import StreamShape, TrainingStream
+from mres.stream.loader import TrainingStream
+from mres.stream.sets import TrainingSets
+from mres.stream.transforms import encode_mask
 
 SHAPE = StreamShape(side=32, stride=2, text_length=6)
 NUM_IMAGES = 22
@@ -32,9 +37,14 @@ def tokenize(texts: Sequence[str]) -> tuple[Tensor, int]:
     return ids_KT, sum(len(text) > 60 for text in texts)
 
 
-def stream(shards: ShardSet, *, rank: int = 0, world_size: int = 1, seed: int = 0, **options) -> TrainingStream:
+def stream(
+    shards: ShardSet | TrainingSets, *, rank: int = 0, world_size: int = 1, seed: int = 0, weights=None, **options
+) -> TrainingStream:
     values = {"images_per_batch": 4, "expressions_per_image": 3, "workers": 0, "augment": AUGMENT, **options}
-    return TrainingStream(shards, DataConfig(**values), SHAPE, tokenize, seed=seed, rank=rank, world_size=world_size)
+    sets = shards if isinstance(shards, TrainingSets) else TrainingSets([shards])
+    train = [{"path": s.location, "weight": w} for s, w in zip(sets, weights or [1] * len(sets), strict=True)]
+    config = DataConfig(train=train if len(train) > 1 else train[0]["path"], **values)
+    return TrainingStream(sets, config, SHAPE, tokenize, seed=seed, rank=rank, world_size=world_size)
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +168,9 @@ def test_a_batch_that_cannot_be_split_is_refused(shards: ShardSet) -> None:
 
 
 def test_records_with_fewer_expressions_than_k(shards: ShardSet) -> None:
-    assert stream(shards, expressions_per_image=4).shortage() is None
+    assert TrainingSets([shards]).shortage(4) is None
     few = stream(shards, expressions_per_image=6)
-    text = few.shortage()
+    text = few.sets.shortage(6)
     assert text is not None
     assert text.startswith("data.expressions_per_image=6 is more than 16 of 22 records have (fewest: 4, ")
     assert text.endswith("their free places stay empty and weigh nothing")
@@ -170,7 +180,7 @@ def test_records_with_fewer_expressions_than_k(shards: ShardSet) -> None:
     assert len(batch.expression_ids) == sum(counts)
     assert not batch.valid_BK[torch.tensor(counts) < 6, 5].any()
     with pytest.raises(UserError, match="at most 6 can be drawn from"):
-        stream(shards, expressions_per_image=7).shortage()
+        few.sets.shortage(7)
 
 
 def test_what_zoom_moves_out_of_the_square_weighs_nothing(shards: ShardSet) -> None:
@@ -216,32 +226,142 @@ class _Broken(ShardSet):
         return type(record)(**{f: getattr(record, f) for f in record.__slots__} | {"image": record.image[:200]})
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_broken_records_leave_their_place_empty_and_are_named(
-    tiny_shards: Path, whole: list[Batch], workers: int
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (1, 1)])
+def test_broken_records_are_named_and_replaced_the_same_everywhere(
+    tiny_shards: Path, whole: list[Batch], world_size: int, workers: int
 ) -> None:
-    broken = list(stream(_Broken(tiny_shards), workers=workers).batches(0, 6))
+    shards = _Broken(tiny_shards)
+    ranks = [
+        stream(shards, rank=rank, world_size=world_size, workers=workers).batches(0, 6) for rank in range(world_size)
+    ]
+    broken = [joined(parts) for parts in zip(*ranks, strict=True)]
     bad = [message for batch in broken for message in batch.bad]
-    assert len(bad) == 2
+    assert len(set(bad)) == 2
     assert any("shard-000000.tar: 00000003: damaged" in message for message in bad)
     assert any("00000004: record 'im4': the image cannot be decoded" in message for message in bad)
-    for one, other in zip(whole, broken, strict=False):
-        assert set(one.image_ids) - set(other.image_ids) <= {"im3", "im4"}
-        kept = [i for i, name in enumerate(one.image_ids) if name in other.image_ids]
-        assert torch.equal(one.image_BCSS[kept], other.image_BCSS[kept]), "the others are what they were"
-        lost = [i for i, name in enumerate(one.image_ids) if name not in other.image_ids]
-        assert not other.valid_BK[lost].any()
+    order = stream(shards).order
+    for one, other, slots in zip(whole[:6], broken, order.slots(0, 6, rank=0, world_size=1), strict=True):
+        assert other.num_images == one.num_images, "every place is filled"
+        for row, slot in enumerate(slots[: one.num_images]):
+            expected = slot
+            for attempt in range(1, 9):
+                if expected.index in (3, 4):
+                    expected = order.substitute(slot, attempt)
+            assert other.image_ids[row] == f"im{expected.index}"
+            if expected == slot:
+                assert torch.equal(one.image_BCSS[row], other.image_BCSS[row]), "the others are what they were"
+                assert torch.equal(one.mask_BKhh[row], other.mask_BKhh[row])
 
 
-def test_collate_keeps_empty_samples() -> None:
-    empty = Sample(torch.zeros(3, 4, 4), torch.zeros(2, 2, 2), torch.zeros(2, 5), torch.zeros(2, dtype=torch.bool))
-    batch = collate([empty, empty])
+def test_where_all_is_broken_places_stay_empty(tiny_shards: Path) -> None:
+    class Nothing(ShardSet):
+        def read(self, index: int):
+            raise RecordError(f"{index} is damaged")
+
+    batch = next(stream(Nothing(tiny_shards)).batches(0, 1))
     assert batch.num_images == 0
-    assert batch.image_BCSS.shape == (2, 3, 4, 4)
-    assert batch.expression_ids == ()
+    assert not batch.valid_BK.any()
+    assert not batch.image_BCSS.any()
+    assert len(batch.bad) >= 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_store_that_fails_ends_the_stream_with_its_message_alone(tiny_shards: Path, workers: int) -> None:
+    class Refused(ShardSet):
+        def read(self, index: int):
+            raise UserError("s3://bucket/set: 403, check the credentials")
+
+    with pytest.raises(UserError) as caught:
+        next(stream(Refused(tiny_shards), workers=workers).batches(0, 1))
+    assert str(caught.value) == "s3://bucket/set: 403, check the credentials"
+
+
+def test_a_bad_mask_is_a_broken_record(tiny_shards: Path) -> None:
+    class BadMask(ShardSet):
+        def read(self, index: int):
+            record = super().read(index)
+            if index != 3:
+                return record
+            bad = replace(record.targets[0], mask=replace(record.targets[0].mask, counts=b"01"))
+            return replace(record, targets=(bad, *record.targets[1:]))
+
+    bad = [message for batch in stream(BadMask(tiny_shards), expressions_per_image=6).batches(0, 6) for message in batch.bad]
+    assert len(bad) == 1
+    assert "00000003: record 'im3': a mask cannot be decoded" in bad[0]
+
+
+def test_an_expression_that_means_nothing_is_learned(tmp_path: Path) -> None:
+    """Its mask is empty in the whole image: other than one that zoom moved out, it weighs like any other."""
+    records = [make_record(i) for i in range(4)]
+    none = Target(
+        "none", "object", "no-target", encode_mask(np.zeros((37, 91), np.uint8)), (0, 0, 0, 0), (Expression("a cow"),)
+    )
+    height, width = records[3].height, records[3].width
+    none = replace(none, mask=encode_mask(np.zeros((height, width), np.uint8)))
+    records[3] = replace(records[3], targets=(*records[3].targets, none))
+    write_shards(Source.of(records, {"format": "tiny"}), tmp_path / "set")
+    (batch,) = stream(ShardSet(tmp_path / "set"), expressions_per_image=7).batches(0, 1)
+    row = batch.image_ids.index("im3")
+    named = [i for i in batch.expression_ids if i.startswith("im3/")]
+    place = named.index("im3/none/0")
+    assert batch.valid_BK[row, place]
+    assert not batch.mask_BKhh[row, place].any()
+    assert int(batch.valid_BK[row].sum()) == len(named)
+
+
+@pytest.fixture
+def two_sets(tiny_shards: Path, tmp_path: Path) -> TrainingSets:
+    """22 and 9 images; the second set's are called other0 …"""
+    records = [replace(make_record(i), id=f"other{i}") for i in range(9)]
+    write_shards(Source.of(records, {"format": "tiny"}), tmp_path / "second", WriteOptions(4))
+    return TrainingSets([ShardSet(tiny_shards), ShardSet(tmp_path / "second")])
+
+
+def test_sets_are_mixed_by_weight_the_same_on_any_world(two_sets: TrainingSets) -> None:
+    options = {"weights": [1, 3], "images_per_batch": 4}
+    whole = list(stream(two_sets, **options).batches(0, 16))
+    seen = Counter(i for batch in whole[:8] for i in batch.image_ids)
+    others = sum(number for name, number in seen.items() if name.startswith("other"))
+    assert seen.total() == 31
+    assert others == round(31 * 27 / 49)
+    assert max(number for name, number in seen.items() if not name.startswith("other")) == 1
+    ranks = [list(stream(two_sets, rank=r, world_size=2, **options).batches(5, 16)) for r in range(2)]
+    for one, parts in zip(whole[5:], zip(*ranks, strict=True), strict=True):
+        assert_same(one, joined(parts))
+    twice = [name for name, number in seen.items() if number > 1]
+    images = {name: [] for name in twice}
+    for batch in whole[:8]:
+        for row, name in enumerate(batch.image_ids):
+            if name in images:
+                images[name].append(batch.image_BCSS[row])
+    assert twice
+    assert all(not torch.equal(a, b) for a, b, *_ in images.values()), "each time augmented in another way"
+
+
+def test_another_mixture_cannot_go_on(two_sets: TrainingSets) -> None:
+    one, other = stream(two_sets, weights=[1, 3]), stream(two_sets, weights=[1, 2])
+    with pytest.raises(UserError, match=r"cannot resume at step 3: the order \(data.train, .* was .* and is now "):
+        other.check_state(one.state(3), 3)
+    with pytest.raises(UserError, match=r"the order .*windows of 1024 and is now .*windows of 7"):
+        stream(two_sets, weights=[1, 3], shuffle_window=7).check_state(one.state(3), 3)
+
+
+def test_batches_of_workers_lie_in_shared_memory_without_a_name(shards: ShardSet) -> None:
+    before = set(os.listdir("/dev/shm"))
+    batches = stream(shards, workers=1).batches(0, 4)
+    batch = next(batches)
+    assert batch.image_BCSS.is_shared()
+    assert set(os.listdir("/dev/shm")) <= before
+    plain = empty_batch(2, 3, SHAPE, shared=False)
+    shared = empty_batch(2, 3, SHAPE, shared=True)
+    assert not plain.image_BCSS.is_shared()
+    for name in ("image_BCSS", "mask_BKhh", "text_BKT", "valid_BK"):
+        one, other = getattr(plain, name), getattr(shared, name)
+        assert (one.shape, one.dtype, one.is_contiguous()) == (other.shape, other.dtype, other.is_contiguous())
+        assert torch.equal(one, other)
 
 
 def test_cut_expressions_are_counted(shards: ShardSet) -> None:
     long = stream(shards)
-    long._dataset.tokenize = lambda texts: (tokenize(texts)[0], len(texts))
+    long._dataset._tokenize = lambda texts: (tokenize(texts)[0], len(texts))
     assert next(long.batches(0, 1)).num_cut == 12

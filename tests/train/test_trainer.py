@@ -16,6 +16,7 @@ from mres.errors import UserError
 from mres.parallel.world import join_world, leave_world
 from mres.shards.reader import ShardSet
 from mres.stream.batch import Batch
+from mres.stream.sets import TrainingSets
 from mres.train import session, trainer
 from mres.train.preempt import StopRequest
 from mres.train.task import SegmentationTask
@@ -55,11 +56,10 @@ def fit(config: Config, monkeypatch: pytest.MonkeyPatch, poisoned: set[int]) -> 
     """Trains in this process; returns the exit code and the weights after every step."""
     monkeypatch.setattr(session, "SegmentationTask", PoisonedTask)
     monkeypatch.setattr(PoisonedTask, "poisoned", frozenset(poisoned))
-    assert config.data.train is not None
     world = join_world(config.parallel)
     torch.set_num_threads(1)
     try:
-        running = session._Session(config, ShardSet(config.data.train), world, StopRequest())
+        running = session._Session(config, TrainingSets.open(config.data), world, StopRequest())
         weights: list[Tensor] = []
         step = running.strategy.step
 
@@ -172,14 +172,14 @@ def broken_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -
     shutil.copytree(tiny_shards, folder)
     shards = ShardSet(folder)
     for index in BROKEN:
-        row = shards._index_N[index]
+        row = shards.index_N[index]
         with (folder / f"shard-{index // 8:06d}.tar").open("r+b") as tar:
-            tar.seek(int(row["image_offset"]) + 100)
+            tar.seek(int(row["offset"]) + int(row["image_offset"]) + 100)
             tar.write(b"damaged")
     return folder
 
 
-def test_broken_images_are_named_once_and_left_out(tmp_path: Path, config: Path, broken_shards: Path) -> None:
+def test_broken_images_are_named_once_and_replaced(tmp_path: Path, config: Path, broken_shards: Path) -> None:
     allowed = [f"data.train={broken_shards}", "data.max_bad_fraction=0.1", "train.steps=18"]
     done = train(tmp_path, config, *allowed)
     assert done.codes == [0], done.output
@@ -187,10 +187,10 @@ def test_broken_images_are_named_once_and_left_out(tmp_path: Path, config: Path,
     quarantine = lines(run_dir / "quarantine.jsonl")
     assert len(quarantine) == 2, "each once, although three epochs met them"
     assert all(any(f": {index:08d}: damaged" in line["error"] for line in quarantine) for index in BROKEN)
-    assert done.output.count("warning: left out of the batch: ") == 2
+    assert done.output.count("warning: another image takes its place: ") == 2
     assert lines(run_dir / "metrics.jsonl")[-1]["bad_images"] == 2
     images = [i for line in lines(run_dir / "batches.jsonl") for i in line["image_ids"]]
-    assert len(images) == 3 * 20
+    assert len(images) == 3 * 22, "others take their places"
     assert not {f"im{index}" for index in BROKEN} & set(images)
 
 
