@@ -13,8 +13,19 @@ def version() -> str:
     return next(line for line in lines if line.startswith("__version__")).split('"')[1]
 
 
-MDS = ["mosaicml-streaming>=0.13.0"]  # to read and write MDS shards beside WebDataset tars
-DEV = ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8", "ruff>=0.15", "types-PyYAML"]
+MDS = ["mosaicml-streaming>=0.13.0"]  # to write MDS shards beside WebDataset tars
+REMOTE = ["aiohttp>=3.9", "gcsfs>=2025.3", "s3fs>=2025.3"]  # shards on https://, gs://, s3://
+LMDB = ["lmdb>=1.4"]  # to read the LMDBs that CRIS and its kin train on
+DEV = [
+    "flask>=3",  # moto's server needs it and flask-cors
+    "flask-cors>=5",
+    "hypothesis>=6.100",
+    "moto[s3]>=5",  # an S3 server on loopback
+    "mypy>=1.11",
+    "pytest>=8",
+    "ruff>=0.15",
+    "types-PyYAML",
+]
 
 setup(
     name="mres",
@@ -31,10 +42,11 @@ setup(
         "deepspeed>=0.19.8",
         "filelock<3.26",  # later ones refuse the lock that MDS readers inherit in forked data workers
         "fsspec>=2024.2",
+        "imagehash>=4.3",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "ninja>=1.11",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "open_clip_torch>=3.0",
         "pillow>=10",
         "psutil>=5.9",
@@ -51,7 +63,7 @@ setup(
         "torchvision>=0.21",
         "webdataset>=1.0",
     ],
-    extras_require={"mds": MDS, "dev": DEV, "all": MDS + DEV},
+    extras_require={"mds": MDS, "remote": REMOTE, "lmdb": LMDB, "dev": DEV, "all": MDS + REMOTE + LMDB + DEV},
     classifiers=[
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",

@@ -40,9 +40,7 @@ def make_run(root: Path, *, num_images: int = 30, save_masks: bool = True) -> tu
 
 
 def write_training_files(run_dir: Path, shards: ShardSet, results: Sequence[ExpressionResult]) -> None:
-    config = Config.model_validate(
-        {"data": {"train": "data/train", "val": shards.location}, "run": {"name": "made"}}
-    )
+    config = Config.model_validate({"data": {"train": "data/train", "val": shards.location}, "run": {"name": "made"}})
     (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     facts = {"git_sha": "0123abc", "world_size": 2, "packages": {"torch": "2.14.1", "deepspeed": None}}
     (run_dir / "environment.json").write_text(json.dumps(facts), encoding="utf-8")
