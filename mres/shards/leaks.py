@@ -9,7 +9,7 @@ Legend: N images of the set, H held-out ones.
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,14 +88,36 @@ def find_leaks(
         raise UserError(f"'{twin}' (--against) is the set itself")
     mine = _images(shards, workers)
     leaks: dict[str, Leak] = {}
-    for name, other in held_out.items():
-        for leak in _compare(mine, _images(other, workers), Path(name).name, max_distance):
+    names = {f"{Path(name).name} ({other.fingerprint[:12]})": other for name, other in held_out.items()}
+    for name, other in names.items():
+        for leak in _compare(mine, _images(other, workers), name, max_distance):
             leaks.setdefault(leak.id, leak)
-    return _note(shards, list(leaks.values()), {Path(n).name: len(s) for n, s in held_out.items()}, max_distance)
+    lines = _to_lines(leaks.values())
+    sizes = {name: len(other) for name, other in names.items()}
+    found = _summary(list(leaks.values()), lines, sizes, max_distance, len(shards))
+    return _note(shards, found, lines)
 
 
-def read_leaks(shards: ShardSet) -> frozenset[str]:
-    """Ids of the leaks that were found in a set.
+def inherited(chosen: Sequence[tuple[ShardSet, frozenset[str]]]) -> tuple[LeakCheck, bytes] | None:
+    """What the leak checks of sets say of a view of them: the note and the list; None unless all were checked alike.
+
+    Args:
+        chosen: each set, and the ids of its records that are in the view.
+    """
+    checks = [shards.manifest.leakcheck for shards, _ in chosen]
+    first = checks[0]
+    if first is None or any(
+        c is None or (c.against, c.max_distance) != (first.against, first.max_distance) for c in checks
+    ):
+        return None
+    leaks = [leak for shards, ids in chosen for leak in read_leaks(shards) if leak.id in ids]
+    lines = _to_lines(leaks)
+    images = sum(len(ids) for _, ids in chosen)
+    return _summary(leaks, lines, first.against, first.max_distance, images), lines
+
+
+def read_leaks(shards: ShardSet) -> list[Leak]:
+    """The leaks that were found in a set.
 
     Raises:
         UserError: it was not checked, or the list is not the one that was written then.
@@ -106,7 +128,7 @@ def read_leaks(shards: ShardSet) -> frozenset[str]:
     path = Path(shards.location) / LEAKS_NAME
     if not path.is_file() or file_sha256(path) != found.list_sha256:
         raise UserError(f"'{path}' is not the list that the leak check wrote; run tools/shard.py leakcheck again")
-    return frozenset(json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines())
+    return [Leak(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _images(shards: ShardSet, workers: int) -> _Images:
@@ -153,18 +175,25 @@ def _compare(mine: _Images, theirs: _Images, name: str, max_distance: int) -> It
             yield Leak(record_id, name, theirs.ids[nearest], int(distance_H[nearest]))
 
 
-def _note(shards: ShardSet, leaks: list[Leak], against: dict[str, int], max_distance: int) -> Manifest:
-    lines = "".join(json.dumps(asdict(leak), ensure_ascii=False) + "\n" for leak in leaks).encode()
+def _to_lines(leaks: Iterable[Leak]) -> bytes:
+    return "".join(json.dumps(asdict(leak), ensure_ascii=False) + "\n" for leak in leaks).encode()
+
+
+def _summary(leaks: list[Leak], lines: bytes, against: dict[str, int], max_distance: int, images: int) -> LeakCheck:
     by_id = sum(leak.distance is None for leak in leaks)
-    found = LeakCheck(
+    return LeakCheck(
         against=against,
         max_distance=max_distance,
-        images=len(shards),
+        images=images,
         by_id=by_id,
         by_hash=len(leaks) - by_id,
         leaks=len(leaks),
         list_sha256=bytes_sha256(lines),
     )
+
+
+def _note(shards: ShardSet, found: LeakCheck, lines: bytes) -> Manifest:
+    """Writes list and manifest anew; the list first: a manifest without its list is refused, the other way is harmless."""
     manifest = shards.manifest.model_copy(update={"leakcheck": found})
     folder = Path(shards.location)
     try:

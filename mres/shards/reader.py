@@ -7,6 +7,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from mres.shards.storage import Storage, is_remote, join, open_storage
 REMEDY = "copy the set again, or build it again"
 # Records of a block: what is fetched from a store at once, and what stays together when a stream is shuffled.
 BLOCK_RECORDS = 64
+# A store answers in tens of milliseconds, and a set may have thousands of shards.
+_ASKED_AT_ONCE = 16
 
 Block = tuple[int, int]
 
@@ -53,8 +56,8 @@ class ShardSet:
         self._starts = np.cumsum([0, *(shard.records for shard in self.manifest.shards)])
         if not len(self._index_N) == self._starts[-1] == self.manifest.counts.images:
             raise UserError(f"'{self.location}': the manifest's number of images does not fit its index; {REMEDY}")
-        for shard in self.manifest.shards:
-            _check_size(self._storage(shard), shard)
+        with ThreadPoolExecutor(_ASKED_AT_ONCE if is_remote(self.location) else 1) as pool:
+            list(pool.map(lambda shard: _check_size(self._storage(shard), shard), self.manifest.shards))
         self.block_starts: np.ndarray = np.concatenate(
             [np.arange(a, b, BLOCK_RECORDS) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]
         )

@@ -8,6 +8,7 @@ Legend: N records of a part, M of them in the view.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from mres.processes import Ticks, spread
 from mres.progress import track_count
 from mres.records import ImageRecord, RecordError
 from mres.shards.index import INDEX_NAME, write_index
-from mres.shards.leaks import read_leaks
+from mres.shards.leaks import LEAKS_NAME, inherited, read_leaks
 from mres.shards.manifest import MANIFEST_NAME, IndexFile, Manifest, Part, Shard, Tally, make_manifest
 from mres.shards.reader import ShardSet
 from mres.shards.storage import is_remote
@@ -85,7 +86,7 @@ def filter_set(
         raise UserError("filter needs a condition, such as --drop-leaks; `filter --help` lists them")
     _refuse_remote(location)
     shards = ShardSet(location)
-    leaks = read_leaks(shards) if condition.drop_leaks else frozenset[str]()
+    leaks = frozenset(leak.id for leak in read_leaks(shards)) if condition.drop_leaks else frozenset[str]()
     scan = _scan(shards, lambda record: condition.keeps(record, leaks), f"filtering {location}", workers)
     for option, ids in (("--ids", condition.ids), ("--without-ids", condition.without_ids)):
         if ids is not None and (strange := ids.difference(scan.ids)):
@@ -95,7 +96,7 @@ def filter_set(
     if not scan.keep_N.any():
         raise UserError(f"no record of '{location}' fulfils {json.dumps(condition.describe())}")
     source = {"format": "view", "filter": condition.describe()}
-    return _write_view(out, [(shards, scan.keep_N)], source, scan.tally, overwrite=overwrite)
+    return _write_view(out, [(shards, scan)], source, overwrite=overwrite)
 
 
 def merge_sets(out: Path, locations: Sequence[str], *, workers: int = 0, overwrite: bool = False) -> Manifest:
@@ -106,7 +107,7 @@ def merge_sets(out: Path, locations: Sequence[str], *, workers: int = 0, overwri
     """
     if len(locations) < 2:
         raise UserError("merge needs at least two sets")
-    tally, seen, parts = Tally(), dict[str, str](), []
+    seen, parts = dict[str, str](), []
     for location in locations:
         _refuse_remote(location)
         shards = ShardSet(location)
@@ -118,9 +119,8 @@ def merge_sets(out: Path, locations: Sequence[str], *, workers: int = 0, overwri
                     "it out of one (filter --without-ids), or train on both sets side by side (data.train: [{path: …}, …])"
                 )
             seen[record_id] = location
-        tally.merge(scan.tally)
-        parts.append((shards, scan.keep_N))
-    return _write_view(out, parts, {"format": "view", "merge": len(parts)}, tally, overwrite=overwrite)
+        parts.append((shards, scan))
+    return _write_view(out, parts, {"format": "view", "merge": len(parts)}, overwrite=overwrite)
 
 
 def _refuse_remote(location: str) -> None:
@@ -137,6 +137,9 @@ class _Scan:
     keep_N: np.ndarray
     ids: list[str]
     tally: Tally
+
+    def kept_ids(self) -> frozenset[str]:
+        return frozenset(record_id for record_id, kept in zip(self.ids, self.keep_N, strict=True) if kept)
 
 
 def _scan(shards: ShardSet, keeps: Callable[[ImageRecord], bool], label: str, workers: int) -> _Scan:
@@ -173,9 +176,8 @@ def _scan(shards: ShardSet, keeps: Callable[[ImageRecord], bool], label: str, wo
 
 def _write_view(
     out: Path,
-    chosen: Sequence[tuple[ShardSet, np.ndarray]],
+    chosen: Sequence[tuple[ShardSet, _Scan]],
     source: dict[str, Any],
-    tally: Tally,
     *,
     overwrite: bool,
 ) -> Manifest:
@@ -183,14 +185,22 @@ def _write_view(
     check_free(out, overwrite=overwrite)
     folder = out.with_name(out.name + ".incomplete")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed command left
+        folder.mkdir(parents=True)
         parts, shards, indices = _parts(out, chosen)
         write_index(folder / INDEX_NAME, np.concatenate(indices))
         index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
         quarantined = sum(s.manifest.counts.quarantined for s, _ in chosen)
+        tally = Tally()
+        for _, scan in chosen:
+            tally.merge(scan.tally)
         manifest = make_manifest(source, {}, tally.counts(quarantined), index, shards, parts)
+        leaks = inherited([(whole, scan.kept_ids()) for whole, scan in chosen])
+        if leaks is not None:
+            manifest = manifest.model_copy(update={"leakcheck": leaks[0]})
+            (folder / LEAKS_NAME).write_bytes(leaks[1])
         (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-        for path in (folder / INDEX_NAME, folder / MANIFEST_NAME, folder):
+        for path in [*folder.iterdir(), folder]:
             fsync(path)
         publish_folder(folder, out)
     except OSError as error:
@@ -199,14 +209,14 @@ def _write_view(
 
 
 def _parts(
-    out: Path, chosen: Sequence[tuple[ShardSet, np.ndarray]]
+    out: Path, chosen: Sequence[tuple[ShardSet, _Scan]]
 ) -> tuple[list[Part], list[Shard], list[np.ndarray]]:
     """Parts, shards and index rows of a view; a view of views names the sets in which the files really lie."""
     parts: list[Part] = []
     shards: list[Shard] = []
     indices: list[np.ndarray] = []
-    for whole, keep_N in chosen:
-        rows_M = np.array(whole.index_N[keep_N])
+    for whole, scan in chosen:
+        rows_M = np.array(whole.index_N[scan.keep_N])
         own = {storage.location: None for storage in whole.storages()}
         prints = dict(zip(own, [whole.fingerprint, *(p.sha256 for p in whole.manifest.parts)], strict=True))
         for number in np.unique(rows_M["shard"]):

@@ -14,7 +14,7 @@ from mres.errors import UserError
 from mres.records import ImageRecord
 from mres.shards.leaks import coco_id, find_leaks, image_hash, read_leaks
 from mres.shards.reader import ShardSet
-from mres.shards.view import Condition, filter_set
+from mres.shards.view import Condition, filter_set, merge_sets
 
 
 def picture(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -102,7 +102,7 @@ def test_leaks_are_found_listed_noted_and_left_out(workers: int, sets: tuple[str
     found = find_leaks(train, [val], workers=workers).leakcheck
     assert found is not None
     assert (found.images, found.by_id, found.by_hash, found.leaks) == (7, 1, 1, 2)
-    assert found.against == {"val": 2}
+    assert found.against == {f"val ({ShardSet(val).fingerprint[:12]})": 2}
     lines = [json.loads(line) for line in (tmp_path / "train/leaks.jsonl").read_text().splitlines()]
     assert [(line["id"], line["held_out_id"]) for line in lines] == [
         ("000000000007", "COCO_train2014_000000000007"),
@@ -115,6 +115,14 @@ def test_leaks_are_found_listed_noted_and_left_out(workers: int, sets: tuple[str
     assert shards.manifest.leakcheck == found
     manifest = filter_set(tmp_path / "clean", train, Condition(drop_leaks=True))
     assert manifest.counts.images == 5
+    kept = manifest.leakcheck
+    assert kept is not None, "what was found of a set holds for a view of it"
+    assert (kept.images, kept.leaks, kept.against) == (5, 0, found.against)
+    some = filter_set(tmp_path / "some", train, Condition(ids=frozenset({"copy", "other1"}))).leakcheck
+    assert (some.images, some.by_id, some.by_hash) == (2, 0, 1)
+    assert [leak.id for leak in read_leaks(ShardSet(tmp_path / "some"))] == ["copy"]
+    merged = merge_sets(tmp_path / "merged", [str(tmp_path / "clean"), str(tmp_path / "val")]).leakcheck
+    assert merged is None, "one of them was not checked"
     assert find_leaks(str(tmp_path / "clean"), [val]).leakcheck.leaks == 0
 
 
