@@ -91,9 +91,9 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
 def test_a_broken_record_ends_the_evaluation_on_all_ranks(trained: Path, tiny_shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     shutil.copytree(tiny_shards, folder)
-    row = ShardSet(folder)._index_N[13]
+    row = ShardSet(folder).index_N[13]
     with (folder / "shard-000001.tar").open("r+b") as tar:
-        tar.seek(int(row["image_offset"]) + 100)
+        tar.seek(int(row["offset"]) + int(row["image_offset"]) + 100)
         tar.write(b"damaged")
     for workers in (0, 1):
         arguments = [f"data.val={folder}", f"data.workers={workers}", "evaluate.images_per_batch=4"]
