@@ -1,6 +1,7 @@
 """What the documentation says exists: links, commands and their options, config keys, error messages, sizes, metrics;
 and the code keeps the rules of import that docs/architecture.md states."""
 
+import argparse
 import ast
 import itertools
 import re
@@ -18,6 +19,7 @@ from pydantic import BaseModel
 
 from mres.config import Config, load_config
 from mres.model.config import SIZES
+from mres.sources.registry import SOURCES, load
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -120,9 +122,19 @@ def test_commands_exist_with_these_options(page: Path) -> None:
         assert named <= options_in(subcommand_help(command)), " ".join(command)
 
 
+@lru_cache
+def options_of_shard_commands() -> frozenset[str]:
+    formats = argparse.ArgumentParser(conflict_handler="resolve")
+    for name in SOURCES:
+        load(name).add_arguments(formats)
+    commands = [["build", "jsonl"], ["info"], ["verify"], ["leakcheck"], ["filter"], ["merge"]]
+    helps = [formats.format_help(), *(help_of("tools/shard.py", *command) for command in commands)]
+    return frozenset().union(*map(options_in, helps))
+
+
 @pages()
 def test_scripts_and_options_named_in_passing_exist(page: Path) -> None:
-    known = FOREIGN_OPTIONS | options_in(help_of("tools/shard.py", "build", "jsonl"))
+    known = FOREIGN_OPTIONS | options_of_shard_commands()
     for script in sorted({*ROOT.glob("launch/*.py"), *ROOT.glob("tools/*.py")}):
         known |= options_in(help_of(str(script.relative_to(ROOT))))
     for span in spans(page):
