@@ -13,6 +13,7 @@ counted nor touched.
 
 import errno
 import hashlib
+import math
 import os
 import re
 import sys
@@ -73,7 +74,7 @@ class BlockCache:
         if length > self._limit:
             raise UserError(
                 f"a block of '{url}' has {length} bytes and the cache in '{self.folder}' a limit of {self._limit}; "
-                "raise the limit"
+                "raise the limit (data.cache_limit_gb)"
             )
         with self._lock(path):
             content = self.read(url, block, 0, length)
@@ -105,8 +106,8 @@ class BlockCache:
         if needed > self._limit:
             raise UserError(
                 f"the cache in '{self.folder}' has a limit of {self._limit} bytes, but {blocks_in_flight} blocks of up "
-                f"to {largest_block} bytes are in use at once, and one more is fetched: raise the limit to at least "
-                f"{needed} bytes, or use fewer workers"
+                f"to {largest_block} bytes are in use at once, and one more is fetched: raise the limit "
+                f"(data.cache_limit_gb) to at least {math.ceil(needed / 1e7) / 100:g} GB ({needed} bytes), or lower data.shuffle_window"
             )
 
     def _path(self, url: str, block: Block) -> Path:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -40,9 +41,9 @@ class RemoteOptions:
     """
 
     cache_dir: Path = field(default_factory=default_cache_dir)
-    cache_limit_bytes: int = 16 << 30
-    timeout_s: float = 60.0
-    retries: int = 6
+    cache_limit_bytes: int = 50 * 10**9
+    timeout_s: float = 30.0
+    retries: int = 5
 
 
 class RemoteStorage:
@@ -59,10 +60,14 @@ class RemoteStorage:
 
     def __init__(self, location: str, options: RemoteOptions) -> None:
         self.location, self.options = location, options
-        self._cache = BlockCache(options.cache_dir, options.cache_limit_bytes)
         self._sizes: dict[str, int] = {}
         self._process: _Process | None = None
         self._reset_counters()
+
+    @cached_property
+    def _cache(self) -> BlockCache:
+        """Opened by who reads blocks; others, such as `shard.py info`, must not hold it to a limit of their own."""
+        return BlockCache(self.options.cache_dir, self.options.cache_limit_bytes)
 
     def read(self, name: str) -> bytes:
         mine = self._mine()

@@ -135,7 +135,7 @@ class _Session:
     def _take_up(self, checkpoint: store.Checkpoint) -> int:
         """Refuses a checkpoint of another model or stream, before anything is written; returns the step to go on at."""
         pretrained.check_same_model(checkpoint, self.config.model)
-        self.stream.check_state(StreamState(**checkpoint.state["stream"]), checkpoint.step)
+        self.stream.check_state(StreamState.from_json(checkpoint.state["stream"], str(checkpoint.folder)), checkpoint.step)
         self.progress = Progress.from_json(checkpoint.state)
         return checkpoint.step
 

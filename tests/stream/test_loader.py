@@ -19,7 +19,7 @@ from mres.shards.writer import WriteOptions, write_shards
 from mres.sources.source import Source
 from mres.stream.batch import Batch, StreamShape, empty_batch
 from mres.stream.config import AugmentConfig, DataConfig
-from mres.stream.loader import TrainingStream
+from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets
 from mres.stream.transforms import encode_mask
 
@@ -153,6 +153,14 @@ def test_another_stream_cannot_go_on(shards: ShardSet, changes: dict, words: str
         UserError, match=f"cannot resume at step 5: {words}; give the run the same value, or start a new"
     ):
         stream(shards, **changes).check_state(stream(shards).state(5), 5)
+
+
+def test_a_state_of_another_version_is_refused(shards: ShardSet) -> None:
+    state = stream(shards).state(5)
+    assert StreamState.from_json(state.to_json(), "here") == state
+    old = {key: value for key, value in state.to_json().items() if key != "order"}
+    with pytest.raises(UserError, match=r"runs/x: the state of its stream has .*; start a new run"):
+        StreamState.from_json(old, "runs/x")
 
 
 def test_other_data_cannot_go_on(shards: ShardSet, tmp_path: Path) -> None:
