@@ -98,7 +98,8 @@ def _merge_arguments(merge: argparse.ArgumentParser) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from mres.shards.writer import WriteOptions, check_free, write_shards
+    from mres.shards.workspace import check_free
+    from mres.shards.writer import WriteOptions, write_shards
 
     options = WriteOptions(
         images_per_shard=arguments.images_per_shard,

@@ -10,16 +10,20 @@ _held: set[int] = set()
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
     """Holds the lock on the file `path`, which is made where it is missing; its descriptor, to read and write it.
 
     Every call opens the file for itself: threads exclude each other too, and so do a process and its fork.
+
+    Raises:
+        BlockingIOError: somebody holds it, and this one does not `wait`.
+        OSError: the file cannot be made, or its file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             yield descriptor
         finally:

@@ -8,7 +8,6 @@ Legend: N records of a part, M of them in the view.
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mres.errors import UserError
-from mres.files import file_sha256, fsync, publish_folder
+from mres.files import file_sha256
 from mres.processes import Ticks, spread
 from mres.progress import track_count
 from mres.records import ImageRecord, RecordError
@@ -26,7 +25,7 @@ from mres.shards.leaks import LEAKS_NAME, inherited, read_leaks
 from mres.shards.manifest import MANIFEST_NAME, IndexFile, Manifest, Part, Shard, Tally, make_manifest
 from mres.shards.reader import ShardSet
 from mres.shards.storage import is_remote
-from mres.shards.writer import check_free
+from mres.shards.workspace import check_free, published
 
 _CHUNK = 1000
 
@@ -49,6 +48,10 @@ class Condition:
     granularity: str | None = None
     min_expressions: int = 0
     drop_leaks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_expressions < 0:
+            raise UserError(f"--min-expressions {self.min_expressions}; allowed: 0 and more")
 
     def describe(self) -> dict[str, Any]:
         """What goes into the manifest."""
@@ -80,12 +83,15 @@ def filter_set(
     """Writes the view of the records of one set that fulfil `condition`.
 
     Raises:
-        UserError: no condition, one that keeps nothing, ids that are not there, a leak check that was not done.
+        UserError: no condition, one that keeps nothing, ids or splits that are not there, a leak check that was not
+            done, `out` is in use or holds what the view is made of.
     """
     if condition == Condition():
         raise UserError("filter needs a condition, such as --drop-leaks; `filter --help` lists them")
     _refuse_remote(location)
     shards = ShardSet(location)
+    _check_out(out, [shards], overwrite=overwrite)
+    _check_splits(shards, condition.splits or frozenset())
     leaks = frozenset(leak.id for leak in read_leaks(shards)) if condition.drop_leaks else frozenset[str]()
     scan = _scan(shards, lambda record: condition.keeps(record, leaks), f"filtering {location}", workers)
     for option, ids in (("--ids", condition.ids), ("--without-ids", condition.without_ids)):
@@ -103,14 +109,16 @@ def merge_sets(out: Path, locations: Sequence[str], *, workers: int = 0, overwri
     """Writes the view of all records of several sets, one after the other.
 
     Raises:
-        UserError: fewer than two sets, or an id in two of them.
+        UserError: fewer than two sets, an id in two of them, `out` is in use or holds one of them.
     """
     if len(locations) < 2:
         raise UserError("merge needs at least two sets")
-    seen, parts = dict[str, str](), []
     for location in locations:
         _refuse_remote(location)
-        shards = ShardSet(location)
+    sets = [ShardSet(location) for location in locations]
+    _check_out(out, sets, overwrite=overwrite)
+    seen, parts = dict[str, str](), []
+    for location, shards in zip(locations, sets, strict=True):
         scan = _scan(shards, lambda record: True, f"reading {location}", workers)
         for record_id in scan.ids:
             if record_id in seen:
@@ -181,13 +189,9 @@ def _write_view(
     *,
     overwrite: bool,
 ) -> Manifest:
-    out = out.resolve()
-    check_free(out, overwrite=overwrite)
-    folder = out.with_name(out.name + ".incomplete")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed command left
-        folder.mkdir(parents=True)
-        parts, shards, indices = _parts(out, chosen)
+    plan = {**source, "of": [whole.fingerprint for whole, _ in chosen]}
+    with published(out, plan, overwrite=overwrite) as folder:
+        parts, shards, indices = _parts(out.resolve(), chosen)
         write_index(folder / INDEX_NAME, np.concatenate(indices))
         index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
         quarantined = sum(s.manifest.counts.quarantined for s, _ in chosen)
@@ -200,17 +204,25 @@ def _write_view(
             manifest = manifest.model_copy(update={"leakcheck": leaks[0]})
             (folder / LEAKS_NAME).write_bytes(leaks[1])
         (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-        for path in [*folder.iterdir(), folder]:
-            fsync(path)
-        publish_folder(folder, out)
-    except OSError as error:
-        raise UserError(f"writing '{out}' failed: {error.strerror or error} ({error.filename or folder})") from None
     return manifest
 
 
-def _parts(
-    out: Path, chosen: Sequence[tuple[ShardSet, _Scan]]
-) -> tuple[list[Part], list[Shard], list[np.ndarray]]:
+def _check_splits(shards: ShardSet, splits: frozenset[str]) -> None:
+    known = shards.manifest.counts.images_by_split
+    if strange := splits - known.keys():
+        raise UserError(f"'{shards.location}' has no split '{min(strange)}'; it has {', '.join(sorted(known))}")
+
+
+def _check_out(out: Path, sets: Sequence[ShardSet], *, overwrite: bool) -> None:
+    """Before anything is read: --overwrite must not remove the data that the view shows."""
+    out = out.resolve()
+    for location in (storage.location for shards in sets for storage in shards.storages()):
+        if out in (folder := Path(location).resolve(), *folder.parents):
+            raise UserError(f"the view cannot replace '{out}', whose records it shows; give it another folder")
+    check_free(out, overwrite=overwrite)
+
+
+def _parts(out: Path, chosen: Sequence[tuple[ShardSet, _Scan]]) -> tuple[list[Part], list[Shard], list[np.ndarray]]:
     """Parts, shards and index rows of a view; a view of views names the sets in which the files really lie."""
     parts: list[Part] = []
     shards: list[Shard] = []

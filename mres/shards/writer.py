@@ -4,13 +4,10 @@ A shard is made of a fixed run of the source's records, so neither the number of
 a byte. What is finished lies in `<out>.incomplete`, each shard with its index and a description beside it.
 """
 
-import hashlib
 import json
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mres.errors import UserError
-from mres.files import file_sha256, fsync, publish_folder, write_atomically
+from mres.files import file_sha256, write_atomically
 from mres.processes import Ticks, spread
 from mres.progress import track_count
 from mres.records import ImageRecord, RecordError
@@ -31,16 +28,15 @@ from mres.shards.manifest import (
     Manifest,
     Shard,
     Tally,
-    is_shard_set,
     make_manifest,
 )
-from mres.shards.mds import MdsShard, write_mds_index
+from mres.shards.mds import MDS_INDEX_NAME, MdsShard, write_mds_index
 from mres.shards.reader import parse_record
 from mres.shards.resize import shrink_record
 from mres.shards.tar import TarShard
+from mres.shards.workspace import PIECES, PLAN_NAME, published, remove
 from mres.sources.source import Source
 
-_PLAN_NAME = "build.json"
 _LAYOUTS: dict[str, type[TarShard] | type[MdsShard]] = {"tar": TarShard, "mds": MdsShard}
 
 
@@ -91,16 +87,15 @@ def write_shards(source: Source, out: Path, options: WriteOptions | None = None)
             full, a worker died.
     """
     options = options or WriteOptions()
-    with _published(out, source, options) as folder:
+    kept = {key: value for key, value in options.of_manifest().items() if key != "max_bad_fraction"}
+    plan = {"source": source.description, "total": len(source), "options": kept}
+    with published(out, plan, overwrite=options.overwrite) as folder:
         try:
             pieces = _all_pieces(source, folder, options, label=f"writing {out}")
-            manifest = _assemble(source, folder, options, pieces)
-        except OSError as error:
-            raise UserError(
-                f"writing '{out}' failed: {error.strerror or error} ({error.filename or folder}); the same command "
-                "goes on from the shards that are finished"
-            ) from None
-    return manifest
+            return _assemble(source, folder, options, pieces)
+        except _TooManyBadError:
+            _forget_bad(folder)
+            raise
 
 
 @dataclass
@@ -145,13 +140,13 @@ def _all_pieces(source: Source, folder: Path, options: WriteOptions, label: str)
     pieces = dict(finished)
     known = Counter(source.notes)
     budget = _Budget(len(source), options.max_bad_fraction)
-    for piece in finished.values():
-        budget.add(piece.errors)
     ticks = Ticks()
     todo = [n for n in range(count) if n not in finished]
     done_before = sum(len(piece.ids) + len(piece.errors) for piece in finished.values())
     if finished:
         print(f"going on: {len(finished)} of {count} shards are finished", file=sys.stderr)
+    for piece in finished.values():
+        budget.add(piece.errors)
 
     def make(number: int) -> _Piece:
         return _make_piece(source, folder, options, number, ticks)
@@ -183,6 +178,10 @@ def _sum_notes(source: Source, pieces: dict[int, _Piece], known: Counter[str]) -
         source.notes.update(piece.notes)
 
 
+class _TooManyBadError(UserError):
+    """More bad records than may be."""
+
+
 class _Budget:
     """Counts bad records and refuses too many."""
 
@@ -195,12 +194,19 @@ class _Budget:
         if len(self._errors) <= self._fraction * self._total:
             return
         if self._fraction == 0:
-            raise RecordError(self._errors[0])
+            raise _TooManyBadError(self._errors[0])
         shown = "".join(f"\n  {error}" for error in self._errors[:5])
-        raise UserError(
+        raise _TooManyBadError(
             f"too many bad records: at least {len(self._errors)} of {self._total}, allowed is a share of "
             f"{self._fraction:g} (--max-bad-fraction); the first:{shown}"
         )
+
+
+def _forget_bad(folder: Path) -> None:
+    """Bad records are made again by the next build: what was wrong with them may have been repaired."""
+    for path in folder.glob(PIECES):
+        if _Piece.read(path).errors:
+            path.unlink()
 
 
 def _make_piece(source: Source, folder: Path, options: WriteOptions, number: int, ticks: Ticks) -> _Piece:
@@ -264,15 +270,18 @@ def _assemble(source: Source, folder: Path, options: WriteOptions, pieces: list[
     counts = np.bincount(index_N["shard"], minlength=len(shards))
     shards = [shard.model_copy(update={"records": int(n)}) for shard, n in zip(shards, counts, strict=True)]
     write_index(folder / INDEX_NAME, index_N)
+    kept = {MANIFEST_NAME, INDEX_NAME, *(shard.name for shard in shards)}
     if errors:
+        kept.add(QUARANTINE_NAME)
         lines = [json.dumps({"error": error}, ensure_ascii=False) + "\n" for error in errors]
         (folder / QUARANTINE_NAME).write_text("".join(lines), encoding="utf-8")
     if options.layout == "mds":
+        kept.add(MDS_INDEX_NAME)
         write_mds_index(folder, [shard.name for shard in shards])
     index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
     manifest = make_manifest(source.description, options.of_manifest(), tally.counts(len(errors)), index, shards)
     (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-    _tidy(folder)
+    _tidy(folder, kept)
     return manifest
 
 
@@ -301,57 +310,8 @@ def _written(path: Path, row: np.void) -> ImageRecord:
         return parse_record(file.read(int(row["size"])), row, str(path))
 
 
-def _tidy(folder: Path) -> None:
-    """Removes what only a build needs; the pieces first: without its piece, a shard counts as not made."""
-    for pattern in ("piece-*.json", "*.index.npy", "shard-*.json", _PLAN_NAME):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-@contextmanager
-def _published(out: Path, source: Source, options: WriteOptions) -> Iterator[Path]:
-    """The folder `<out>.incomplete` to fill, which becomes `out` at the end.
-
-    When the body raises, it stays if a shard in it is finished, and vanishes otherwise.
-    """
-    out = out.resolve()
-    check_free(out, overwrite=options.overwrite)
-    folder = out.with_name(out.name + ".incomplete")
-    kept = {key: value for key, value in options.of_manifest().items() if key != "max_bad_fraction"}
-    plan = {"source": source.description, "total": len(source), "options": kept}
-    signed = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    try:
-        _make_workspace(folder, signed)
-    except OSError as error:
-        raise UserError(f"cannot make the folder '{folder}': {error.strerror}") from None
-    try:
-        yield folder
-        for path in [*folder.iterdir(), folder]:
-            fsync(path)
-        publish_folder(folder, out)
-    except BaseException:
-        if any(folder.glob("piece-*.json")):
-            print(f"note: finished shards are kept in '{folder}'; the same command goes on from them", file=sys.stderr)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _make_workspace(folder: Path, signed: str) -> None:
-    """Takes up what an interrupted build of the same plan has left; removes what another one has."""
-    plan = folder / _PLAN_NAME
-    if plan.is_file() and plan.read_text(encoding="utf-8", errors="replace") == signed:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    plan.write_text(signed, encoding="utf-8")
-
-
-def check_free(out: Path, *, overwrite: bool) -> None:
-    """Refuses to replace what is no shard set, and anything without `overwrite`."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise UserError(f"'{out}' exists and is not empty; give another folder, or --overwrite to replace it")
-    if not is_shard_set(out):
-        raise UserError(f"'{out}' is not a shard set, so --overwrite does not remove it; give another folder")
+def _tidy(folder: Path, kept: set[str]) -> None:
+    """Removes what only a build needs, and what killed ones left; the pieces first: without its piece, a shard counts as not made."""
+    for path in sorted(folder.iterdir(), key=lambda path: not path.match(PIECES)):
+        if path.name not in kept | {PLAN_NAME}:
+            remove(path)
