@@ -79,6 +79,9 @@ class TrainingStream:
             batch_sampler=slots,
             collate_fn=_as_it_is,
             num_workers=workers,
+            # Whatever the default is: forks share the memory of this process, end with it even when it is killed, and
+            # leave no named semaphore behind.
+            multiprocessing_context="fork" if workers else None,
             prefetch_factor=self.config.prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
