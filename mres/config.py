@@ -21,7 +21,7 @@ from mres.checkpoint.config import CheckpointConfig
 from mres.errors import UserError, exit_on_user_error
 from mres.evaluate.config import EvaluateConfig
 from mres.model.config import LossConfig, ModelConfig
-from mres.parallel.config import STRATEGY_OF, ParallelConfig
+from mres.parallel.config import STRATEGIES_OF, ParallelConfig
 from mres.stream.config import DataConfig
 from mres.train.config import OptimConfig, RunConfig, TrainConfig
 
@@ -71,8 +71,8 @@ def _settable(config: Config) -> dict[str, Any]:
     """A dump without the keys that are refused where they would have no effect (`parallel.zero_stage` under fsdp)."""
     values = config.model_dump(mode="json")
     parallel = values["parallel"]
-    for key, strategy in STRATEGY_OF.items():
-        if parallel["strategy"] != strategy:
+    for key, strategies in STRATEGIES_OF.items():
+        if parallel["strategy"] not in strategies:
             del parallel[key]
     return values
 
@@ -159,7 +159,7 @@ def _drop_other_strategies(values: dict[str, Any], strategy: Any) -> None:
     """A file's keys for its own strategy must not keep the command line from naming another one."""
     parallel = values.get("parallel")
     if isinstance(parallel, dict):
-        kept = {key: value for key, value in parallel.items() if STRATEGY_OF.get(key, strategy) == strategy}
+        kept = {key: value for key, value in parallel.items() if strategy in STRATEGIES_OF.get(key, (strategy,))}
         values["parallel"] = kept
 
 

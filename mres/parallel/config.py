@@ -4,8 +4,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Keys that only one strategy reads; they are refused under another one.
-STRATEGY_OF = {"zero_stage": "zero", "reshard_after_forward": "fsdp"}
+# Keys that some strategies alone read; they are refused under another one.
+STRATEGIES_OF = {
+    "zero_stage": ("zero",),
+    "ds_config": ("zero",),
+    "reshard_after_forward": ("fsdp",),
+    "shard_ranks": ("fsdp",),
+    "offload": ("fsdp", "zero"),
+}
 
 
 class ParallelConfig(BaseModel):
@@ -15,17 +21,51 @@ class ParallelConfig(BaseModel):
 
     strategy: Literal["single", "ddp", "fsdp", "zero"] = "fsdp"
     zero_stage: Literal[1, 2, 3] = Field(2, description="for strategy=zero only")
-    compute_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of forward and backward; master weights and gradient reduction are float32"
+    ds_config: str | None = Field(
+        None,
+        description="for strategy=zero only: a DeepSpeed JSON whose keys go to DeepSpeed, checked against the run's",
     )
-    reshard_after_forward: bool = Field(True, description="for strategy=fsdp only: free a block's gathered weights")
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32",
+        description="of forward and backward; master weights and gradient reduction are float32 (float64: all of it)",
+    )
+    tf32: bool = Field(False, description="float32 products of matrices on CUDA in TF32; no effect on a CPU")
+    attention: Literal["auto", "flash", "efficient", "math"] = Field(
+        "auto", description="kernels of attention; flash and efficient: with math where they cannot take the inputs"
+    )
+    reshard_after_forward: bool = Field(
+        True,
+        description="for strategy=fsdp only: free a block's gathered weights; false shards gradients and moments only",
+    )
+    shard_ranks: int | None = Field(
+        None, ge=1, description="for strategy=fsdp only: ranks that share one copy of the model; default: all"
+    )
+    offload: Literal["none", "cpu"] = Field(
+        "none", description="for fsdp and zero: masters, moments and the optimizer's step in host memory"
+    )
+    activation_checkpointing: Literal["none", "block", "selective"] = Field(
+        "none",
+        description="what backward computes again instead of keeping it: nothing; all of a block; of a block, all but "
+        "products, convolutions and attention",
+    )
+    compile: bool = Field(False, description="torch.compile, block by block")
     timeout_s: int = Field(600, ge=10, description="a collective that waits longer ends the run")
 
     @model_validator(mode="after")
     def _check(self) -> "ParallelConfig":
-        for key, owner in STRATEGY_OF.items():
-            if key in self.model_fields_set and self.strategy != owner:
+        for key, owners in STRATEGIES_OF.items():
+            if key in self.model_fields_set and self.strategy not in owners:
                 raise ValueError(
-                    f"{key} has an effect with strategy={owner} only, not with strategy={self.strategy}; remove it"
+                    f"{key} has an effect with strategy={' or '.join(owners)} only, not with strategy={self.strategy}; "
+                    "remove it"
                 )
+        if self.strategy == "zero" and self.compute_dtype == "float64":
+            raise ValueError(
+                "compute_dtype=float64 is not for strategy=zero: DeepSpeed keeps its masters in float32; "
+                "use strategy=single, ddp or fsdp"
+            )
+        if self.tf32 and self.compute_dtype != "float32":
+            raise ValueError(
+                f"tf32 has an effect with compute_dtype=float32 only, not with {self.compute_dtype}; remove it"
+            )
         return self
