@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mres.model.config import ModelConfig
+from mres.model.initial import Fill, start
 from mres.model.vision import detail_channels
 
 
@@ -92,9 +93,10 @@ class MaskHead(nn.Module):
         self.norm = nn.GroupNorm(4 if config.pixel_width % 4 == 0 else 1, config.pixel_width)
         self.kernel_norm = nn.LayerNorm(config.decoder_width)
         self.kernel = nn.Linear(config.decoder_width, config.pixel_width + 1)
-        # Most pixels are background: start from that prior instead of spending the first steps on it.
-        nn.init.constant_(self.kernel.bias, 0.0)
-        nn.init.constant_(self.kernel.bias[-1:], -2.0)
+        start(self)
+
+    def initialisers(self) -> dict[str, Fill]:
+        return {"kernel.bias": _background}
 
     def pixels(self, detail_BShw: Tensor, patches_BNC: Tensor) -> Tensor:
         """The pixel embedding of an image, cut into patches: pixels_BNRE with R = r·r."""
@@ -119,6 +121,13 @@ class MaskHead(nn.Module):
         coarse_X1gg = _to_grid(coarse_XN1, self.grid)
         coarse_X1hw = F.interpolate(coarse_X1gg, scale_factor=self.ratio, mode="bilinear", align_corners=False)
         return fine_Xhw + coarse_X1hw.squeeze(1)
+
+
+@torch.no_grad()
+def _background(bias: Tensor, _: torch.Generator | None) -> None:
+    """Most pixels are background: start from that prior instead of spending the first steps on it."""
+    bias.zero_()
+    bias[-1] = -2.0
 
 
 def _to_grid(tokens_BNC: Tensor, grid: int) -> Tensor:

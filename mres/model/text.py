@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mres.model.config import ModelConfig
+from mres.model.initial import Fill, constant, normal
 
 _FIXED_TOKENS = 256 * 2 + 2  # bytes, bytes that end a word, start and end of text
 _MAX_WORDS = 100_000  # remembered
@@ -36,6 +37,28 @@ class TextEncoder(nn.Module):
             act_layer=QuickGELU if config.quick_gelu else nn.GELU,
             output_tokens=True,
         )
+
+    def initialisers(self) -> dict[str, Fill]:
+        """open_clip's (TextTransformer.init_parameters) and, of biases, torch's."""
+        width, depth = self.tower.width, len(self.tower.transformer.resblocks)
+        residual = normal((2 * width * depth) ** -0.5)
+        block = {
+            "attn.in_proj_weight": normal(width**-0.5),
+            "attn.in_proj_bias": constant(0.0),
+            "attn.out_proj.weight": residual,
+            "attn.out_proj.bias": constant(0.0),
+            "mlp.c_fc.weight": normal((2 * width) ** -0.5),
+            "mlp.c_proj.weight": residual,
+        }
+        return {
+            "tower.token_embedding.weight": normal(0.02),
+            "tower.positional_embedding": normal(0.01),
+            **{f"tower.transformer.resblocks.{i}.{name}": fill for i in range(depth) for name, fill in block.items()},
+        }
+
+    def reset_buffers(self) -> None:
+        """Makes the causal mask anew, where the model was built without memory."""
+        self.tower.attn_mask = self.tower.build_causal_mask()
 
     def forward(self, text_BKT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids to (words_BKTE, sentence_BKE, is_word_BKT); padding behind the end-of-text token is not a word."""

@@ -33,8 +33,17 @@ class UniRES(nn.Module):
         self.stage1 = nn.ModuleList(DecoderLayer(config, self_attention=i > 0) for i in range(config.stage1_layers))
         self.stage2 = nn.ModuleList(DecoderLayer(config) for _ in range(config.stage2_layers))
         self.head = MaskHead(config)
-        grid = config.image_size // config.patch_size
-        self.register_buffer("position_NC", sine_positions(grid, width), persistent=False)
+        self.grid = config.image_size // config.patch_size
+        self.register_buffer("position_NC", sine_positions(self.grid, width), persistent=False)
+
+    @classmethod
+    def outline(cls, config: ModelConfig) -> "UniRES":
+        """The model with parameters on the meta device: names and shapes, no memory; its few buffers are real."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.text.reset_buffers()
+        model.position_NC = sine_positions(model.grid, config.decoder_width)
+        return model
 
     def forward(self, image_BCHW: Tensor, text_BKT: Tensor) -> Tensor:
         """Normalised images and token ids to mask logits_BKhw (logit > 0 is foreground at threshold 0.5)."""

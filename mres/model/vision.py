@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mres.model.config import ModelConfig
+from mres.model.initial import Fill, constant, normal, start
 
 
 class VisionEncoder(nn.Module):
@@ -40,9 +41,19 @@ class VisionEncoder(nn.Module):
             self.vit.patch_embed = nn.Identity()
         self.low_group_LD = nn.Parameter(torch.empty(config.low_group_tokens, width))
         self.high_group_GD = nn.Parameter(torch.empty(config.high_group_tokens, width))
+        start(self)
+
+    def initialisers(self) -> dict[str, Fill]:
+        """timm's for its ViT, and those of the group tokens."""
         # Not 0.02: group tokens start equal but for this noise, and must differ to attend to different regions.
-        nn.init.normal_(self.low_group_LD, std=0.5)
-        nn.init.normal_(self.high_group_GD, std=0.5)
+        fills = {"low_group_LD": normal(0.5), "high_group_GD": normal(0.5), "vit.pos_embed": normal(0.02)}
+        if self.vit.cls_token is not None:
+            fills["vit.cls_token"] = normal(1e-6)
+        for name, module in self.vit.named_modules():
+            if isinstance(module, nn.Linear):
+                # timm cuts it at ±2, which is a hundred standard deviations.
+                fills |= {f"vit.{name}.weight": normal(0.02), f"vit.{name}.bias": constant(0.0)}
+        return fills
 
     def forward(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns patches_BND, low-level groups_BLD, high-level groups_BGD and the stem's detail_BShw."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mres.model.config import LossConfig, ModelConfig
+from mres.model.initial import initial_weights
 from mres.model.loss import mask_losses
 from mres.model.text import Tokenizer
 from mres.model.unires import UniRES
@@ -28,10 +29,17 @@ class SegmentationTask:
     def shape(self) -> StreamShape:
         return StreamShape(self._model.image_size, self._model.mask_stride, self._model.text_length)
 
+    def outline(self) -> UniRES:
+        """The model without memory for its parameters; `mres.model.initial.initial_weights` has their first values."""
+        return UniRES.outline(self._model)
+
+    @torch.no_grad()
     def build(self, seed: int) -> UniRES:
-        """The model with weights drawn from `seed`, the same on every rank."""
-        torch.manual_seed(seed)
-        return UniRES(self._model)
+        """The whole model on the CPU, its weights drawn from `seed`, the same on every rank."""
+        model = UniRES(self._model)
+        for name, value in initial_weights(model, seed):
+            model.get_parameter(name).copy_(value)
+        return model
 
     def logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor:
         """uint8 images and token ids to mask logits_BKhh."""

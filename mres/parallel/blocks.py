@@ -1,0 +1,42 @@
+"""What is done to a model's blocks before they are sharded, for every strategy and in one order.
+
+Activation checkpointing, then torch.compile, then (in the strategy) sharding: the compiler must see what is recomputed,
+and the hooks that gather a block's weights must stay outside of both. Only `forward` of a block is replaced, so modules,
+parameters and their names stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from mres.parallel.config import ParallelConfig
+
+# What is dear to compute: products, convolutions and attention. All else of a block (norms, activations, sums) is cheap.
+_DEAR = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::_scaled_dot_product_")
+
+
+def prepare_blocks(blocks: Sequence[nn.Module], config: ParallelConfig) -> None:
+    """Makes each block recompute its activations in backward and compiles it, as `config` asks."""
+    for block in blocks:
+        if config.activation_checkpointing != "none":
+            _recompute(block, selective=config.activation_checkpointing == "selective")
+        if config.compile:
+            block.forward = torch.compile(block.forward)
+
+
+def _recompute(block: nn.Module, *, selective: bool) -> None:
+    """Dropout draws the same again: the state of the random numbers is kept (`preserve_rng_state`, on by default)."""
+    options: dict[str, Any] = {"use_reentrant": False}
+    if selective:
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_dear)
+    block.forward = partial(checkpoint, block.forward, **options)
+
+
+def _keep_dear(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation.name().startswith(_DEAR) else CheckpointPolicy.PREFER_RECOMPUTE
