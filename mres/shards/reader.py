@@ -116,8 +116,15 @@ class ShardSet:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.location} has records 0 to {len(self) - 1}, not {index}")
         row, where = self._index_N[index], self.name(index)
-        content = self._checked_bytes(index, row, where)
-        return parse_record(content, row, where)
+        shard, block = self._place(index)
+        content = self._bytes(shard, block, row, where)
+        try:
+            return parse_record(content, row, where)
+        except RecordError:
+            if not self._storage(shard).drop(shard.name, block):
+                raise
+        # The cache's bytes were damaged: they are fetched once more.
+        return parse_record(self._bytes(shard, block, row, where), row, where)
 
     def annotations(self, index: int) -> ImageRecord:
         """Record `index` without its image (`image` is empty): only the JSON is read, and no checksum covers it alone.
@@ -169,17 +176,11 @@ class ShardSet:
         block = (int(self._index_N["offset"][first]), int(last["offset"]) + int(last["size"]))
         return self.manifest.shards[number], block
 
-    def _checked_bytes(self, index: int, row: np.void, where: str) -> bytes:
-        """The bytes of a record; those of a cache that are damaged are fetched once more."""
-        shard, block = self._place(index)
-        storage, offset, size = self._storage(shard), int(row["offset"]), int(row["size"])
+    def _bytes(self, shard: Shard, block: Block, row: np.void, where: str) -> bytes:
         try:
-            content = storage.read_range(shard.name, offset, size, block)
-            if zlib.crc32(content) != row["crc32"] and storage.drop(shard.name, block):
-                content = storage.read_range(shard.name, offset, size, block)
+            return self._storage(shard).read_range(shard.name, int(row["offset"]), int(row["size"]), block)
         except OSError as error:
             raise RecordError(f"{where}: cannot be read: {error.strerror or error}") from None
-        return content
 
 
 def _part(shard: Shard) -> int:
@@ -224,7 +225,7 @@ def _load_index(storage: Storage, manifest: Manifest) -> np.ndarray:
         raise UserError(f"'{where}' of the shard set cannot be read: {error.strerror or error}; {REMEDY}") from None
     if (size, sha256) != (expected.bytes, expected.sha256):
         raise UserError(f"'{where}' is not the index that its manifest describes ({size} bytes, sha256); {REMEDY}")
-    return parse_index(content, where) if is_remote(storage.location) else map_index(Path(where))
+    return parse_index(content, where) if is_remote(storage.location) else np.asarray(map_index(Path(where)))
 
 
 def _check_size(storage: Storage, shard: Shard) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FILL = (123, 117, 104)
 
 _REDUCTIONS = (8, 4, 2)  # sizes that a JPEG can be decoded at for less: one over these
+_PLAIN_COLOURS = ("YCbCr", "RGB", "Gray")  # of JPEGs, not CMYK nor YCCK
 _GREY = np.array([0.299, 0.587, 0.114])
 # Resizing the whole image and taking a window is exact and quick, unless much is thrown away: then Pillow cuts first.
 _MOST_THROWN_AWAY = 2.0
@@ -53,33 +54,41 @@ def square_image(record: ImageRecord, geometry: Geometry, image_CSS: Tensor, whe
     Raises:
         RecordError: naming `where` and the record; not an image, of another size, truncated or damaged.
     """
-    pixels_hwC, reduction = _decode(open_image(record, where), record, _reduction(geometry), where)
+    reduction = reduction_of(geometry)
+    pixels_hwC = decode_plain_jpeg(record, reduction)
+    if pixels_hwC is None:
+        pixels_hwC, reduction = _decode(open_image(record, where), record, reduction, where)
     place(pixels_hwC, geometry, image_CSS, reduction)
 
 
-def _reduction(geometry: Geometry) -> int:
+def reduction_of(geometry: Geometry) -> int:
     """By what the sides can be divided in decoding so that what is left still has to shrink, or fits."""
     (x0, y0, x1, y1), (left, top, right, bottom) = geometry.box, geometry.rect
     shrink = min((x1 - x0) / (right - left), (y1 - y0) / (bottom - top))
     return next((reduction for reduction in _REDUCTIONS if shrink >= reduction), 1)
 
 
-def _decode(image: Image.Image, record: ImageRecord, reduction: int, where: str) -> tuple[np.ndarray, int]:
-    """pixels_hwC of the image at 1/reduction, or where its format cannot be reduced at 1/1; and which it was.
+def decode_plain_jpeg(record: ImageRecord, reduction: int) -> np.ndarray | None:
+    """pixels_hwC of a JPEG in colours or grey at 1/reduction; None for anything else, and whatever is wrong with it.
 
     libjpeg-turbo alone is quicker than through Pillow and gives the same pixels. It is strict here, and whatever it
     refuses (CMYK, stray bytes, damage) Pillow judges.
     """
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        import simplejpeg
+    import simplejpeg
 
-        height, width = -(-image.height // reduction), -(-image.width // reduction)
-        try:
-            pixels_hwC = simplejpeg.decode_jpeg(record.image, min_height=height, min_width=width, fastdct=False)
-        except ValueError:
-            pixels_hwC = None
-        if pixels_hwC is not None and pixels_hwC.shape == (height, width, 3):
-            return pixels_hwC, reduction
+    height, width = -(-record.height // reduction), -(-record.width // reduction)
+    try:
+        found = simplejpeg.decode_jpeg_header(record.image)
+        if found[:2] != (record.height, record.width) or found[2] not in _PLAIN_COLOURS:
+            return None
+        pixels_hwC: np.ndarray = simplejpeg.decode_jpeg(record.image, min_height=height, min_width=width, fastdct=False)
+    except ValueError:
+        return None
+    return pixels_hwC if pixels_hwC.shape == (height, width, 3) else None
+
+
+def _decode(image: Image.Image, record: ImageRecord, reduction: int, where: str) -> tuple[np.ndarray, int]:
+    """pixels_hwC of the image at 1/reduction, or where its format cannot be reduced at 1/1; and which it was."""
     drafted = image.draft("RGB", (image.width // reduction, image.height // reduction)) if reduction > 1 else None
     try:
         return np.array(image.convert("RGB")), reduction if drafted else 1
@@ -96,9 +105,12 @@ def place(pixels_hwC: np.ndarray, geometry: Geometry, image_CSS: Tensor, reducti
     resized_Chw = _resized(pixels_hwC, geometry, reduction)
     if geometry.flipped:
         resized_Chw, left, right = resized_Chw.flip(-1), side - right, side - left
-    if geometry.rect != (0, 0, side, side):
-        image_CSS.copy_(torch.tensor(FILL, dtype=torch.uint8)[:, None, None])
-    image_CSS[:, top:bottom, left:right] = resized_Chw
+    fill_C11 = torch.tensor(FILL, dtype=torch.uint8)[:, None, None]
+    rows_Cxw = image_CSS[:, top:bottom]
+    for margin in (image_CSS[:, :top], image_CSS[:, bottom:], rows_Cxw[..., :left], rows_Cxw[..., right:]):
+        if margin.numel():
+            margin.copy_(fill_C11)
+    rows_Cxw[..., left:right] = resized_Chw
 
 
 def _resized(pixels_hwC: np.ndarray, geometry: Geometry, reduction: int) -> Tensor:
