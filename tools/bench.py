@@ -3,61 +3,101 @@
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from mres.errors import UserError, exit_on_user_error
 
-# name → (module and function, what it measures)
+
+@dataclass(frozen=True)
+class Bench:
+    """`function` is module and function in `mres/bench`; `defaults` are the options that it has, with their defaults."""
+
+    function: str
+    what: str
+    defaults: dict[str, int | str]
+
+
+OPTIONS = {
+    "size": "named model size",
+    "images": "images a batch",
+    "num_images": "images of the made set",
+    "k": "expressions an image",
+    "ranks": "ranks that share a batch",
+    "batches": "batches that are read",
+    "rounds": "measured rounds of each side",
+    "threads": "CPU threads",
+}
+_TRAINING: dict[str, int | str] = {"size": "tiny", "images": 4, "k": 16, "rounds": 9, "threads": 1}
+_DATA: dict[str, int | str] = {"size": "base", "images": 16, "k": 16}
 BENCHES = {
-    "data": (
+    "data": Bench(
         "data.throughput",
         "samples a second against the usual pipeline, mosaicml-streaming and the decoder's limit",
+        {**_DATA, "num_images": 512, "rounds": 5},
     ),
-    "order": ("order.lookup", "start and memory of the order of 1M images on 4096 ranks; how far it is from uniform"),
-    "memory": ("memory.footprint", "memory of a data worker at 32M targets"),
-    "grouping": ("training.grouping", "expressions a second, K an image, against the same model fed pair by pair"),
-    "loop": ("training.loop", "the training loop against a bare PyTorch loop of the same model and batches"),
+    "order": Bench(
+        "order.lookup",
+        "start and memory of the order of 1M images on 4096 ranks; how far it is from uniform",
+        {"num_images": 1_000_000, "ranks": 4096, "rounds": 9},
+    ),
+    "memory": Bench(
+        "memory.footprint",
+        "memory of a data worker at 32M targets",
+        {**_DATA, "num_images": 1_000_000, "batches": 2000},
+    ),
+    "grouping": Bench(
+        "training.grouping", "expressions a second, K an image, against the same model fed pair by pair", _TRAINING
+    ),
+    "loop": Bench(
+        "training.loop", "the training loop against a bare PyTorch loop of the same model and batches", _TRAINING
+    ),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = "\n".join(f"  {name:10} {what}" for name, (_, what) in BENCHES.items())
-    parser = argparse.ArgumentParser(
-        prog="bench.py",
-        description=f"{__doc__}\n\n{names}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", choices=sorted(BENCHES))
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument("--size", default="tiny", help="named model size (default: tiny); data: base")
-    parser.add_argument("--images", type=int, default=4, help="images a batch (default: 4)")
-    parser.add_argument("--k", type=int, default=16, help="expressions an image (default: 16)")
-    parser.add_argument("--rounds", type=int, default=9, help="measured rounds of each side (default: 9)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
+    benches = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, bench in BENCHES.items():
+        one = benches.add_parser(name, help=bench.what, description=bench.what)
+        one.add_argument("--json", action="store_true", help="machine-readable")
+        for option, default in bench.defaults.items():
+            flag = "--" + option.replace("_", "-")
+            one.add_argument(flag, type=type(default), default=default, help=f"{OPTIONS[option]} (default: {default})")
     return parser
 
 
 @exit_on_user_error
 def main() -> int:
     arguments = _parser().parse_args()
-    for name in ("images", "k", "rounds", "threads"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
-    module, function = BENCHES[arguments.name][0].split(".")
+    bench = BENCHES[arguments.name]
+    for name, default in bench.defaults.items():
+        value = getattr(arguments, name)
+        if isinstance(default, int) and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    module, function = bench.function.split(".")
     found: dict[str, Any] = getattr(import_module(f"mres.bench.{module}"), function)(arguments)
     if arguments.json:
         print(json.dumps(found))
-        return 0
-    print(found["what"])
-    for name, value in found.items():
-        if isinstance(value, dict):
-            print(name)
-            for key, figure in value.items():
-                print(f"  {key:34} {figure:12.4g}" if isinstance(figure, float | int) else f"  {key:34} {figure:>12}")
-    if "ratio" in found:
-        print(f"  {'ratio':34} {found['ratio']:12.3f}   ({found['target']})")
+    else:
+        _show(found)
     return 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    """What was measured, section by section, then what is claimed of it."""
+    print(found["what"])
+    claims = found["claims"]
+    sections = {name: value for name, value in found.items() if isinstance(value, dict) and name != "claims"}
+    width = max(len(key) for section in [*sections.values(), claims] for key in section)
+    for name, section in sections.items():
+        print(name)
+        for key, figure in section.items():
+            print(f"  {key:{width}} {figure:12.4g}")
+    print("claims")
+    for key, claim in claims.items():
+        print(f"  {key:{width}} {claim['figure']:12.4g}   {claim['target']}: {'met' if claim['met'] else 'MISSED'}")
 
 
 if __name__ == "__main__":

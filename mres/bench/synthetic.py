@@ -6,7 +6,7 @@ Legend: H×W an image.
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mres.records import Expression, ImageRecord, Target
 from mres.sources.source import Source
@@ -53,12 +53,14 @@ def _photograph(random: np.random.Generator) -> bytes:
 def _target(random: np.random.Generator, number: int) -> Target:
     """A blob with a wavy border: an object of 30 to 150 pixels radius, or a part of a third of that."""
     part = number % 2 == 1
-    radius = random.uniform(30, 150) / (3 if part else 1)
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    dy, dx = y - random.uniform(80, HEIGHT - 80), x - random.uniform(80, WIDTH - 80)
-    angle = np.arctan2(dy, dx)
+    angle = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     waves = sum(random.uniform(0, 0.12) * np.sin(k * angle + random.uniform(0, 6)) for k in range(1, 9))
-    mask_HW = (np.hypot(dy, dx * random.uniform(0.6, 1.6)) < radius * (1 + waves)).astype(np.uint8)
+    radius = random.uniform(30, 150) / (3 if part else 1) * (1 + waves)
+    x = random.uniform(80, WIDTH - 80) + radius * np.cos(angle) / random.uniform(0.6, 1.6)
+    y = random.uniform(80, HEIGHT - 80) + radius * np.sin(angle)
+    drawn = Image.new("L", (WIDTH, HEIGHT))
+    ImageDraw.Draw(drawn).polygon(list(zip(x, y, strict=True)), fill=1)
+    mask_HW = np.array(drawn)
     words = random.permutation(_WORDS)[:4]
     texts = (
         f"the {words[0]} {'wheel' if part else 'thing'} {words[1]} of the {words[2]}",
