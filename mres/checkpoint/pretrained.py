@@ -1,9 +1,12 @@
-"""Weights into a plain model, before a strategy wraps it: from a run, a safetensors file, or CLIP's text tower."""
+"""Weights into a model, from a run, a safetensors file, or CLIP's text tower.
+
+They are matched with a model by names and shapes, for which it needs no memory, and then read tensor by tensor.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mres.checkpoint.folder import CONFIG, Checkpoint, CheckpointError
-from mres.checkpoint.weights import SafetensorsWeights, open_source
+from mres.checkpoint.weights import PickledWeights, SafetensorsWeights, open_source
 from mres.config import Config, load_config
 from mres.model.config import ModelConfig
 
@@ -45,11 +48,62 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / max(1, whole):.1f} %"
 
 
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Weights that fit a model: gone through, they come whole, one after another, by the model's names.
+
+    Raises:
+        CheckpointError: while they are gone through, tensors that are one in the model differ.
+    """
+
+    restored: Restored
+    weights: Iterable[tuple[str, Tensor]]
+    own_names: Mapping[str, str]  # each name that a parameter may have → the one it goes by
+    prefix: str = ""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        shared = {name for name, own in self.own_names.items() if name != own}
+        shared |= {self.own_names[name] for name in shared}
+        kept: dict[str, tuple[str, Tensor]] = {}
+        for name, value in self.weights:
+            own = self.own_names[name]
+            if own in kept:
+                self._check_equal(kept[own], (name, value))
+                continue
+            if name in shared:
+                kept[own] = name, value
+            yield self.prefix + own, value
+
+    def _check_equal(self, first: tuple[str, Tensor], second: tuple[str, Tensor]) -> None:
+        if not torch.equal(first[1], second[1]):
+            names = " and ".join(sorted((first[0], second[0]), key=list(self.own_names).index))
+            raise CheckpointError(
+                f"{self.restored.source} does not fit the model: {names} are one tensor in it and differ there"
+            )
+
+
 def load_weights(model: nn.Module, config: ModelConfig, source: Path) -> Restored:
+    """`match_weights`, copied into a model that has memory."""
+    return _copy(model, match_weights(model, config, source))
+
+
+def load_text_weights(model: nn.Module, source: Path) -> Restored:
+    """`match_text_weights`, copied into a model that has memory."""
+    return _copy(model, match_text_weights(model, source))
+
+
+@torch.no_grad()
+def _copy(model: nn.Module, matched: Matched) -> Restored:
+    for name, value in matched:
+        model.get_parameter(name).copy_(value)
+    return matched.restored
+
+
+def match_weights(model: nn.Module, config: ModelConfig, source: Path) -> Matched:
     """Strict: every parameter comes from `source`, with its shape.
 
     Args:
-        model: its parameters are overwritten.
+        model: names and shapes; it may be on the meta device.
         config: what `model` was built from; compared with the source's own where that has one.
         source: a run's folder, a checkpoint's, an exported folder or a .safetensors file.
 
@@ -59,7 +113,8 @@ def load_weights(model: nn.Module, config: ModelConfig, source: Path) -> Restore
     found = open_source(source)
     if found.state is not None:
         _check_same(found.state.get("model", {}), config, found.path)
-    return _copy(model, dict(found.weights), str(found.path))
+    restored, own_names = _match(model, found.weights.shapes, str(found.path))
+    return Matched(restored, found.weights, own_names)
 
 
 def check_same_model(checkpoint: Checkpoint, config: ModelConfig) -> None:
@@ -102,7 +157,7 @@ def run_config(source: Path) -> Config:
         ) from None
 
 
-def load_text_weights(model: nn.Module, source: Path) -> Restored:
+def match_text_weights(model: nn.Module, source: Path) -> Matched:
     """The text tower from a local open_clip checkpoint (.pt or .safetensors), CLIP or CustomTextCLIP.
 
     Positions beyond the model's text length, the image tower and the projection into CLIP's joint space, which UniRES
@@ -112,36 +167,45 @@ def load_text_weights(model: nn.Module, source: Path) -> Restored:
     Raises:
         CheckpointError: unreadable, not a CLIP, or of another width, depth, vocabulary or too short a text length.
     """
-    found, left_behind = _text_tower(_tensors_of(source), source)
+    weights = SafetensorsWeights(source) if source.suffix == ".safetensors" else PickledWeights(source)
+    names, left_behind = _text_tower(weights.shapes, source)
+    shapes = {own: weights.shapes[name] for name, own in names.items()}
     tower: nn.Module = model.text.tower  # type: ignore[union-attr,assignment]
-    own = tower.state_dict()
-    _check_sizes(_sizes(found), _sizes(own), source)
-    length, positions = len(own["positional_embedding"]), found["positional_embedding"]
-    if len(positions) > length:
-        left_behind.append(f"positional_embedding[{length}:{len(positions)}]")
-        found["positional_embedding"] = positions[:length]
-    return replace(_copy(tower, found, str(source)), left_behind=tuple(left_behind))
+    own_shapes = {name: parameter.shape for name, parameter in tower.named_parameters()}
+    _check_sizes(_sizes(shapes), _sizes(own_shapes), source)
+    (positions, width), length = shapes[_POSITIONS], own_shapes[_POSITIONS][0]
+    if positions > length:
+        left_behind.append(f"{_POSITIONS}[{length}:{positions}]")
+        shapes[_POSITIONS] = torch.Size((length, width))
+    restored, own_names = _match(tower, shapes, str(source))
+    taken = ((names[n], value[:length] if names[n] == _POSITIONS else value) for n, value in weights if n in names)
+    return Matched(replace(restored, left_behind=tuple(left_behind)), taken, own_names, prefix="text.tower.")
 
 
-_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.")
+_POSITIONS = "positional_embedding"
+_TOWER = ("token_embedding.", _POSITIONS, "transformer.", "ln_final.")
 
 
-def _text_tower(state: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tower's tensors by their plain names, and what else there is."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}  # DDP's
+def _text_tower(names: Iterable[str], source: Path) -> tuple[dict[str, str], list[str]]:
+    """The tower's tensors, each name and its plain one, and what else there is."""
+    plain = {name: name.removeprefix("module.") for name in names}  # DDP's
     for prefix in ("", "text."):  # CLIP's and CustomTextCLIP's
-        if f"{prefix}token_embedding.weight" in state and f"{prefix}positional_embedding" in state:
-            plain = {name.removeprefix(prefix): value for name, value in state.items()}
-            found = {name: value for name, value in plain.items() if name.startswith(_TOWER)}
-            return found, _summary(name for name in plain if name not in found)
+        own = {name: known.removeprefix(prefix) for name, known in plain.items()}
+        if {f"{prefix}token_embedding.weight", prefix + _POSITIONS} <= set(plain.values()):
+            found = {name: known for name, known in own.items() if known.startswith(_TOWER)}
+            return found, _summary(known for name, known in own.items() if name not in found)
     raise CheckpointError(f"'{source}' has no CLIP text tower (token_embedding, positional_embedding, transformer.…)")
 
 
-def _sizes(tower: Mapping[str, Tensor]) -> dict[str, int]:
-    vocab_size, width = tower["token_embedding.weight"].shape
+def _sizes(tower: Mapping[str, torch.Size]) -> dict[str, int]:
+    vocab_size, width = tower["token_embedding.weight"]
     depth = len({name.split(".")[2] for name in tower if name.startswith("transformer.resblocks.")})
-    length = len(tower["positional_embedding"])
-    return {"text_width": width, "text_depth": depth, "text_vocab_size": vocab_size, "text_length": length}
+    return {
+        "text_width": width,
+        "text_depth": depth,
+        "text_vocab_size": vocab_size,
+        "text_length": tower[_POSITIONS][0],
+    }
 
 
 def _check_sizes(theirs: Mapping[str, int], mine: Mapping[str, int], source: Path) -> None:
@@ -158,49 +222,25 @@ def _summary(names: Iterable[str]) -> list[str]:
     return [f"{head} ({count} tensors)" if head.endswith("*") else head for head, count in counts.items()]
 
 
-def _tensors_of(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return dict(SafetensorsWeights(path))
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"no such file: '{path}'") from None
-    except Exception as error:  # torch raises a dozen types for files that are not its own
-        raise CheckpointError(f"'{path}' cannot be read as tensors only: {str(error).splitlines()[0]}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _copy(model: nn.Module, found: dict[str, Tensor], source: str) -> Restored:
-    """Every parameter from the tensor of its name, or of one of its names where it is used in several places."""
+def _match(model: nn.Module, found: Mapping[str, torch.Size], source: str) -> tuple[Restored, dict[str, str]]:
+    """Every parameter has a tensor of its name, or of one of its names where it is used in several places."""
     names_of: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(parameter, []).append(name)
     missing = sorted(names[0] for names in names_of.values() if not set(names) & set(found))
-    unknown = sorted(set(found) - {name for names in names_of.values() for name in names})
+    own_names = {name: names[0] for names in names_of.values() for name in names}
+    unknown = sorted(set(found) - set(own_names))
     if missing or unknown:
         raise CheckpointError(
             f"{source} does not fit the model: {len(missing)} tensors are missing {missing[:3]}, "
             f"{len(unknown)} are unknown {unknown[:3]}"
         )
     for parameter, names in names_of.items():
-        _check_fits(parameter, {name: found[name] for name in names if name in found}, source)
-    with torch.no_grad():
-        for parameter, names in names_of.items():
-            parameter.copy_(next(found[name] for name in names if name in found))
-    size = sum(p.numel() * p.element_size() for p in names_of)
-    return Restored(source, len(names_of), len(names_of), size, size)
-
-
-def _check_fits(parameter: nn.Parameter, candidates: Mapping[str, Tensor], source: str) -> None:
-    first, value = next(iter(candidates.items()))
-    for name, other in candidates.items():
-        if other.shape != parameter.shape:
-            raise CheckpointError(
-                f"{source} does not fit the model: {name} has shape {list(other.shape)}, "
-                f"the model's is {list(parameter.shape)}"
-            )
-        if not torch.equal(other, value):
-            raise CheckpointError(
-                f"{source} does not fit the model: {first} and {name} are one tensor in it and differ there"
-            )
+        for name in names:
+            if name in found and found[name] != parameter.shape:
+                raise CheckpointError(
+                    f"{source} does not fit the model: {name} has shape {list(found[name])}, "
+                    f"the model's is {list(parameter.shape)}"
+                )
+    size = sum(parameter.numel() * parameter.element_size() for parameter in names_of)
+    return Restored(source, len(names_of), len(names_of), size, size), own_names

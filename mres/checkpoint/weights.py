@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import is_zipfile
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -24,9 +25,10 @@ _PIECE_BYTES = 1 << 28
 
 
 class Weights(Protocol):
-    """Named tensors, read while they are gone through."""
+    """Named tensors, read while they are gone through; their shapes are known before."""
 
     num_bytes: int
+    shapes: dict[str, torch.Size]
 
     def __len__(self) -> int: ...
 
@@ -45,6 +47,7 @@ class DcpWeights:
             if name.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
         }
         self.num_bytes = sum(map(_num_bytes, self._entries.values()))
+        self.shapes = {name.removeprefix(PREFIX): entry.size for name, entry in self._entries.items()}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -103,14 +106,41 @@ class SafetensorsWeights:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"'{path}' is not a safetensors file that can be read: {error}") from None
         self.header: dict[str, str] = self._file.metadata() or {}
-        self._names: list[str] = list(self._file.keys())
+        self.shapes = {name: torch.Size(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.shapes)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self._names:
+        for name in self.shapes:
             yield name, self._file.get_tensor(name)
+
+
+class PickledWeights:
+    """What torch.save wrote, a state_dict or what has one: tensors only, and nothing in it can run.
+
+    Raises:
+        CheckpointError: no such file, or not one of tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # Mapped, they are read when they are used.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        except FileNotFoundError:
+            raise CheckpointError(f"no such file: '{path}'") from None
+        except Exception as error:  # torch raises a dozen types for files that are not its own
+            raise CheckpointError(f"'{path}' cannot be read as tensors only: {str(error).splitlines()[0]}") from None
+        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        self._tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        self.shapes = {name: value.shape for name, value in self._tensors.items()}
+        self.num_bytes = sum(value.nbytes for value in self._tensors.values())
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self._tensors.items())
 
 
 @dataclass(frozen=True, slots=True)
