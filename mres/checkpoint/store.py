@@ -116,13 +116,17 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def newest(root: Path, *, optimizer: bool = True) -> Iterator[Checkpoint | CheckpointError]:
+def newest(root: Path, *, optimizer: bool = True, at_most: int | None = None) -> Iterator[Checkpoint | CheckpointError]:
     """Walks back from the newest checkpoint: errors for the damaged ones, then the first good one, then ends.
+
+    With `at_most`, from the newest of so many steps.
 
     Raises:
         CheckpointError: with `optimizer`, the first good one holds weights only; an older one would be a step back.
     """
     for folder in published(root):
+        if at_most is not None and _step_of(folder) > at_most:
+            continue
         try:
             found = verify(folder)
         except CheckpointError as error:

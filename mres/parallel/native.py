@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,21 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mres.parallel.strategy import AdamW, ParameterGroup, Strategy
+from mres.parallel.blocks import prepare_blocks
+from mres.parallel.ema import holds_average
+from mres.parallel.materialise import align_replicas, materialise, write
+from mres.parallel.precision import LentParameters, cast_inputs
+from mres.parallel.strategy import Accept, AdamW, ParameterGroup, Strategy
 
 
 def build_optimizer(model: nn.Module, groups: Sequence[ParameterGroup], adamw: AdamW) -> torch.optim.AdamW:
     """The one optimizer of every strategy, over the model's parameters by name."""
     named = dict(model.named_parameters())
     return torch.optim.AdamW(
-        [{"params": [named[n] for n in g.names], "weight_decay": g.weight_decay} for g in groups],
+        [
+            {"params": [named[n] for n in g.names], "weight_decay": g.weight_decay, "lr_scale": g.lr_scale}
+            for g in groups
+        ],
         betas=adamw.betas,
         eps=adamw.eps,
         fused=True,
@@ -43,37 +51,46 @@ class NativeStrategy(Strategy):
     _optimizer: torch.optim.AdamW
     _adamw: AdamW
 
+    @abstractmethod
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         """Returns what forward is called on; the parameters of `model` are the ones to optimise from then on."""
-        return model
 
     def wrap(
         self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW
     ) -> None:
-        model.to(self.world.device)
+        model.to(self.precision.master)
+        prepare_blocks(blocks, self.config)
         self.module, self._model, self._adamw = self._spread(model, blocks), model, adamw
         self._optimizer = build_optimizer(model, groups, adamw)
 
-    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        stack = ExitStack()
-        stack.enter_context(self._reduce(last))
-        if self.config.compute_dtype == "bfloat16" and not isinstance(next(self._model.parameters()), DTensor):
-            stack.enter_context(torch.autocast(self.world.device.type, torch.bfloat16))
-        return stack
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        named = dict(self._model.named_parameters())
+        for name, whole in weights:
+            write(named[name], whole)
+        if self.world.size > 1:
+            align_replicas(named.values())
 
-    def _reduce(self, last: bool) -> AbstractContextManager[Any]:
+    def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._model.named_parameters():
+            yield name, parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, accept: Accept | None = None) -> Tensor:
         norm = self._gradient_norm()
         torch.nn.utils.clip_grads_with_norm_(self._model.parameters(), self._adamw.max_grad_norm, norm)
-        # The fused kernel reads this flag on the device and leaves weights, moments and step count alone where it is 1.
-        self._optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        may_move = torch.isfinite(norm)
+        if accept is not None:
+            may_move = may_move & accept(norm)
+        # The fused kernel reads this flag where the weights are, and leaves them, moments and step count alone at 1.
+        home = self._optimizer.param_groups[0]["params"][0].device
+        self._optimizer.found_inf = (~may_move).float().to(home)  # type: ignore[attr-defined]
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
@@ -82,37 +99,68 @@ class NativeStrategy(Strategy):
         """Of all ranks' gradients, with squares summed in float64: however they are sharded, it is the same to the bit."""
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-        square = torch.stack(torch._foreach_norm(local, 2, torch.float64)).square().sum()
-        if isinstance(gradients[0], DTensor):
-            self.sum(square)
-        return square.sqrt().float()
+        square = torch.stack(torch._foreach_norm(local, 2, torch.float64)).square().sum().to(self.world.device)
+        return self._sum_of_shards(square).sqrt().to(self.precision.master)
+
+    def _sum_of_shards(self, value: Tensor) -> Tensor:
+        """`value` added up over the ranks that share one copy of the model."""
+        return value
+
+    def masters(self) -> Sequence[Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def save_state(self, folder: Path) -> None:
-        dcp.save(self._state(optimizer=True), checkpoint_id=folder, process_group=self._cpu_group)
+        state = self._state(optimizer=True, average=self.average is not None)
+        dcp.save(state, checkpoint_id=folder, process_group=self._cpu_group)
 
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
-        dcp.load(self._state(optimizer=optimizer), checkpoint_id=folder, process_group=self._cpu_group)
+        average = self.average is not None and optimizer and holds_average(folder)
+        state = self._state(optimizer=optimizer, average=average)
+        dcp.load(state, checkpoint_id=folder, process_group=self._cpu_group)
+        if self.average is not None and not average:
+            self.average.restart()
 
-    def _state(self, *, optimizer: bool) -> dict[str, Tensor]:
+    def _state(self, *, optimizer: bool, average: bool) -> dict[str, Tensor]:
         """The live tensors by their neutral names; DCP writes them from, and reads them into, their own memory."""
         state: dict[str, Tensor] = {}
         for name, parameter in self._model.named_parameters():
             state[f"model.{name}"] = parameter.detach()
+            if not parameter.requires_grad:
+                continue
             if optimizer:
                 moments = self._optimizer.state[parameter] or blank_moments(parameter)
                 self._optimizer.state[parameter] = moments
                 state.update({f"optim.{name}.{key}": value for key, value in moments.items()})
+            if average:
+                assert self.average is not None
+                state[f"ema.{name}"] = self.average.of[parameter]
         return state
 
 
 class SingleStrategy(NativeStrategy):
     """One process, nothing spread."""
 
+    _lent: LentParameters | None = None
 
-class DdpStrategy(NativeStrategy):
+    def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        materialise(model, self.world.device)
+        if self.precision.compute != self.precision.master:
+            self._lent = LentParameters(model, self.precision.compute)
+        if self.precision.compute != torch.float32:  # what inputs are
+            model.register_forward_pre_hook(cast_inputs(self.precision.compute))
+        return model
+
+    def backward(self, loss: Tensor) -> None:
+        super().backward(loss)
+        if self._lent is not None:
+            self._lent.take_back()
+
+
+class DdpStrategy(SingleStrategy):
     """Every rank holds the whole model; gradients are averaged while backward runs."""
 
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        model = super()._spread(model, blocks)
         device_ids = [self.world.device.index] if self.world.device.type == "cuda" else None
         # No buffer of the model ever changes: broadcasting them would cost a collective a step. What replaces the option
         # came after torch 2.6, the oldest that will do.
@@ -121,6 +169,6 @@ class DdpStrategy(NativeStrategy):
             model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
         )
 
-    def _reduce(self, last: bool) -> AbstractContextManager[Any]:
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
         assert isinstance(self.module, nn.parallel.DistributedDataParallel)
         return nullcontext() if last else self.module.no_sync()

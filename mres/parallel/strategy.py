@@ -8,8 +8,8 @@ any strategy and world size resumes under any other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mres.parallel.config import ParallelConfig
+from mres.parallel.ema import Average
+from mres.parallel.precision import Precision, set_backends
 from mres.parallel.world import World
+
+# Says, on the device, whether a step of this finite global gradient norm may be made: bool scalar of float32 scalar.
+Accept = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Names of the parameters that share a weight decay; made before wrapping, when names and shapes are still true."""
+    """Names of the parameters that share a weight decay and a factor of the learning rate.
+
+    Made before wrapping, when names and shapes are still true. A parameter in no group does not move.
+    """
 
     names: tuple[str, ...]
     weight_decay: float
+    lr_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +49,17 @@ class AdamW:
 
 
 class Strategy(ABC):
-    """One way to spread training over ranks. Call order: wrap, (load_state,) then micro_batch/backward … step."""
+    """One way to spread training over ranks.
+
+    Call order: wrap, load_weights or load_state (unless the model came with values), then micro_batch/backward … step.
+    """
 
     module: nn.Module
+    average: Average | None = None
 
     def __init__(self, config: ParallelConfig, world: World) -> None:
-        self.config, self.world = config, world
+        self.config, self.world, self.precision = config, world, Precision.of(config)
+        set_backends(config, world.device)
         # Agreement travels on the CPU beside the GPU's queue, so that no step waits for the device.
         self._cpu_group: dist.ProcessGroup | None = None
         if world.device.type == "cuda":
@@ -57,7 +71,18 @@ class Strategy(ABC):
     def wrap(
         self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW
     ) -> None:
-        """Moves, shards and wraps the model (`self.module` from then on) and makes its optimizer."""
+        """Moves, shards and wraps the model (`self.module` from then on) and makes its optimizer.
+
+        Parameters on the meta device get memory for this rank's share only, with NaN in it.
+        """
+
+    @abstractmethod
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes this rank's share of each whole float32 tensor, one after another; called by all ranks together."""
+
+    @abstractmethod
+    def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's share of every float32 weight, by its plain name."""
 
     @abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
@@ -68,20 +93,63 @@ class Strategy(ABC):
         """Accumulates gradients of `loss`, whose mean over ranks is the loss of the global batch."""
 
     @abstractmethod
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, accept: Accept | None = None) -> Tensor:
         """Clips by the global norm and moves the weights, unless the norm is not finite: then nothing moves, on any rank.
 
+        Args:
+            lr: times each group's `lr_scale`.
+            accept: may refuse the step as well; it is called once, and must answer the same on every rank.
+
         Returns:
-            The global gradient norm before clipping, a float32 scalar on the device (not read by the host here).
+            The global gradient norm before clipping, a scalar on the device in the masters' type (not read by the host
+            here).
         """
 
     @abstractmethod
+    def masters(self) -> Sequence[Tensor]:
+        """The float32 tensors, or this rank's pieces of them, that the optimizer moves."""
+
+    def publish(self) -> None:  # noqa: B027 - where forward reads the masters themselves, there is nothing to do
+        """Makes the masters, which were written to, what forward computes with; called by all ranks together."""
+
+    def track_average(self) -> None:
+        """Keeps a moving average from now on; it travels in checkpoints as "ema.<name>"."""
+        self.average = Average(self.masters())
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, `module` computes with the averaged weights; entered by all ranks together."""
+        assert self.average is not None, "track_average() comes first"
+        self.average.swap()
+        self.publish()
+        try:
+            yield
+        finally:
+            self.average.swap()
+            self.publish()
+
+    @abstractmethod
     def save_state(self, folder: Path) -> None:
-        """Writes weights and optimizer moments into `folder` as DCP; called by all ranks together."""
+        """Writes weights, optimizer moments and the average into `folder` as DCP; called by all ranks together."""
 
     @abstractmethod
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
-        """Reads what any strategy saved, on any world size; without `optimizer`, the weights alone."""
+        """Reads what any strategy saved, on any world size; without `optimizer`, the weights alone.
+
+        An average that is kept starts anew from the weights where none was read.
+        """
+
+    def not_finite(self) -> list[str]:
+        """The weights of which some rank's share is not finite (or was never filled), the same on every rank."""
+        mine = [name for name, share in self.weight_shares() if not torch.isfinite(share).all()]
+        return sorted({name for names in self.same_everywhere(mine) for name in names})
+
+    def describe(self) -> str:
+        """How and in which precision it trains, for the log."""
+        config, world = self.config, self.world
+        kernels = f", TF32 {'on' if config.tf32 else 'off'}" if world.device.type == "cuda" else ""
+        offload = ", masters and moments in host memory" if config.offload == "cpu" else ""
+        return f"{config.strategy} on {world.size} rank(s), {world.device}: {self.precision}{kernels}{offload}"
 
     def agree(self, values: Sequence[float]) -> list[float]:
         """Sums of `values` over all ranks, the same on every rank."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +15,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
+from mres.errors import UserError
+from mres.parallel.blocks import prepare_blocks
+from mres.parallel.ds_config import check_values, merged, read_ds_config
+from mres.parallel.ema import holds_average
+from mres.parallel.materialise import materialise, materialise_own
 from mres.parallel.native import build_optimizer
-from mres.parallel.strategy import AdamW, ParameterGroup, Strategy
+from mres.parallel.precision import cast_inputs
+from mres.parallel.strategy import Accept, AdamW, ParameterGroup, Strategy
+from mres.parallel.zero_frozen import Frozen
+from mres.parallel.zero_gate import Gate
 from mres.parallel.zero_state import Partition, assign_owners, chunked
 
 _BUCKET = 50_000_000
@@ -33,16 +41,22 @@ class ZeroStrategy(Strategy):
     _engine: Any
     _partition: Partition
     _optimizer: torch.optim.AdamW
+    _gate: Gate
 
     def wrap(
         self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW
     ) -> None:
         deepspeed = _import_deepspeed(self.world.device.type, self.world.local_rank)
-        model.to(self.world.device)
         half = self.config.compute_dtype == "bfloat16"
-        # DeepSpeed makes its float32 masters from weights that it has rounded to bfloat16: keep the exact ones.
-        exact = {n: p.detach().cpu() for n, p in model.named_parameters()} if half else {}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        frozen = Frozen(model, assign_owners(shapes, self.world.size), self.world.rank)
+        # DeepSpeed makes its float32 masters from weights that it has rounded to bfloat16: keep the exact ones.
+        exact = {n: p.detach().cpu() for n, p in model.named_parameters() if half and not p.is_meta}
+        settings = self._deepspeed_config(adamw, sum(shape.numel() for shape in shapes.values()))
+        prepare_blocks(blocks, self.config)
+        if self.config.zero_stage == 3:
+            _partition_parameters(deepspeed, model, settings, self.world.device)
+        materialise(model, self.world.device)
         self._optimizer = build_optimizer(model, groups, adamw)
         # It prints memory figures (stage 1 in bfloat16); what its logger says comes through.
         with redirect_stdout(io.StringIO()):
@@ -51,16 +65,41 @@ class ZeroStrategy(Strategy):
                 args=SimpleNamespace(device_rank=self.world.device.index or 0),
                 model=model,
                 optimizer=self._optimizer,
-                config=self._deepspeed_config(adamw, sum(shape.numel() for shape in shapes.values())),
+                config=settings,
             )
         self.module = self._engine
-        self._partition = Partition(self._engine.optimizer, model, groups, shapes, self.world)
+        self._partition = Partition(self._engine.optimizer, model, groups, shapes, frozen, self.world)
+        self._gate = Gate(self._optimizer, self._norm)
         if half:
-            model.register_forward_pre_hook(_to_bfloat16)
+            model.register_forward_pre_hook(cast_inputs(self.precision.compute))
             for name, value in exact.items():
                 self._partition.write(name, "param", value)
 
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        for name, whole in weights:
+            self._partition.write(name, "param", whole)
+        self._partition.publish()
+
+    def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
+        return self._partition.weight_shares()
+
+    def describe(self) -> str:
+        return f"{super().describe()}, stage {self.config.zero_stage}"
+
     def _deepspeed_config(self, adamw: AdamW, num_parameters: int) -> dict[str, Any]:
+        own = self._own_config(adamw, num_parameters)
+        if self.config.ds_config is None:
+            return own
+        path = Path(self.config.ds_config)
+        given = read_ds_config(path)
+        for rank, theirs in enumerate(self.same_everywhere(given)):
+            if theirs != given:
+                raise UserError(f"rank {rank} reads another parallel.ds_config='{path}' than rank {self.world.rank}")
+        settings = merged(own, given)
+        check_values(settings, path)
+        return settings
+
+    def _own_config(self, adamw: AdamW, num_parameters: int) -> dict[str, Any]:
         return {
             # Of no effect on training: batches come from the stream, their mean from the loss, boundaries from micro_batch.
             "train_micro_batch_size_per_gpu": 1,
@@ -75,7 +114,13 @@ class ZeroStrategy(Strategy):
                 "stage3_param_persistence_threshold": self.persist_below,
                 # It replaces torch.nn.functional.linear for the whole process.
                 "memory_efficient_linear": False,
+                "offload_optimizer": {
+                    "device": self.config.offload,
+                    "pin_memory": self.world.device.type == "cuda",
+                },
             },
+            # Its own AdamW for the CPU would have to be compiled, and would be another one than everywhere else.
+            "zero_force_ds_cpu_optimizer": False,
             # It waits for the device at every step.
             "timers": {"throughput": {"enabled": False}},
         }
@@ -87,45 +132,66 @@ class ZeroStrategy(Strategy):
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, accept: Accept | None = None) -> Tensor:
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         # It reads the norm on the host and leaves everything as it is where that is not finite; the norm is then inf.
-        self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
+        with self._gate.asking(accept):
+            self._engine.step()
+        return self._norm()
+
+    def _norm(self) -> Tensor:
+        norm = self._engine.optimizer._global_grad_norm
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
+
+    def masters(self) -> Sequence[Tensor]:
+        return self._partition.masters()
+
+    def publish(self) -> None:
+        self._partition.publish()
+
+    def track_average(self) -> None:
+        super().track_average()
+        self._partition.average = self.average
 
     def save_state(self, folder: Path) -> None:
         """Gathers tensor by tensor, each on the one rank that writes it: no rank ever holds the whole model."""
         state: dict[str, Tensor] = {}
         for name, owner in assign_owners(self._partition.shapes, self.world.size).items():
-            for key, target in _KEYS.items():
+            for key in self._partition.keys(name):
                 whole = self._partition.gather(name, key, owner)
                 if whole is not None:
-                    state[target.format(name)] = whole
-            if owner == self.world.rank:
+                    state[_KEYS[key].format(name)] = whole
+            if owner == self.world.rank and not self._partition.is_frozen(name):
                 state[f"optim.{name}.step"] = self._partition.step_of(name)
         dcp.save(state, checkpoint_id=folder, process_group=self._cpu_group)
 
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
-        keys = _KEYS if optimizer else {"param": _KEYS["param"]}
-        steps = {f"optim.{name}.step": torch.zeros(()) for name in self._partition.shapes} if optimizer else {}
+        average = self.average is not None and optimizer and holds_average(folder)
+        wanted = {"param", *(("exp_avg", "exp_avg_sq") if optimizer else ()), *(("ema",) if average else ())}
         if optimizer:
-            self._load(folder, steps)
-            self._partition.write_steps({name: steps[f"optim.{name}.step"] for name in self._partition.shapes})
-        for names in chunked(self._partition.shapes, _CHUNK_BYTES // len(keys)):
-            read = {t.format(n): torch.empty(self._partition.shapes[n]) for n in names for t in keys.values()}
+            self._load_steps(folder)
+        for names in chunked(self._partition.shapes, _CHUNK_BYTES // len(wanted)):
+            pairs = [(name, key) for name in names for key in self._partition.keys(name) if key in wanted]
+            read = {_KEYS[key].format(name): torch.empty(self._partition.shapes[name]) for name, key in pairs}
             self._load(folder, read)
-            for name in names:
-                for key, target in keys.items():
-                    self._partition.write(name, key, read[target.format(name)])
+            for name, key in pairs:
+                self._partition.write(name, key, read[_KEYS[key].format(name)])
         self._partition.publish()
+        if self.average is not None and not average:
+            self.average.restart()
+
+    def _load_steps(self, folder: Path) -> None:
+        steps = {n: torch.zeros(()) for n in self._partition.shapes if not self._partition.is_frozen(n)}
+        self._load(folder, {f"optim.{name}.step": step for name, step in steps.items()})
+        self._partition.write_steps(steps)
 
     def _load(self, folder: Path, state: dict[str, Tensor]) -> None:
         dcp.load(state, checkpoint_id=folder, process_group=self._cpu_group)
 
 
 # What is partitioned, and where it lies in a checkpoint.
-_KEYS = {"param": "model.{}", "exp_avg": "optim.{}.exp_avg", "exp_avg_sq": "optim.{}.exp_avg_sq"}
+_KEYS = {"param": "model.{}", "exp_avg": "optim.{}.exp_avg", "exp_avg_sq": "optim.{}.exp_avg_sq", "ema": "ema.{}"}
 
 
 def _import_deepspeed(device_type: str, local_rank: int) -> Any:
@@ -144,5 +210,15 @@ def _import_deepspeed(device_type: str, local_rank: int) -> Any:
     return deepspeed
 
 
-def _to_bfloat16(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(v.bfloat16() if torch.is_tensor(v) and v.is_floating_point() else v for v in inputs)
+def _partition_parameters(deepspeed: Any, model: nn.Module, settings: dict[str, Any], device: torch.device) -> None:
+    """Stage 3: modules without memory get it one at a time, and each is cut into the ranks' pieces before the next."""
+    dtype = torch.bfloat16 if settings["bf16"]["enabled"] else torch.float32
+    first: Any = None
+    for module in reversed(list(model.modules())):  # children first: Init goes through those too, and passes over them
+        if not materialise_own(module, device, dtype):
+            continue
+        if first is None:
+            deepspeed.zero.Init(module=module, config_dict_or_path=settings, dtype=dtype)
+            first = next(module.parameters())
+        else:  # Init again would read its settings again, which takes longer than all else
+            first.convert_to_zero_parameters(param_list=list(module.parameters(recurse=False)))

@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mres.errors import UserError
+from mres.parallel.ema import Average
 from mres.parallel.native import blank_moments
 from mres.parallel.strategy import ParameterGroup
 from mres.parallel.world import World
+from mres.parallel.zero_frozen import Frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,9 @@ class _Share:
 
 
 class Partition:
-    """The masters and moments of one rank; `key` is "param", "exp_avg" or "exp_avg_sq"."""
+    """The masters, moments and averages of one rank; `key` is "param", "exp_avg", "exp_avg_sq" or "ema"."""
+
+    average: Average | None = None
 
     def __init__(
         self,
@@ -40,9 +44,10 @@ class Partition:
         model: nn.Module,
         groups: Sequence[ParameterGroup],
         shapes: Mapping[str, torch.Size],
+        frozen: Frozen,
         world: World,
     ) -> None:
-        self._optimizer, self.shapes, self._world = optimizer, shapes, world
+        self._optimizer, self.shapes, self._frozen, self._world = optimizer, shapes, frozen, world
         self._sharded_weights = hasattr(optimizer, "fp32_partitioned_groups_flat")
         self._shares = self._find_shares(dict(model.named_parameters()), groups)
         for share in self._shares.values():
@@ -50,6 +55,7 @@ class Partition:
             state[share.flat] = state[share.flat] or blank_moments(share.flat)
 
     def _find_shares(self, named: Mapping[str, nn.Parameter], groups: Sequence[ParameterGroup]) -> dict[str, _Share]:
+        named = {name: parameter for name, parameter in named.items() if not self.is_frozen(name)}
         if self._sharded_weights:
             return {name: self._stage_3_share(name, parameter) for name, parameter in named.items()}
         # A flat master a group; DeepSpeed drops groups that are empty.
@@ -78,13 +84,38 @@ class Partition:
         inside, outside = mapping.hp_fragment_address, mapping.lp_fragment_address
         return _Share(flat, inside.start, outside.start, inside.numel)
 
+    def is_frozen(self, name: str) -> bool:
+        return name in self._frozen.parameters
+
+    def keys(self, name: str) -> tuple[str, ...]:
+        """What there is of a parameter."""
+        if self.is_frozen(name):
+            return ("param",)
+        return ("param", "exp_avg", "exp_avg_sq", *(("ema",) if self.average is not None else ()))
+
+    def masters(self) -> list[Tensor]:
+        """The flat tensors that this rank's optimizer moves."""
+        return list(dict.fromkeys(share.flat for share in self._shares.values()))
+
     def _piece(self, name: str, key: str) -> Tensor:
         share = self._shares[name]
-        flat = share.flat if key == "param" else self._optimizer.optimizer.state[share.flat][key]
+        flat = share.flat
+        if key == "ema":
+            assert self.average is not None
+            flat = self.average.of[flat]
+        elif key != "param":
+            flat = self._optimizer.optimizer.state[flat][key]
         return flat.detach().narrow(0, share.offset, share.numel)
+
+    def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's pieces of the masters."""
+        yield from ((name, self._piece(name, "param")) for name in self._shares)
+        yield from self._frozen.exact.items()
 
     def gather(self, name: str, key: str, owner: int) -> Tensor | None:
         """The whole float32 tensor in the host memory of rank `owner`, None elsewhere; called by all ranks together."""
+        if self.is_frozen(name):
+            return self._frozen.exact.get(name)
         share = self._shares[name]
         whole = torch.zeros(self.shapes[name].numel(), dtype=torch.float32, device=self._world.device)
         whole.narrow(0, share.start, share.numel).copy_(self._piece(name, key))
@@ -98,6 +129,9 @@ class Partition:
 
     def write(self, name: str, key: str, whole: Tensor) -> None:
         """Takes this rank's piece of the whole tensor; `publish` makes it what the forward pass reads."""
+        if self.is_frozen(name):
+            self._frozen.write(name, whole)
+            return
         share = self._shares[name]
         self._piece(name, key).copy_(whole.flatten().narrow(0, share.start, share.numel))
 

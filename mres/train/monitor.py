@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from torch.utils.tensorboard import SummaryWriter
 
+# Their lines have a `step`; those of steps that are not done (any more) go.
+_FILES = (
+    "metrics.jsonl",
+    "batches.jsonl",
+    "evaluations.jsonl",
+    "bad_steps.jsonl",
+    "rollbacks.jsonl",
+    "quarantine.jsonl",
+)
+
 
 class Monitor:
     """Rank 0's voice; on other ranks every method does nothing."""
@@ -23,11 +33,15 @@ class Monitor:
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
 
+    @property
+    def enabled(self) -> bool:
+        return self._enabled
+
     def start(self, first_step: int) -> None:
         """Opens the files for a run that goes on at `first_step`: what a dead run wrote after it is taken back."""
         if not self._enabled:
             return
-        for name in ("metrics.jsonl", "batches.jsonl", "evaluations.jsonl", "bad_steps.jsonl", "quarantine.jsonl"):
+        for name in _FILES:
             rewind(self._dir / name, first_step)
         from torch.utils.tensorboard import SummaryWriter
 
@@ -36,6 +50,11 @@ class Monitor:
             self._progress = _progress_bar()
             self._bar = self._progress.add_task("training", total=self._total, completed=first_step, figures="")
             self._progress.start()
+
+    def restart(self, first_step: int) -> None:
+        """Goes back: what was written after `first_step` is taken back."""
+        self.close()
+        self.start(first_step)
 
     def metrics(self, values: Mapping[str, float | int]) -> None:
         """One line of metrics; `values` has `step`, the number of steps done."""

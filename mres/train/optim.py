@@ -1,9 +1,16 @@
-"""Parameter groups and the learning-rate schedule."""
+"""What the optimizer moves, and how much of it: frozen parameters, learning rates by place, weight decay by name and shape.
 
-import math
+All of it is decided by plain names before a strategy wraps the model.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
+from mres.errors import UserError
 from mres.parallel.strategy import ParameterGroup
 from mres.train.config import OptimConfig
 
@@ -11,29 +18,119 @@ from mres.train.config import OptimConfig
 _NO_DECAY_NAMES = ("pos_embed", "positional_embedding", "token_embedding", "cls_token", "low_group", "high_group")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
-    """Matrices and kernels decay; biases, norms (one dimension), embeddings and tokens do not. Made before wrapping."""
-    decay: list[str] = []
-    rest: list[str] = []
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """An encoder's names: of all of it, of its blocks (a number follows) and of what lies below the first."""
+
+    prefix: str
+    blocks: str
+    below: tuple[str, ...]
+
+
+_IMAGE = _Encoder(
+    "vision", "vision.vit.blocks", ("vision.vit.patch_embed", "vision.vit.pos_embed", "vision.vit.cls_token",
+    "vision.vit.norm_pre", "vision.stem"),
+)  # fmt: skip
+_TEXT = _Encoder(
+    "text", "text.tower.transformer.resblocks", ("text.tower.token_embedding", "text.tower.positional_embedding")
+)
+
+
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
+    """Takes the gradient from the parameters whose names begin with one of `prefixes` (up to a dot, or whole).
+
+    Raises:
+        UserError: a prefix of no parameter, or nothing that is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not any(_begins(name, prefix) for name in names):
+            raise UserError(f"optim.freeze: no parameter's name begins with '{prefix}'; {_near(prefix, names)}")
     for name, parameter in model.named_parameters():
-        keep = parameter.ndim < 2 or any(part in name for part in _NO_DECAY_NAMES)
-        (rest if keep else decay).append(name)
-    return [ParameterGroup(tuple(decay), weight_decay), ParameterGroup(tuple(rest), 0.0)]
+        if any(_begins(name, prefix) for prefix in prefixes):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"optim.freeze={list(prefixes)} freezes the whole model; leave something to train")
 
 
-def describe_groups(model: nn.Module, groups: list[ParameterGroup]) -> list[str]:
-    """A line a group for the log: what decays and how much of the model it is."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return [
-        f"optimizer group: weight decay {g.weight_decay:g}, {len(g.names)} tensors, "
-        f"{sum(sizes[n] for n in g.names):,} parameters (such as {', '.join(g.names[:2])})"
-        for g in groups
-    ]
+def _begins(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
 
 
-def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
-    """The rate of step `step` (from 0): linear warm-up to `lr`, then a cosine to `min_lr` at `total_steps`."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def _near(prefix: str, names: Sequence[str]) -> str:
+    """The known prefixes that were probably meant."""
+    known = {name[: dot.start()] for name in names for dot in re.finditer(r"\.|$", name)}
+    close = difflib.get_close_matches(prefix, sorted(known), n=3)
+    tops = sorted({name.split(".")[0] for name in names})
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"the model has {', '.join(tops)}"
+
+
+def lr_scales(model: nn.Module, config: OptimConfig) -> dict[str, float]:
+    """By how much the learning rate of each trainable parameter differs from `optim.lr`.
+
+    An encoder's parameters have its `…_lr_scale`, times `layer_decay` for every block of it that lies above them: its last
+    block has the full rate, as have its last norm, the group tokens and the detail stem, which no encoder comes with.
+
+    Raises:
+        UserError: a scale for an encoder that is frozen, or a decay where both are: it would have no effect.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    scales = dict.fromkeys(trainable, 1.0)
+    for key, scale, encoder in (
+        ("image_lr_scale", config.image_lr_scale, _IMAGE),
+        ("text_lr_scale", config.text_lr_scale, _TEXT),
+    ):
+        own = [name for name in trainable if _begins(name, encoder.prefix)]
+        if scale != 1 and not own:
+            raise UserError(
+                f"optim.{key}={scale:g} has no effect: optim.freeze freezes all of '{encoder.prefix}'; drop one"
+            )
+        scales |= {name: scale * config.layer_decay**above for name, above in _blocks_above(model, encoder, own)}
+    if config.layer_decay != 1 and not any(_begins(name, e.prefix) for e in (_IMAGE, _TEXT) for name in trainable):
+        raise UserError(f"optim.layer_decay={config.layer_decay:g} has no effect: optim.freeze freezes both encoders")
+    return scales
+
+
+def _blocks_above(model: nn.Module, encoder: _Encoder, names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """How many blocks of the encoder lie between each parameter and the encoder's top."""
+    depth = len(model.get_submodule(encoder.blocks)._modules)
+    for name in names:
+        if _begins(name, encoder.blocks):
+            number = int(name.removeprefix(encoder.blocks + ".").split(".")[0])
+            yield name, depth - 1 - number
+        else:
+            yield name, depth if any(_begins(name, part) for part in encoder.below) else 0
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None
+) -> list[ParameterGroup]:
+    """The trainable parameters, those that are treated alike in one group. Made before wrapping.
+
+    Matrices and kernels decay; biases, norms (one dimension), embeddings and tokens do not. `scales`: of the learning rate,
+    by name; default: 1.
+    """
+    groups: dict[tuple[float, float], list[str]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            keep = parameter.ndim < 2 or any(part in name for part in _NO_DECAY_NAMES)
+            key = (0.0 if keep else weight_decay, 1.0 if scales is None else scales[name])
+            groups.setdefault(key, []).append(name)
+    # What decays first, then by learning rate: an order that does not depend on which parameter the model names first.
+    return [ParameterGroup(tuple(groups[key]), *key) for key in sorted(groups, reverse=True)]
+
+
+def describe_groups(model: nn.Module, groups: Sequence[ParameterGroup]) -> list[str]:
+    """A table for the log: the groups, what is frozen, and which parameters do not decay."""
+    named = dict(model.named_parameters())
+    rows = [(f"{g.lr_scale:.4g} x lr", f"{g.weight_decay:g}", g.names) for g in groups]
+    frozen = tuple(name for name, parameter in named.items() if not parameter.requires_grad)
+    lines = ["  learning rate   weight decay   tensors      parameters  such as"]
+    for rate, decay, names in [*rows, ("frozen", "-", frozen)]:
+        if names:
+            number = sum(named[name].numel() for name in names)
+            lines.append(f"{rate:>15}{decay:>15}{len(names):>10}{number:>16,}  {', '.join(names[:2])}")
+    kept = [name for g in groups if not g.weight_decay for name in g.names]
+    flat = sum(named[name].ndim < 2 for name in kept)
+    by_name = [name for name in kept if named[name].ndim >= 2]
+    return [*lines, f"no weight decay: {flat} biases, norms and other vectors; {', '.join(by_name) or 'nothing else'}"]

@@ -9,9 +9,11 @@ from pathlib import Path
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
+from mres.parallel.ds_config import check_ds_config
 from mres.stream.config import share_of_rank
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets, open_set
+from mres.train.schedule import warmup_steps
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, train nothing")
     arguments, config = parse(parser, argv)
+    check_ds_config(config, _world_size())
     sets = TrainingSets.open(config.data)
     check_evaluation(config)
     check_weights(config)
@@ -81,10 +84,13 @@ def check_kinds(config: Config, sets: TrainingSets) -> None:
 def warn_of_warmup(config: Config, sets: TrainingSets) -> None:
     order = sets.order(config.data, config.run.seed)
     steps = config.train.total_steps(order.steps_per_epoch)
-    if config.optim.warmup_steps >= steps and os.environ.get("RANK", "0") == "0":
+    warmup = warmup_steps(config.optim, order.steps_per_epoch)
+    epochs = config.optim.warmup_epochs
+    given = f"warmup_steps={warmup}" if epochs is None else f"warmup_epochs={epochs:g}"
+    if warmup >= steps and os.environ.get("RANK", "0") == "0":
         print(
-            f"warning: optim.warmup_steps={config.optim.warmup_steps} is not below the run's {steps} steps, so the rate never "
-            f"comes down from its warm-up; lower it, or raise train.steps (train.epochs)",
+            f"warning: optim.{given} is not below the run's "
+            f"{steps} steps, so the rate never comes down from its warm-up; lower it, or raise train.steps (train.epochs)",
             file=sys.stderr,
         )
 

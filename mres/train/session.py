@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-from importlib import metadata
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,39 @@ import torch
 from mres.checkpoint import pretrained, store
 from mres.config import Config
 from mres.errors import UserError
-from mres.parallel.strategy import AdamW, Strategy, build_strategy
-from mres.parallel.world import World, join_world, leave_world
+from mres.parallel.strategy import AdamW, build_strategy
+from mres.parallel.world import World
 from mres.stream.config import share_of_rank
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
+from mres.train.agree import check_agreement, facts_of_model, facts_of_run, git_sha, package_versions
+from mres.train.flops import utilisation
+from mres.train.guard import guarded
+from mres.train.heartbeat import Heartbeat, NoHeartbeat
+from mres.train.instruments import Instruments
 from mres.train.monitor import Monitor
-from mres.train.optim import describe_groups, parameter_groups
+from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
 from mres.train.preempt import StopRequest
+from mres.train.profile import Windows
+from mres.train.progress import Progress
+from mres.train.recorder import make_folder
+from mres.train.rollback import DivergenceError, last_good, note
 from mres.train.task import SegmentationTask
-from mres.train.trainer import Progress, Trainer
+from mres.train.trainer import Trainer
 
 
 def train(config: Config, sets: TrainingSets) -> int:
     """Trains to the end, or to an agreed stop; returns the exit code."""
     stop = StopRequest()
     stop.install()
-    world = join_world(config.parallel)
-    try:
+
+    def work(world: World, heartbeat: Heartbeat) -> int:
         set_threads(config, world)
-        return _Session(config, sets, world, stop).run()
-    finally:
-        leave_world()
+        if config.train.deterministic:
+            set_deterministic()
+        return _Session(config, sets, world, stop, heartbeat).run()
+
+    return guarded(config, work)
 
 
 def set_threads(config: Config, world: World) -> None:
@@ -44,10 +54,24 @@ def set_threads(config: Config, world: World) -> None:
     torch.set_num_threads(threads)
 
 
+def set_deterministic() -> None:
+    """Only kernels that give the same bits each time, for the whole process; an operation that has none is an error."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 class _Session:
     """One run: where it starts from, what it saves, how it ends."""
 
-    def __init__(self, config: Config, sets: TrainingSets, world: World, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        config: Config,
+        sets: TrainingSets,
+        world: World,
+        stop: StopRequest,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         self.config, self.world, self.stop = config, world, stop
         self.task = SegmentationTask(config.model, config.loss)
         self.strategy = build_strategy(config.parallel, world)
@@ -64,6 +88,7 @@ class _Session:
         self.monitor = Monitor(config.run_dir, self.last_step, enabled=world.is_main)
         self.progress = Progress()
         self.root = config.run_dir / "checkpoints"
+        self.instruments = Instruments(heartbeat or NoHeartbeat())
         self.trainer = Trainer(
             config,
             strategy=self.strategy,
@@ -73,11 +98,13 @@ class _Session:
             stop=stop,
             save=self._save,
             evaluate=self._evaluate,
+            instruments=self.instruments,
         )
 
     def run(self) -> int:
-        _check_same(self.strategy, self.config, self.last_step)
+        check_agreement(self.strategy, facts_of_run(self.config, self.stream, self.last_step, self.world.size))
         _check_accumulation(self.config, self.world)
+        self.instruments.windows = Windows(self.config.train, self.config.run_dir, self.world, self.last_step)
         checkpoint = self._resume_from()
         if checkpoint is not None and checkpoint.step >= self.last_step:
             self._say(
@@ -90,12 +117,32 @@ class _Session:
             self._say(f"warning: {shortage}")
         self._prepare_folder()
         self._build(checkpoint)
+        if self.world.is_main:
+            self.instruments.utilisation = utilisation(self.config, self.task, self.world)
         self.monitor.start(first_step)
         try:
-            done = self.trainer.fit(first_step, self.last_step, self.progress)
+            done = self._fit(first_step)
         finally:
+            self.instruments.close()
             self.monitor.close()
         return self._farewell(done)
+
+    def _fit(self, first_step: int) -> int:
+        """Trains; goes back, and on from there, as often as it may."""
+        while True:
+            try:
+                return self.trainer.fit(first_step, self.last_step, self.progress)
+            except DivergenceError as trouble:
+                first_step = self._go_back(trouble)
+
+    def _go_back(self, trouble: DivergenceError) -> int:
+        allowed = self.config.train.max_rollbacks
+        checkpoint = last_good(trouble, self.root, self.strategy, rollbacks=self.progress.rollbacks, allowed=allowed)
+        self.strategy.load_state(checkpoint.folder, optimizer=True)
+        self.progress = self.progress.gone_back(checkpoint.state, checkpoint.step, trouble.reached)
+        note(self.monitor, self.config.run_dir, trouble, checkpoint.step, self.progress.skipped_batches)
+        self._save(checkpoint.step)  # a run that is killed now must know that it went back
+        return checkpoint.step
 
     def _build(self, checkpoint: store.Checkpoint | None) -> None:
         config = self.config
@@ -105,15 +152,16 @@ class _Session:
                 self._say(str(pretrained.load_text_weights(model, Path(config.checkpoint.text_weights))))
             if config.checkpoint.init_from:
                 self._say(str(pretrained.load_weights(model, config.model, Path(config.checkpoint.init_from))))
-        groups = parameter_groups(model, config.optim.weight_decay)
+        check_agreement(self.strategy, facts_of_model(model))
+        freeze(model, config.optim.freeze)
+        groups = parameter_groups(model, config.optim.weight_decay, lr_scales(model, config.optim))
         for line in describe_groups(model, groups):
             self._say(line)
         adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
         self.strategy.wrap(model, model.blocks(), groups, adamw)
-        self._say(
-            f"strategy {config.parallel.strategy} on {self.world.size} rank(s), {self.world.device}, "
-            f"{torch.get_num_threads()} thread(s) each"
-        )
+        self._say(f"strategy {self.strategy.describe()}; {torch.get_num_threads()} thread(s) each")
+        if config.optim.ema_decay is not None:
+            self.strategy.track_average()
         if checkpoint is not None:
             self.strategy.load_state(checkpoint.folder, optimizer=True)
             self._say(f"going on at step {checkpoint.step} from {checkpoint.folder}")
@@ -135,8 +183,11 @@ class _Session:
     def _take_up(self, checkpoint: store.Checkpoint) -> int:
         """Refuses a checkpoint of another model or stream, before anything is written; returns the step to go on at."""
         pretrained.check_same_model(checkpoint, self.config.model)
-        self.stream.check_state(StreamState.from_json(checkpoint.state["stream"], str(checkpoint.folder)), checkpoint.step)
-        self.progress = Progress.from_json(checkpoint.state)
+        _check_frozen(checkpoint, self.config)
+        progress = Progress.from_json(checkpoint.state)
+        state = StreamState.from_json(checkpoint.state["stream"], str(checkpoint.folder))
+        self.stream.check_state(state, checkpoint.step + progress.skipped_batches)
+        self.progress = progress
         return checkpoint.step
 
     def _find(self) -> store.Checkpoint | None:
@@ -149,8 +200,9 @@ class _Session:
     def _save(self, step: int) -> None:
         state = {
             "step": step,
-            "stream": self.stream.state(step).to_json(),
+            "stream": self.stream.state(step + self.progress.skipped_batches).to_json(),
             **self.progress.to_json(),
+            "frozen": sorted(self.config.optim.freeze),
             "model": self.config.model.model_dump(mode="json"),
         }
         folder = store.save(
@@ -163,7 +215,9 @@ class _Session:
         from mres.evaluate.evaluator import Evaluator
 
         evaluator = Evaluator(self.config, open_set(self.config.data.val, self.config.data), self.task, self.strategy)
-        table = evaluator.figures(self.strategy.module, max_images=self.config.evaluate.max_images)
+        averaged = self.config.evaluate.weights == "ema"
+        with self.strategy.averaged() if averaged else nullcontext():
+            table = evaluator.figures(self.strategy.module, max_images=self.config.evaluate.max_images)
         if table is not None:
             self.monitor.append("evaluations.jsonl", {"step": step, **table})
             figures = ", ".join(f"{g} mIoU {table[g]['mIoU']:.3f}" for g in ("object", "part") if table[g]["num"])
@@ -184,6 +238,7 @@ class _Session:
     def _write_run_files(self) -> None:
         run_dir = self.config.run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)
         (run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
         facts = environment(self.world, self.stream.sets)
         (run_dir / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -203,15 +258,14 @@ class _Session:
         self.monitor.say(text)
 
 
-def _check_same(strategy: Strategy, config: Config, last_step: int) -> None:
-    """All ranks must run the same steps of the same config; a mismatch ends here, not in a collective's time-out."""
-    mine = {"config": config.sha256(), "steps": last_step, "torch": torch.__version__}
-    for rank, theirs in enumerate(strategy.same_everywhere(mine)):
-        differ = [key for key in mine if theirs[key] != mine[key]]
-        if differ:
-            raise UserError(
-                f"rank {rank} has another {', '.join(differ)} than rank {strategy.world.rank}; start all with the same"
-            )
+def _check_frozen(checkpoint: store.Checkpoint, config: Config) -> None:
+    """Frozen parameters have no moments in a checkpoint, and moments of others would be lost: a run keeps to its own."""
+    theirs, mine = checkpoint.state.get("frozen", []), sorted(config.optim.freeze)
+    if theirs != mine:
+        raise UserError(
+            f"cannot resume at step {checkpoint.step}: optim.freeze was {theirs} and is now {mine}; give the run the same "
+            "value, or start a new one (run.name=…) from its weights (checkpoint.init_from=…)"
+        )
 
 
 def _check_accumulation(config: Config, world: World) -> None:
@@ -225,33 +279,14 @@ def _check_accumulation(config: Config, world: World) -> None:
 
 def environment(world: World, sets: TrainingSets) -> dict[str, Any]:
     """What a run ran on: git sha, versions, world, data."""
-    packages = ("mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "pycocotools", "webdataset")
     return {
-        "git_sha": _git_sha(),
+        "git_sha": git_sha(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": package_versions(),
         "world_size": world.size,
         "local_world_size": world.local_size,
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "data": [{"folder": shards.location, "fingerprint": shards.fingerprint} for shards in sets],
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_sha() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,12 @@ from mres.errors import UserError
 from mres.parallel.strategy import Strategy
 from mres.stream.batch import Batch
 from mres.stream.loader import TrainingStream
+from mres.train.bad_steps import BadSteps
+from mres.train.instruments import Instruments
 from mres.train.monitor import Monitor
-from mres.train.optim import learning_rate
 from mres.train.preempt import StopRequest
+from mres.train.progress import Progress
+from mres.train.schedule import average_weight, learning_rate
 
 
 class Task(Protocol):
@@ -41,37 +43,8 @@ class _Window:
     expressions: float = 0
     cut: float = 0
     data_wait_s: float = 0.0
+    collective_s: float = 0.0
     paused_s: float = 0.0
-
-
-@dataclass
-class Progress:
-    """What a run has counted so far, the same on every rank; it travels in checkpoints."""
-
-    expressions_seen: int = 0
-    bad_steps: int = 0
-    quarantined: set[str] = field(default_factory=set)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "expressions_seen": self.expressions_seen,
-            "bad_steps": self.bad_steps,
-            "quarantined": sorted(self.quarantined),
-        }
-
-    @classmethod
-    def from_json(cls, state: Mapping[str, Any]) -> Progress:
-        return cls(int(state["expressions_seen"]), int(state.get("bad_steps", 0)), set(state.get("quarantined", ())))
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What is kept of a step until its figures are read: tensors on the device, ids on the host."""
-
-    number: int
-    norm: Tensor
-    image_ids: tuple[str, ...]
-    expression_ids: tuple[str, ...]
 
 
 class Trainer:
@@ -88,12 +61,13 @@ class Trainer:
         stop: StopRequest,
         save: Callable[[int], None],
         evaluate: Callable[[int], None],
+        instruments: Instruments | None = None,
     ) -> None:
         self._config, self._strategy, self._task, self._stream = config, strategy, task, stream
         self._monitor, self._stop, self._save, self._evaluate = monitor, stop, save, evaluate
+        self._instruments = instruments or Instruments()
         self._window = _Window()
-        self._unread: deque[_Step] = deque()
-        self._bad_in_a_row = 0
+        self._bad_steps = BadSteps(config, strategy, monitor)
         self._said_cut = False
         self._progress = Progress()
 
@@ -101,26 +75,40 @@ class Trainer:
         """Returns the number of steps done: last_step, or fewer where a stop was agreed (then a checkpoint is written).
 
         `progress` is what was counted before `first_step`; it goes on being counted in place.
+
+        Raises:
+            DivergenceError: too many steps were skipped.
         """
         self._progress = progress
-        batches = self._stream.batches(first_step, last_step)
+        self._bad_steps.start(progress)
+        batches = self._stream.batches(self._place(first_step), self._place(last_step))
         self._window = _Window()
         for step in range(first_step, last_step):
+            self._instruments.at("data", step + 1)
             waited = time.perf_counter()
             batch = next(batches)
             self._window.data_wait_s += time.perf_counter() - waited
+            self._window.paused_s += self._instruments.before(step + 1)
             stop = self._step(step, batch, last_step)
+            self._window.paused_s += self._instruments.after(step + 1)
             if self._after(step + 1, last_step, stop=stop):
                 return step + 1
         return last_step
 
+    def _place(self, step: int) -> int:
+        """Which of the stream's global batches step `step` takes."""
+        return step + self._progress.skipped_batches
+
     def _step(self, step: int, batch: Batch, last_step: int) -> bool:
         """One optimizer step; returns whether some rank was asked to stop."""
         config, strategy = self._config, self._strategy
-        _seed_step(config.run.seed, step, strategy.world.rank)
+        _seed_step(config.run.seed, self._place(step), strategy.world.rank)
+        self._instruments.at("collective", step + 1)
+        met = time.perf_counter()
         expressions, images, cut, bad, stop = strategy.agree(
             [float(batch.valid_BK.sum()), batch.num_images, batch.num_cut, len(batch.bad), float(self._stop.requested)]
         )
+        self._window.collective_s += time.perf_counter() - met
         self._count(expressions, images, cut)
         if bad:
             self._quarantine(step, batch)
@@ -128,19 +116,29 @@ class Trainer:
         losses: dict[str, Tensor] = {}
         for number, micro in enumerate(micro_batches, start=1):
             with strategy.micro_batch(last=number == len(micro_batches)):
+                self._instruments.at("forward", step + 1)
                 sums = self._task.losses(strategy.module, micro.to(strategy.world.device))
+                self._instruments.at("backward", step + 1)
                 # Ranks' gradients are averaged: times their number, it is their sum, divided by all expressions.
                 strategy.backward(sums["loss"] * (strategy.world.size / max(1.0, expressions)))
             for name, value in sums.items():
                 losses[name] = losses.get(name, 0) + value.detach() / max(1.0, expressions)
-        lr = learning_rate(step, last_step, config.optim)
-        norm = strategy.step(lr)
-        self._unread.append(_Step(step + 1, norm, batch.image_ids, batch.expression_ids))
+        lr = learning_rate(step, last_step, config.optim, self._stream.order.steps_per_epoch)
+        self._instruments.at("optimizer", step + 1)
+        self._bad_steps.step(step, lr, losses["loss"], batch)
+        self._average(step)
         if config.train.trace_batches:
             self._trace(step, batch)
         if (step + 1) % config.train.log_every == 0 or step + 1 == last_step or stop:
+            self._instruments.at("metrics", step + 1)
             self._log(step, losses, lr)
         return bool(stop)
+
+    def _average(self, step: int) -> None:
+        """A step that was skipped counts too: which it was, only the device knows."""
+        weight = average_weight(step, self._config.optim)
+        if weight and self._strategy.average is not None:
+            self._strategy.average.update(weight)
 
     def _count(self, expressions: float, images: float, cut: float) -> None:
         window = self._window
@@ -177,72 +175,48 @@ class Trainer:
         started = time.perf_counter()
         every = self._config.evaluate.every
         if done % self._config.checkpoint.every == 0 or done == last_step or stop:
-            self._read_norms()  # a checkpoint must not be written behind a run of bad steps that nobody looked at
+            self._bad_steps.read()  # a checkpoint must not be written behind a run of bad steps that nobody looked at
+            self._bad_steps.remember()
+            self._instruments.at("checkpoint", done)
             self._save(done)
         stop = stop and done < last_step
         if every and done % every == 0 and not stop:
+            self._instruments.at("evaluate", done)
             self._evaluate(done)
         self._window.paused_s += time.perf_counter() - started
         return stop
 
     def _log(self, step: int, losses: dict[str, Tensor], lr: float) -> None:
         names = sorted(losses)
-        totals = self._strategy.sum(torch.stack([losses[n].float() for n in names])).tolist()
-        norm = self._read_norms()
+        totals = self._strategy.sum(torch.stack([losses[n].double() for n in names])).tolist()
+        norm = self._bad_steps.read()
         window, now = self._window, time.perf_counter()
         seconds = max(1e-9, now - window.started - window.paused_s)
         order = self._stream.order
         self._monitor.metrics(
             {
                 "step": step + 1,
-                "epoch": order.epoch_of(step),
-                "images_seen": order.images_before(step + 1),
+                "epoch": order.epoch_of(self._place(step)),
+                "images_seen": order.images_before(self._place(step + 1)),
                 "expressions_seen": self._progress.expressions_seen,
                 **dict(zip(names, totals, strict=True)),
                 "grad_norm": norm,
                 "lr": lr,
                 "step_s": seconds / window.steps,
                 "data_wait_s": window.data_wait_s / window.steps,
+                "collective_s": window.collective_s / window.steps,
                 "images_per_s": window.images / seconds,
                 "expressions_per_s": window.expressions / seconds,
+                **self._instruments.mfu(window.images / seconds),
                 "cut_expressions": int(window.cut),
                 "bad_steps": self._progress.bad_steps,
+                "spikes": self._progress.spikes,
+                "rollbacks": self._progress.rollbacks,
                 "bad_images": len(self._progress.quarantined),
                 "peak_memory_bytes": _peak_memory(self._strategy.world.device),
             }
         )
         self._window = _Window()
-
-    def _read_norms(self) -> float:
-        """Reads the norms of the steps since the last look; stops the run where too many in a row were not finite."""
-        norm = float("nan")
-        while self._unread:
-            step = self._unread.popleft()
-            norm = float(step.norm)
-            finite = norm - norm == 0
-            self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
-            if not finite:
-                self._report_bad_step(step)
-        return norm
-
-    def _report_bad_step(self, step: _Step) -> None:
-        self._progress.bad_steps += 1
-        ranks = self._strategy.gather((step.image_ids, step.expression_ids)) or []
-        ids = {
-            "step": step.number,
-            "image_ids": [i for images, _ in ranks for i in images],
-            "expression_ids": [e for _, expressions in ranks for e in expressions],
-        }
-        self._monitor.append("bad_steps.jsonl", ids)
-        self._monitor.say(
-            f"warning: step {step.number}: loss or gradient is not finite; the step was skipped on all ranks"
-        )
-        if self._bad_in_a_row > self._config.train.max_bad_steps:
-            raise UserError(
-                f"{self._bad_in_a_row} steps in a row up to step {step.number} had no finite gradient "
-                f"(train.max_bad_steps={self._config.train.max_bad_steps}); their images and expressions are in "
-                f"{self._config.run_dir / 'bad_steps.jsonl'}; lower optim.lr or look at those images"
-            )
 
     def _trace(self, step: int, batch: Batch) -> None:
         ranks = self._strategy.gather((batch.image_ids, batch.expression_ids)) or []
@@ -250,7 +224,7 @@ class Trainer:
             "batches.jsonl",
             {
                 "step": step + 1,
-                "epoch": self._stream.order.epoch_of(step),
+                "epoch": self._stream.order.epoch_of(self._place(step)),
                 "image_ids": [i for images, _ in ranks for i in images],
                 "expression_ids": [e for _, expressions in ranks for e in expressions],
             },
@@ -258,7 +232,7 @@ class Trainer:
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout draws from (seed, step, rank), so a resumed run draws what the uninterrupted one would have drawn."""
+    """Dropout draws from (seed, batch, rank), so a resumed run draws what the uninterrupted one would have drawn."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))
 

@@ -1,0 +1,39 @@
+"""What may refuse a step that DeepSpeed is about to make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mres.parallel.strategy import Accept
+
+
+class Gate:
+    """Asks once a step, when DeepSpeed has the norm and calls the optimizer the first time, without waiting for the device.
+
+    DeepSpeed itself skips a step whose norm is not finite and then never calls the optimizer: it is asked all the same.
+    """
+
+    def __init__(self, optimizer: torch.optim.AdamW, norm: Callable[[], Tensor]) -> None:
+        self._optimizer, self._norm = optimizer, norm
+        self._accept: Accept | None = None
+        self._refused: Tensor | None = None
+        optimizer.register_step_pre_hook(self._before_step)
+
+    @contextmanager
+    def asking(self, accept: Accept | None) -> Iterator[None]:
+        """Around DeepSpeed's step."""
+        self._accept, self._refused = accept, None
+        yield
+        if accept is not None and self._refused is None:
+            accept(self._norm())
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._accept is not None and self._refused is None:
+            self._refused = (~self._accept(self._norm())).float()
+        # The fused kernel reads this flag where the weights are, and leaves them, moments and step count alone at 1.
+        self._optimizer.found_inf = self._refused  # type: ignore[attr-defined]

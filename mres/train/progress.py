@@ -1,0 +1,58 @@
+"""What a run has counted so far, the same on every rank; it travels in checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Counts of a run.
+
+    Attributes:
+        skipped_batches: how many global batches of the stream were passed over by going back: step s takes batch
+            s + skipped_batches.
+        recent: what spikes are measured against (`SpikeDetector.to_json`).
+    """
+
+    expressions_seen: int = 0
+    bad_steps: int = 0
+    spikes: int = 0
+    rollbacks: int = 0
+    skipped_batches: int = 0
+    quarantined: set[str] = field(default_factory=set)
+    recent: list[list[float | None]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "expressions_seen": self.expressions_seen,
+            "bad_steps": self.bad_steps,
+            "spikes": self.spikes,
+            "rollbacks": self.rollbacks,
+            "skipped_batches": self.skipped_batches,
+            "quarantined": sorted(self.quarantined),
+            "recent": self.recent,
+        }
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> Progress:
+        counts = ("bad_steps", "spikes", "rollbacks", "skipped_batches")
+        return cls(
+            int(state["expressions_seen"]),
+            **{name: int(state.get(name, 0)) for name in counts},
+            quarantined=set(state.get("quarantined", ())),
+            recent=state.get("recent"),
+        )
+
+    def gone_back(self, state: Mapping[str, Any], step: int, reached: int) -> Progress:
+        """After going back from `reached` steps to a checkpoint of `step` steps, whose `state` was this run's then.
+
+        What was skipped and how often stays counted; training goes on with the batches after those that were seen.
+        """
+        back = Progress.from_json(state)
+        back.bad_steps, back.spikes = self.bad_steps, self.spikes
+        back.rollbacks = self.rollbacks + 1
+        back.skipped_batches = self.skipped_batches + reached - step
+        return back

@@ -1,0 +1,86 @@
+"""Going back to the last good checkpoint, in the same process, when too many steps had to be skipped.
+
+Training goes on with the batches behind those that were seen: what upset it, if it was the data, does not come again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mres.checkpoint import store
+from mres.errors import UserError
+from mres.parallel.strategy import Strategy
+from mres.train.monitor import Monitor
+
+ROLLBACKS, BAD_STEPS = "rollbacks.jsonl", "bad_steps.jsonl"
+
+
+class DivergenceError(UserError):
+    """Too many steps had to be skipped.
+
+    Attributes:
+        began: steps done before the first of them.
+        reached: steps done when it was seen.
+    """
+
+    def __init__(self, message: str, began: int, reached: int) -> None:
+        super().__init__(message)
+        self.began, self.reached = began, reached
+
+
+def last_good(
+    trouble: DivergenceError, root: Path, strategy: Strategy, *, rollbacks: int, allowed: int
+) -> store.Checkpoint:
+    """The newest sound checkpoint of before the trouble; rank 0 looks, all take what it found.
+
+    Raises:
+        UserError: the trouble, and why there is no going back.
+    """
+    if not allowed:
+        raise UserError(str(trouble))
+    if rollbacks >= allowed:
+        raise UserError(f"{trouble}; the run went back {rollbacks} times before (train.max_rollbacks={allowed})")
+    found = _newest(root, trouble.began) if strategy.world.is_main else None
+    found = strategy.same_everywhere(found)[0]
+    if found is None:
+        raise UserError(
+            f"{trouble}; there is no checkpoint of before step {trouble.began + 1} to go back to "
+            "(checkpoint.every, checkpoint.keep)"
+        )
+    return found
+
+
+def _newest(root: Path, at_most: int) -> store.Checkpoint | None:
+    for found in store.newest(root, at_most=at_most):
+        if isinstance(found, store.Checkpoint):
+            return found
+    return None
+
+
+def note(monitor: Monitor, run_dir: Path, trouble: DivergenceError, step: int, skipped_batches: int) -> None:
+    """Rewinds the run's files to `step` steps; what was skipped since moves from bad_steps.jsonl into the note."""
+    if monitor.enabled:
+        skipped = [line for line in read_lines(run_dir / BAD_STEPS) if line["step"] > step]
+        monitor.restart(step)
+        monitor.append(
+            ROLLBACKS,
+            {
+                "step": step,
+                "reached": trouble.reached,
+                "skipped_batches": skipped_batches,
+                "reason": str(trouble),
+                "bad_steps": skipped,
+            },
+        )
+    monitor.say(
+        f"warning: {trouble}; going back to step {step}, and on with the batches after those of step {trouble.reached}"
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file of the run, none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
