@@ -3,6 +3,7 @@
 Shapes: K expressions an image, S side of the square, h side of the grid of logits, T tokens.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -63,7 +64,7 @@ class TrainingStream:
         share_of_rank(config.images_per_batch, world_size)
         self.sets, self.config = sets, config
         self.order = sets.order(config, seed)
-        self._dataset = _Batches(sets, self.order, config, shape, tokenize)
+        self._dataset = Batches(sets, self.order, config, shape, tokenize)
         self._rank, self._world_size = rank, world_size
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
@@ -84,7 +85,7 @@ class TrainingStream:
             multiprocessing_context="fork" if workers else None,
             prefetch_factor=self.config.prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_settle,
         )
         for batch in loader:
             if isinstance(batch, UserError):
@@ -127,8 +128,10 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(_: int) -> None:
+def _settle(_: int) -> None:
+    """A worker is one thread, and its garbage collector leaves alone what the training process had: shared pages."""
     torch.set_num_threads(1)
+    gc.freeze()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class _Drawn:
     bad: tuple[str, ...] = ()
 
 
-class _Batches(Dataset[Batch]):
+class Batches(Dataset[Batch]):
     """Reads, draws, decodes and augments a rank's slots of a batch; every random choice is keyed by (seed, pass, id)."""
 
     def __init__(
@@ -184,13 +187,18 @@ class _Batches(Dataset[Batch]):
             shards = self._sets[candidate.set]
             try:
                 record = shards.read(candidate.index)
-                return replace(self._place(batch, row, record, slot, shards.name(candidate.index)), bad=tuple(bad))
+                return replace(self.place(batch, row, record, slot, shards.name(candidate.index)), bad=tuple(bad))
             except RecordError as error:
                 bad.append(str(error))
         batch.clear(row)
         return _Drawn(bad=tuple(bad))
 
-    def _place(self, batch: Batch, row: int, record: ImageRecord, slot: Slot, where: str) -> _Drawn:
+    def place(self, batch: Batch, row: int, record: ImageRecord, slot: Slot, where: str) -> _Drawn:
+        """Fills a place with a record; its draws are keyed by its id and the slot's pass.
+
+        Raises:
+            RecordError: naming `where` and the record: its image or a mask cannot be decoded.
+        """
         key = (self._order.seed, slot.pass_, record.id)
         random = rng(*key, "augment")
         pairs = self._draws.draw(record, rng(*key, "expressions"))
