@@ -4,8 +4,8 @@ Shapes: K expressions an image, S side of the square, h side of the grid of logi
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,18 @@ class StreamState:
 
     def to_json(self) -> dict[str, int | str]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> "StreamState":
+        """Raises: UserError: naming `where`, for the state of another version, whose order nobody can go on with."""
+        expected = [field.name for field in fields(cls)]
+        if sorted(value) != sorted(expected):
+            raise UserError(
+                f"{where}: the state of its stream has {', '.join(sorted(value))}, this mres goes on from one with "
+                f"{', '.join(sorted(expected))}: the order of images was another then; start a new run (run.name=…) from "
+                "its weights (checkpoint.init_from=…)"
+            )
+        return cls(**value)
 
 
 class TrainingStream:
