@@ -59,10 +59,16 @@ class ParallelConfig(BaseModel):
                     f"{key} has an effect with strategy={' or '.join(owners)} only, not with strategy={self.strategy}; "
                     "remove it"
                 )
+        half = self.compute_dtype == "bfloat16"
         if self.strategy == "zero" and self.compute_dtype == "float64":
             raise ValueError(
                 "compute_dtype=float64 is not for strategy=zero: DeepSpeed keeps its masters in float32; "
                 "use strategy=single, ddp or fsdp"
+            )
+        if self.strategy == "zero" and self.offload == "cpu" and half and self.zero_stage != 3:
+            raise ValueError(
+                f"offload=cpu with compute_dtype=bfloat16 needs zero_stage=3, not {self.zero_stage}: there DeepSpeed adds up "
+                "gradients in bfloat16 and never recovers from a step that is not finite"
             )
         if self.tf32 and self.compute_dtype != "float32":
             raise ValueError(

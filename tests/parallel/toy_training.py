@@ -31,12 +31,24 @@ LR = 3e-4
 ADAMW = AdamW((0.9, 0.99), 1e-8, max_grad_norm=1.0)
 
 
+_FLAGS: dict[str, dict] = {
+    "bf16": {"compute_dtype": "bfloat16"},
+    "f64": {"compute_dtype": "float64"},
+    "offload": {"offload": "cpu"},
+    "gathered": {"reshard_after_forward": False},
+}
+
+
 def config_of(kind: str) -> ParallelConfig:
-    """ "zero3" or "fsdp-bf16" to a config."""
-    name, _, dtype = kind.partition("-")
-    options: dict = {"compute_dtype": "bfloat16"} if dtype == "bf16" else {}
+    """ "zero3", "hsdp2" (two ranks share a copy), "fsdp-bf16" or "zero1-offload" to a config."""
+    name, *flags = kind.split("-")
+    options: dict = {}
+    for flag in flags:
+        options |= _FLAGS[flag]
     if name.startswith("zero"):
         return ParallelConfig(strategy="zero", zero_stage=int(name[-1]), **options)
+    if name.startswith("hsdp"):
+        return ParallelConfig(strategy="fsdp", shard_ranks=int(name[-1]), **options)
     return ParallelConfig(strategy=name, **options)
 
 
@@ -66,21 +78,21 @@ def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
     strategy = build_strategy(config_of(kind), world)
     if kind.startswith("zero"):
         type(strategy).persist_below = 1000  # some parameters whole, some partitioned, also in a tiny model
-    if kind.startswith("fsdp"):
+    if kind.startswith(("fsdp", "hsdp")):
         type(strategy).own_unit_from = 1000  # blocks of a tiny model as units of their own, as large ones are
     strategy.wrap(model, model.blocks(), parameter_groups(model, 0.05), ADAMW)
     return strategy
 
 
-def batch(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def batch(step: int, num_images: int = IMAGES) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The global batch of a step: image_BCSS, text_BKT, mask_BKhh, valid_BK; how many are valid differs from half to half."""
     draw = torch.Generator().manual_seed(1000 + step)
-    image = torch.randn(IMAGES, 3, SIDE, SIDE, generator=draw)
-    text = torch.randint(1, 1000, (IMAGES, EXPRESSIONS, TOKENS), generator=draw, dtype=torch.int32)
+    image = torch.randn(num_images, 3, SIDE, SIDE, generator=draw)
+    text = torch.randint(1, 1000, (num_images, EXPRESSIONS, TOKENS), generator=draw, dtype=torch.int32)
     text[..., -2], text[..., -1] = 1023, 0  # end of text, padding
     # Something that can be learned smoothly: on noise, training is chaotic and any rounding grows from step to step.
     mask = (torch.nn.functional.avg_pool2d(image[:, :1], 2) > 0.3).float().repeat(1, EXPRESSIONS, 1, 1)
-    valid = torch.rand(IMAGES, EXPRESSIONS, generator=draw) > 0.4
+    valid = torch.rand(num_images, EXPRESSIONS, generator=draw) > 0.4
     valid[0, 0] = True
     return image, text, mask, valid
 
@@ -97,13 +109,16 @@ class Course:
     norms: list[float] = field(default_factory=list)
 
 
-def train(strategy: Strategy, steps: range, *, accumulate: int = 1, poisoned: bool = False) -> Course:
+def train(
+    strategy: Strategy, steps: range, *, accumulate: int = 1, poisoned: bool = False, num_images: int = IMAGES
+) -> Course:
     """Trains on the batches of `steps`; `poisoned`: the last rank's last loss is NaN in each."""
     course, world = Course(), strategy.world
     for step in steps:
-        total = torch.zeros(())
-        share = [tensor.chunk(world.size)[world.rank] for tensor in batch(step)]
-        num_valid = float(batch(step)[3].sum())
+        total = torch.zeros((), dtype=torch.float64)
+        whole = batch(step, num_images)
+        share = [tensor.chunk(world.size)[world.rank] for tensor in whole]
+        num_valid = float(whole[3].sum())
         for number in range(accumulate):
             image, text, mask, valid = (tensor.chunk(accumulate)[number] for tensor in share)
             with ExitStack() as stack:

@@ -1,0 +1,116 @@
+"""The same numbers everywhere: every strategy, 1 to 4 ranks, with and without accumulation, float32 and float64.
+
+All kinds of a world size run one after another in processes that are started once. A strategy that spreads takes its
+share whole at even steps and in two micro-batches at odd ones (of four ranks: two images and one); `single` always takes
+the whole batch at once. So one course shows that neither ranks nor accumulation change what is trained.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import toy_training as toy
+
+from mres.parallel.strategy import Strategy
+from mres.testing import run_distributed
+
+IMAGES, STEPS = 12, 20
+EVERYWHERE = ("ddp", "fsdp", "zero1", "zero2", "zero3", "ddp-f64", "fsdp-f64")
+BESIDE = {
+    1: ("single", "single-f64"),
+    2: ("fsdp-gathered", "fsdp-offload", "fsdp-offload-f64", "zero2-offload", "zero3-offload"),
+    4: ("hsdp2", "hsdp2-f64", "hsdp1-f64"),
+}
+KINDS = {world_size: (*EVERYWHERE, *BESIDE.get(world_size, ())) for world_size in (1, 2, 3, 4)}
+FLOAT32 = [(world_size, kind) for world_size, kinds in KINDS.items() for kind in kinds if "f64" not in kind]
+FLOAT64 = [(world_size, kind) for world_size, kinds in KINDS.items() for kind in kinds if "f64" in kind]
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Report:
+    course: toy.Course
+    described: str
+
+
+def _train_all(folder: Path, kinds: tuple[str, ...]) -> dict[str, Report]:
+    from mres.parallel.world import join_world, leave_world
+
+    world = join_world(toy.config_of("ddp"))
+    reports = {kind: _train(toy.build(kind, world), folder / kind) for kind in kinds}
+    leave_world()
+    return reports
+
+
+def _train(strategy: Strategy, folder: Path) -> Report:
+    course = toy.Course()
+    for step in range(STEPS):
+        accumulate = 1 if strategy.config.strategy == "single" else 1 + step % 2
+        one = toy.train(strategy, range(step, step + 1), accumulate=accumulate, num_images=IMAGES)
+        course.losses += one.losses
+        course.norms += one.norms
+    strategy.save_state(folder)
+    return Report(course, strategy.describe())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parity")
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path):
+    """World size → what every kind came to."""
+
+    @functools.cache
+    def of(world_size: int) -> dict[str, Report]:
+        kinds = KINDS[world_size]
+        reports = run_distributed(_train_all, world_size, root / str(world_size), kinds, timeout_s=900)
+        for kind in kinds:  # losses are sums over ranks, and norms are global
+            assert len({repr(report[kind]) for report in reports}) == 1, kind
+        return reports[0]
+
+    return of
+
+
+def weights(folder: Path) -> dict:
+    return {name: value for name, value in toy.read(folder).items() if not name.endswith(".step")}
+
+
+@pytest.mark.parametrize(("world_size", "kind"), FLOAT32)
+def test_float32_is_that_of_one_process(world_size: int, kind: str, trained, root: Path) -> None:
+    course, single = trained(world_size)[kind].course, trained(1)["single"].course
+    assert course.losses == pytest.approx(single.losses, rel=1e-5)
+    assert course.norms == pytest.approx(single.norms, rel=1e-4)
+    one, other = weights(root / "1" / "single"), weights(root / str(world_size) / kind)
+    assert toy.farthest_weights(one, other) < 1e-4
+
+
+@pytest.mark.parametrize(("world_size", "kind"), FLOAT64)
+def test_float64_is_that_of_one_process(world_size: int, kind: str, trained, root: Path) -> None:
+    """To the order of sums: whatever is left out, divided wrongly or rounded on the way would show here."""
+    course, single = trained(world_size)[kind].course, trained(1)["single-f64"].course
+    assert course.losses == pytest.approx(single.losses, rel=1e-9)
+    assert course.norms == pytest.approx(single.norms, rel=1e-9)
+    one, other = weights(root / "1" / "single-f64"), weights(root / str(world_size) / kind)
+    assert {str(value.dtype) for value in other.values()} == {"torch.float64"}
+    assert toy.farthest_weights(one, other) < 1e-9
+
+
+def test_the_courses_say_something(trained) -> None:
+    """They learn, are clipped, and float32 is not float64."""
+    single, exact = trained(1)["single"].course, trained(1)["single-f64"].course
+    assert min(single.losses[-3:]) < 0.9 * single.losses[0]
+    assert max(single.norms) > toy.ADAMW.max_grad_norm
+    assert single.losses == pytest.approx(exact.losses, rel=1e-4)
+    assert single.losses != pytest.approx(exact.losses, rel=1e-9)
+
+
+def test_what_a_run_says_of_itself(trained) -> None:
+    said = {kind: report.described for kind, report in (trained(4) | {"offload": trained(2)["zero3-offload"]}).items()}
+    assert said["hsdp2"] == "fsdp on 4 rank(s), cpu: float32 over float32 masters, 2 copies of 2 ranks"
+    assert said["fsdp-f64"] == "fsdp on 4 rank(s), cpu: float64 over float64 masters"
+    assert said["offload"].endswith("masters and moments in host memory, stage 3")
