@@ -269,6 +269,7 @@ MAY_IMPORT = {
     "evaluate": {"records", "rle", "shards", "stream", "model", "parallel", "checkpoint", "files", "progress"},
     "train": {"records", "rle", "shards", "stream", "model", "parallel", "checkpoint", "files", "progress"},
     "cluster": {"train.preempt"},
+    "doctor": {"files", "model", "stream", "train.heartbeat"},
     "cli": {"cluster.environment"},
     "config": set[str](),
     "bench": {"records", "rle", "processes", "sources", "shards", "stream", "model", "parallel", "train"},

@@ -11,13 +11,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
+from mres.parallel.meet import meet
 
 _REMEDY = "start through torchrun, deepspeed or srun, or without any launcher on one rank"
 
@@ -41,7 +41,8 @@ def join_world(config: ParallelConfig) -> World:
     """Reads RANK, WORLD_SIZE, LOCAL_RANK … and opens the process group (gloo for CPU tensors, NCCL for CUDA's).
 
     Raises:
-        UserError: variables that are missing or do not fit, or a strategy that cannot run on so many ranks.
+        UserError: variables that are missing or do not fit, a strategy that cannot run on so many ranks, ranks that do
+            not come or are of another world (`meet`).
     """
     rank, size, local_rank, local_size = _from_environment()
     if config.strategy == "single" and size > 1:
@@ -59,10 +60,20 @@ def join_world(config: ParallelConfig) -> World:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = datetime.timedelta(seconds=config.timeout_s)
         # Alone there is nobody to meet: no address, no port.
-        alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
-        dist.init_process_group(backend, timeout=timeout, **alone)
+        store: dist.Store = dist.HashStore() if size == 1 else meet(rank, size, config.timeout_s)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
         atexit.register(_let_threads_rest)
     return World(rank, size, local_rank, local_size, device)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of ranks, before it joins them.
+
+    Raises:
+        UserError: variables that are missing or do not fit.
+    """
+    rank, size, _, _ = _from_environment()
+    return rank, size
 
 
 def leave_world() -> None:

@@ -1,0 +1,124 @@
+"""A run's folder read from outside: which rank the others wait for, which is dead, which never came."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from mres.doctor.finding import Finding, ok, problem, warning
+from mres.errors import UserError
+from mres.train.heartbeat import ENDED, FAILED, FOLDER, LOST, PHASES, Beat, lagging, read_beats
+
+# A beat is written once a second, or so rarely that all ranks together write 64 a second.
+_SILENT_S = 10.0
+_HANGS_S, _HANGS_STEPS = 30.0, 10
+
+
+def diagnose(run_dir: Path) -> list[Finding]:
+    """What the heartbeats of a run say, problems first.
+
+    Raises:
+        UserError: there are none.
+    """
+    beats = read_beats(run_dir)
+    if not beats:
+        raise UserError(
+            f"no heartbeats in '{run_dir / FOLDER}': no run's folder, one that has not started, or train.heartbeat=false"
+        )
+    newest = max(beats.values(), key=lambda beat: beat.time)
+    now = max(time.time(), newest.time)
+    here = {r: b for r, b in beats.items() if r < newest.world_size and b.time >= newest.started - 1}
+    findings = _never_came(newest, here)
+    for beat in here.values():
+        findings += _judge(beat, now)
+    if not any(f.level == "problem" for f in findings):
+        findings += _compare(run_dir, here, now)
+    return findings
+
+
+def _never_came(newest: Beat, here: Mapping[int, Beat]) -> list[Finding]:
+    missing = [r for r in range(newest.world_size) if r not in here]
+    if not missing:
+        return []
+    found = f"never came to this start of {newest.world_size} ranks"
+    return [problem(f"rank {', '.join(map(str, missing))}", found, "their logs, and whether they were started at all")]
+
+
+def _judge(beat: Beat, now: float) -> list[Finding]:
+    """What a rank's own file and, on this machine, its process say of it."""
+    what, where = f"rank {beat.rank}", f"{beat.host}, pid {beat.pid}"
+    place = f"step {beat.step}, {beat.phase}"
+    if beat.phase == FAILED:
+        return [problem(what, f"{where}: {beat.note} ({_ago(now - beat.time)})", "its log")]
+    if beat.phase == LOST:
+        return [warning(what, f"{where}: ended because {beat.note}", "what is said of that rank")]
+    if beat.phase == ENDED:
+        return []
+    silent = now - beat.time
+    state = _process_state(beat) if beat.host == socket.gethostname() else None
+    if state == "dead":
+        found = f"died in {place} ({where}), {_ago(silent)}"
+        return [problem(what, found, "its log; `dmesg` tells whether memory ran out; the same command goes on")]
+    if state == "stopped":
+        found = f"is stopped in {place} ({where}), for {silent:.0f} s"
+        return [problem(what, found, f"`kill -CONT {beat.pid}`, or leave the debugger")]
+    if silent > max(_SILENT_S, 5 * beat.world_size / 64):
+        found = f"is silent in {place} ({where}), for {silent:.0f} s: dead, stopped, or its machine is lost"
+        return [problem(what, found, f"look at {beat.host}: `ps -p {beat.pid}`, `py-spy dump --pid {beat.pid}`")]
+    return []
+
+
+def _process_state(beat: Beat) -> str:
+    """ "dead", "stopped" or "runs"; a process that is younger than the heartbeat's is another one."""
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        process = psutil.Process(beat.pid)
+        status = process.status()
+        if process.create_time() > beat.started + 1 or status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return "dead"
+    except psutil.NoSuchProcess:
+        return "dead"
+    return "stopped" if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP) else "runs"
+
+
+def _compare(run_dir: Path, here: Mapping[int, Beat], now: float) -> list[Finding]:
+    """Of ranks that all live: which of them the others wait for, if they have waited for long."""
+    running = [beat for beat in here.values() if beat.phase in PHASES]
+    if not running:
+        last = max(beat.step for beat in here.values())
+        return [ok("run", f"all {len(here)} rank(s) ended in order, the last in step {last}")]
+    patience = max(_HANGS_S, _HANGS_STEPS * _seconds_a_step(run_dir))
+    behind = [beat for beat in lagging(here) if now - beat.since > patience]
+    if behind:
+        remedy = "`py-spy dump --pid` on it; data: the file system; forward, backward: its GPU (`nvidia-smi`, `dmesg`)"
+        return [
+            problem(
+                f"rank {beat.rank}",
+                f"the others wait for it: step {beat.step}, {beat.phase}, for {now - beat.since:.0f} s ({beat.host}, "
+                f"pid {beat.pid})",
+                remedy,
+            )
+            for beat in behind
+        ]
+    waited = now - max(beat.since for beat in running)
+    place = f"step {running[0].step}, {running[0].phase}"
+    if waited > patience:
+        remedy = f"a collective's network, or the file system; the flight recorder's dumps: {run_dir / 'flight'}"
+        return [warning("run", f"all {len(running)} rank(s) are in {place}, for {waited:.0f} s", remedy)]
+    return [ok("run", f"{len(running)} rank(s) run, rank {running[0].rank} in {place}")]
+
+
+def _seconds_a_step(run_dir: Path) -> float:
+    try:
+        *_, last = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return float(json.loads(last)["step_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s ago"

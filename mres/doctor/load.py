@@ -1,0 +1,53 @@
+"""What a run will ask of each machine, from its config; without a config, what can be said of any run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from mres.config import Config
+from mres.stream.config import share_of_rank
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Per machine: `ranks`, each with `workers` loader processes and `threads`; bytes of what travels and is kept."""
+
+    ranks: int
+    workers: int
+    prefetch: int
+    threads: int | None
+    batch_bytes: int
+    checkpoint_bytes: int
+
+    @property
+    def shared_memory_bytes(self) -> int:
+        """Batches that wait in /dev/shm at once: those prepared ahead, and the one in use."""
+        return self.ranks * (self.workers * self.prefetch + 1) * self.batch_bytes if self.workers else 0
+
+    @property
+    def open_files(self) -> int:
+        """Of one rank: every tensor that waits in shared memory is an open file; connections and shards come on top."""
+        return 4 * (self.workers * self.prefetch + 1) + 2 * self.ranks + 300
+
+
+def load_of(config: Config, ranks: int) -> Load:
+    """Raises: UserError: the batch does not divide by the ranks."""
+    from mres.model.unires import UniRES
+    from mres.stream.batch import StreamShape, empty_batch
+
+    data, model = config.data, config.model
+    shape = StreamShape(model.image_size, model.mask_stride, model.text_length)
+    one = empty_batch(1, data.expressions_per_image, shape, shared=False)
+    tensors = (one.image_BCSS, one.mask_BKhh, one.text_BKT, one.valid_BK)
+    world_size = max(ranks, int(os.environ.get("WORLD_SIZE", "1")))
+    num_parameters = sum(parameter.numel() for parameter in UniRES.outline(model).parameters())
+    copies = 3 if config.optim.ema_decay is None else 4  # weights and two moments, the moving average
+    return Load(
+        ranks=ranks,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        threads=config.train.threads,
+        batch_bytes=share_of_rank(data.images_per_batch, world_size) * sum(t.nbytes for t in tensors),
+        checkpoint_bytes=copies * 4 * num_parameters * (config.checkpoint.keep + 1),
+    )

@@ -1,0 +1,73 @@
+"""The ranks' first meeting: who is missing, double or of another world is named, at once and everywhere."""
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mres.errors import UserError
+from mres.parallel import meet as meeting
+from mres.parallel.meet import meet
+from mres.testing import free_port
+
+
+@pytest.fixture(autouse=True)
+def address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(meeting, "_STAY_S", 1.0)
+
+
+def met(*ranks_and_sizes: tuple[int, int], timeout_s: float = 30) -> list[str]:
+    """What came of it for each, in threads: the stores and their connections are those of processes."""
+
+    def one(rank_and_size: tuple[int, int]) -> str:
+        rank, size = rank_and_size
+        try:
+            store = meet(rank, size, timeout_s)
+        except UserError as error:
+            return str(error)
+        store.set(f"there/{rank}", "x")
+        store.wait([f"there/{r}" for r in range(size)])  # what the process group does first
+        return "met"
+
+    with ThreadPoolExecutor(len(ranks_and_sizes)) as pool:
+        return list(pool.map(one, ranks_and_sizes))
+
+
+def test_all_meet() -> None:
+    assert met((0, 3), (1, 3), (2, 3)) == ["met"] * 3
+
+
+def test_another_world_size_is_named_on_all_ranks() -> None:
+    texts = met((0, 3), (1, 2), (2, 3))
+    assert set(texts) == {"the ranks have different WORLD_SIZE: rank 1 has 2, rank 0 has 3; start all with the same"}
+
+
+def test_two_of_one_rank_are_named() -> None:
+    assert all("two processes have RANK=1" in text for text in met((0, 3), (1, 3), (1, 3)))
+
+
+def test_who_does_not_come_is_named_by_those_that_did() -> None:
+    texts = met((0, 4), (2, 4), timeout_s=1)
+    assert all(text.startswith("rank(s) 1, 3 of 4 did not come within parallel.timeout_s=1 s; ") for text in texts)
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(UserError, match="rank 0 cannot listen at MASTER_ADDR:MASTER_PORT"):
+            meet(0, 2, 1)
+
+
+def test_nobody_at_the_address() -> None:
+    with pytest.raises(UserError, match="rank 1 found nobody at MASTER_ADDR:MASTER_PORT"):
+        meet(1, 2, 1)
+
+
+@pytest.mark.parametrize("port", ["http", "70000", "-1"])
+def test_what_is_no_port(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(UserError, match="is not a port"):
+        meet(0, 2, 1)

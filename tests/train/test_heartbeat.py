@@ -1,0 +1,107 @@
+"""Where every rank says that it is, and who of them keeps the others waiting."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import TRAIN, run, write_config
+
+from mres.train.heartbeat import ENDED, FAILED, PHASES, Beat, Heartbeat, NoHeartbeat, file_name, lagging, read_beats
+
+
+def beat(rank: int, step: int, phase: str) -> Beat:
+    return Beat(rank, 4, "a", 1, 0.0, step, phase, 0.0, 0.0)
+
+
+def until(condition, message: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, message
+        time.sleep(0.02)
+
+
+def test_the_file_follows_the_rank_and_says_how_it_ended(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(tmp_path, 3, 4)
+    heartbeat.start()
+    until(lambda: 3 in read_beats(tmp_path), "the first beat comes at once")
+    first = read_beats(tmp_path)[3]
+    assert (first.phase, first.step, first.pid, first.world_size) == ("start", 0, os.getpid(), 4)
+    heartbeat.at("backward", 17)
+    until(lambda: read_beats(tmp_path)[3].phase == "backward", "it is written without the training thread")
+    stuck = read_beats(tmp_path)[3]
+    until(lambda: read_beats(tmp_path)[3].time > stuck.time, "the process lives")
+    assert read_beats(tmp_path)[3].since == stuck.since, "and is still where it was"
+    assert stuck.step == 17
+    heartbeat.end(FAILED, "out of memory")
+    last = read_beats(tmp_path)[3]
+    assert (last.phase, last.note, last.step) == (FAILED, "out of memory", 17)
+    assert [p.name for p in (tmp_path / "heartbeat").iterdir()] == ["rank-00003.json"], "nothing half written is left"
+
+
+def test_files_of_ranks_that_an_earlier_start_had_are_removed(tmp_path: Path) -> None:
+    for rank in range(3):
+        old = Heartbeat(tmp_path, rank, 3)
+        old.start()
+        old.end()
+    new = Heartbeat(tmp_path, 0, 2)
+    new.start()
+    new.end()
+    assert sorted(read_beats(tmp_path)) == [0, 1]
+
+
+def test_a_folder_that_takes_no_files_costs_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    heartbeat = Heartbeat(tmp_path / "run", 0, 1)
+    heartbeat.start()
+    heartbeat.at("data", 1)
+    heartbeat.end()
+
+
+def test_none_is_written_where_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    heartbeat = NoHeartbeat()
+    heartbeat.start()
+    heartbeat.at("data", 1)
+    heartbeat.end()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"rank": 0}', '{"rank": 0, "extra": 1}'])
+def test_what_is_no_heartbeat_is_left_out(tmp_path: Path, content: str) -> None:
+    (tmp_path / "heartbeat").mkdir()
+    (tmp_path / "heartbeat" / file_name(0)).write_text(content)
+    assert read_beats(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([(5, "backward"), (5, "backward")], []),
+        ([(5, "backward"), (5, "forward"), (5, "backward")], [1]),
+        ([(6, "data"), (5, "evaluate"), (6, "collective")], [1]),
+        ([(6, "collective"), (6, "data"), (6, "data"), (6, "collective")], [1, 2]),
+        ([(9, "backward"), (2, ENDED), (9, "backward")], []),  # nobody waits for who has ended
+        ([(3, FAILED)], []),
+    ],
+)
+def test_the_earliest_in_a_step_is_the_one_that_is_waited_for(
+    places: list[tuple[int, str]], expected: list[int]
+) -> None:
+    beats = {rank: beat(rank, step, phase) for rank, (step, phase) in enumerate(places)}
+    assert [b.rank for b in lagging(beats)] == expected
+
+
+def test_a_run_leaves_one_a_rank_and_the_phases_are_those_of_the_trainer(tmp_path: Path, tiny_shards: Path) -> None:
+    config = write_config(tmp_path, tiny_shards)
+    for name, expected in (("on", [file_name(0)]), ("off", None)):
+        arguments = ["--config", str(config), f"run.name={name}", "train.steps=3", f"train.heartbeat={name}"]
+        done = run(TRAIN, arguments, tmp_path)
+        assert done.codes == [0], done.output
+        folder = tmp_path / "runs" / name / "heartbeat"
+        assert (sorted(p.name for p in folder.iterdir()) if folder.exists() else None) == expected
+    last = json.loads((tmp_path / "runs" / "on" / "heartbeat" / file_name(0)).read_text())
+    assert (last["phase"], last["step"]) == (ENDED, 3)
+    trainer = (Path(__file__).parents[2] / "mres" / "train" / "trainer.py").read_text()
+    assert all(f'at("{phase}", ' in trainer for phase in PHASES[1:])

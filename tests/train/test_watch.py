@@ -1,0 +1,174 @@
+"""A rank that dies or fails: the others end within seconds and say which, whatever they were waiting in."""
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from tiny_run import TRAIN, start, wait, write_config
+
+from mres.errors import UserError
+from mres.train import desk as desks
+from mres.train.desk import Desk
+from mres.train.heartbeat import LOST, PHASES, read_beats
+from mres.train.watch import LOST_RANK_EXIT, is_of_communication
+
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (beats := read_beats(run_dir)) or min(beat.step for beat in beats.values()) < step:
+        assert time.monotonic() < deadline, beats
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "victim", "workers", "by"),
+    [("ddp", 1, 1, signal.SIGKILL), ("fsdp", 0, 0, signal.SIGKILL)],
+)
+def test_a_killed_rank_ends_the_others_and_is_named(
+    tmp_path: Path, tiny_shards: Path, strategy: str, victim: int, workers: int, by: signal.Signals
+) -> None:
+    config = write_config(tmp_path, tiny_shards)
+    arguments = ["--config", str(config), f"parallel.strategy={strategy}", f"data.workers={workers}"]
+    endless = ["data.images_per_batch=6", "train.steps=1000000", "train.trace_batches=false"]
+    processes = start(TRAIN, [*arguments, *endless], tmp_path, world_size=3)
+    run_dir = tmp_path / "runs" / "run"
+    try:
+        wait_for_step(run_dir, 3)
+    finally:
+        os.kill(processes[victim].pid, by)
+    done = wait(processes, tmp_path, timeout_s=60)
+    others = [rank for rank in range(3) if rank != victim]
+    assert done.codes[victim] == -by
+    for rank in others:
+        assert done.codes[rank] == LOST_RANK_EXIT, done.outputs[rank]
+        assert done.outputs[rank].count(f"error: rank {victim} ") == 1
+        assert "died: its process is gone without a word" in done.outputs[rank]
+        assert "Traceback" not in done.outputs[rank]
+    beats = read_beats(run_dir)
+    assert beats[victim].phase in PHASES
+    assert all(beats[rank].phase == LOST and f"rank {victim} " in beats[rank].note for rank in others)
+
+
+class Line:
+    """A caller at a desk, as a rank is one."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", desk.port), timeout=10)
+        self.file = self.socket.makefile("rb")
+
+    def say(self, **message: object) -> "Line":
+        desks.send(self.socket, message)
+        return self
+
+    def hears(self) -> dict:
+        text = self.file.readline()
+        return json.loads(text) if text else {}
+
+    def hang_up(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def desk():
+    desk = Desk(4, loopback=True)
+    yield desk
+    desk.close()
+
+
+def rank(desk: Desk, number: int) -> Line:
+    return Line(desk).say(token=desk.token, rank=number, host="a", pid=100 + number)
+
+
+def test_who_hangs_up_without_a_word_is_lost(desk: Desk) -> None:
+    lines = [rank(desk, number) for number in range(3)]
+    lines[1].hang_up()
+    lost = {"lost": 1, "why": f"(a, pid 101) {desks.GONE}"}
+    assert lines[0].hears() == lost
+    assert lines[2].hears() == lost
+    lines[2].hang_up()  # what follows from the first loss is no news
+    assert rank(desk, 3).hears() == lost, "who comes later learns of it too"
+
+
+def test_who_failed_is_lost_with_its_own_words(desk: Desk) -> None:
+    lines = [rank(desk, number) for number in range(2)]
+    lines[1].say(failed="OutOfMemoryError: CUDA out of memory")
+    assert lines[0].hears() == {"lost": 1, "why": "(a, pid 101) failed: OutOfMemoryError: CUDA out of memory"}
+
+
+def test_who_said_good_bye_is_not_lost(desk: Desk) -> None:
+    lines = [rank(desk, number) for number in range(3)]
+    lines[1].say(bye=True).hang_up()
+    lines[2].hang_up()
+    assert lines[0].hears()["lost"] == 2
+
+
+def test_a_desk_that_closes_says_so() -> None:
+    desk = Desk(2, loopback=True)
+    line = rank(desk, 1)
+    stranger = Line(desk)
+    line.say(bye=True).socket.shutdown(socket.SHUT_WR)
+    stranger.hang_up()
+    desk.close()
+    assert line.hears() in ({"closing": True}, {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[]\n",
+        b"7\n",
+        b'{"token": "guessed", "rank": 1}\n',
+        b'{"failed": "x"}\n',
+        b"x" * 40_000,
+    ],
+)
+def test_strangers_are_not_listened_to(desk: Desk, content: bytes) -> None:
+    lines = [rank(desk, 0), rank(desk, 1)]
+    stranger = Line(desk)
+    stranger.socket.sendall(content)
+    stranger.hang_up()
+    lines[1].hang_up()
+    assert lines[0].hears()["lost"] == 1
+
+
+def test_a_forked_child_does_not_keep_a_dead_ranks_connection(desk: Desk) -> None:
+    line = rank(desk, 0)
+    other = desks.ours(socket.create_connection(("127.0.0.1", desk.port)))
+    desks.send(other, {"token": desk.token, "rank": 1, "host": "a", "pid": 1})
+    child = os.fork()
+    if child == 0:  # a data worker, which lives on
+        time.sleep(30)
+        os._exit(0)
+    try:
+        other.close()
+        assert line.hears()["lost"] == 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3721"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), True),
+        (RuntimeError("Timed out waiting 600000ms for recv operation to complete"), True),
+        (dist.DistNetworkError("x"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (UserError("Connection closed"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_errors_that_may_be_another_ranks_fault(error: BaseException, expected: bool) -> None:
+    assert is_of_communication(error) is expected
