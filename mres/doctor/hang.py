@@ -36,7 +36,7 @@ def diagnose(run_dir: Path) -> list[Finding]:
         findings += _judge(beat, now)
     if not any(f.level == "problem" for f in findings):
         findings += _compare(run_dir, here, now)
-    return findings
+    return sorted(findings, key=lambda finding: finding.level != "problem")
 
 
 def _never_came(newest: Beat, here: Mapping[int, Beat]) -> list[Finding]:

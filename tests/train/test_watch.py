@@ -1,20 +1,28 @@
 """A rank that dies or fails: the others end within seconds and say which, whatever they were waiting in."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from tiny_run import TRAIN, start, wait, write_config
+from tiny_run import PRELOAD, TRAIN, start, wait, write_config
 
+from mres.config import load_config
 from mres.errors import UserError
+from mres.parallel.config import ParallelConfig
+from mres.parallel.strategy import build_strategy
+from mres.parallel.world import World
+from mres.testing import free_port
 from mres.train import desk as desks
 from mres.train.desk import Desk
-from mres.train.heartbeat import LOST, PHASES, read_beats
+from mres.train.guard import guarded
+from mres.train.heartbeat import FAILED, LOST, PHASES, Heartbeat, read_beats
 from mres.train.watch import LOST_RANK_EXIT, is_of_communication
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -55,6 +63,44 @@ def test_a_killed_rank_ends_the_others_and_is_named(
     beats = read_beats(run_dir)
     assert beats[victim].phase in PHASES
     assert all(beats[rank].phase == LOST and f"rank {victim} " in beats[rank].note for rank in others)
+
+
+def of_three(rank: int, port: int, folder: Path) -> None:
+    """Rank 1 fails by itself; rank 0 is in no collective and hears of nothing; rank 2 waits in one."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="3", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="3")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.dup2(os.open(folder / f"out-{rank}.txt", os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8")
+
+    def work(world: World, heartbeat: Heartbeat) -> int:
+        strategy = build_strategy(ParallelConfig(strategy="ddp"), world)
+        strategy.agree([1.0])
+        if rank == 1:
+            raise ValueError("no such thing")
+        if rank == 0:
+            time.sleep(600)
+        return int(strategy.agree([1.0])[0])
+
+    sys.exit(guarded(load_config(None, ["parallel.strategy=ddp", f"run.dir={folder}"]), work))
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_alone_ends_the_others_wherever_they_are(tmp_path: Path) -> None:
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload(PRELOAD)
+    processes = [context.Process(target=of_three, args=(rank, port, tmp_path)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    done = wait(processes, tmp_path, timeout_s=60)
+    assert done.codes == [LOST_RANK_EXIT, 1, LOST_RANK_EXIT], done.outputs
+    assert "ValueError: no such thing" in done.outputs[1]
+    assert "Traceback" in done.outputs[1], "whose fault it is has its traceback"
+    for rank in (0, 2):
+        assert "error: rank 1 (" in done.outputs[rank]
+        assert "failed: ValueError: no such thing; all others end with it" in done.outputs[rank]
+        assert "Traceback" not in done.outputs[rank]
+    beats = read_beats(tmp_path / "run")
+    assert [beats[rank].phase for rank in range(3)] == [LOST, FAILED, LOST]
 
 
 class Line:
