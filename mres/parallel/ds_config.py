@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,18 +166,20 @@ def merged(own: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return _merge(own, given, "")
 
 
-def check_values(settings: dict[str, Any], path: Path) -> None:
-    """Lets DeepSpeed look at what it is going to be told: ranges, and keys that exclude one another.
+@contextmanager
+def refusals_named(path: str | None) -> Iterator[None]:
+    """Around what DeepSpeed does with its config: values out of range, and keys that exclude one another.
 
     Raises:
-        UserError: with DeepSpeed's own words.
+        UserError: with DeepSpeed's own words and the file; without a file, its error is left as it is.
     """
-    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
-
     try:
-        DeepSpeedConfig(settings)
-    except (ValueError, AssertionError, DeepSpeedConfigError) as error:
-        raise UserError(f"DeepSpeed refuses what '{path}' (parallel.ds_config) asks for: {error}") from None
+        yield
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        if path is None:
+            raise
+        words = " ".join(str(error).split())
+        raise UserError(f"DeepSpeed refuses what parallel.ds_config='{path}' asks for: {words}") from error
 
 
 # They stand in `own` already, or nowhere because mres does it.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mres.errors import UserError
 from mres.parallel.blocks import prepare_blocks
-from mres.parallel.ds_config import check_values, merged, read_ds_config
+from mres.parallel.ds_config import merged, read_ds_config, refusals_named
 from mres.parallel.ema import holds_average
 from mres.parallel.materialise import materialise, materialise_own
 from mres.parallel.native import build_optimizer
@@ -55,11 +55,12 @@ class ZeroStrategy(Strategy):
         settings = self._deepspeed_config(adamw, sum(shape.numel() for shape in shapes.values()))
         prepare_blocks(blocks, self.config)
         if self.config.zero_stage == 3:
-            _partition_parameters(deepspeed, model, settings, self.world.device)
+            with refusals_named(self.config.ds_config):
+                _partition_parameters(deepspeed, model, settings, self.world.device)
         materialise(model, self.world.device)
         self._optimizer = build_optimizer(model, groups, adamw)
         # It prints memory figures (stage 1 in bfloat16); what its logger says comes through.
-        with redirect_stdout(io.StringIO()):
+        with refusals_named(self.config.ds_config), redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
                 # Else it would take LOCAL_RANK for the device, which is wrong where a rank sees its own GPU only.
                 args=SimpleNamespace(device_rank=self.world.device.index or 0),
@@ -95,9 +96,7 @@ class ZeroStrategy(Strategy):
         for rank, theirs in enumerate(self.same_everywhere(given)):
             if theirs != given:
                 raise UserError(f"rank {rank} reads another parallel.ds_config='{path}' than rank {self.world.rank}")
-        settings = merged(own, given)
-        check_values(settings, path)
-        return settings
+        return merged(own, given)
 
     def _own_config(self, adamw: AdamW, num_parameters: int) -> dict[str, Any]:
         return {

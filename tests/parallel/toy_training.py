@@ -36,6 +36,7 @@ _FLAGS: dict[str, dict] = {
     "f64": {"compute_dtype": "float64"},
     "offload": {"offload": "cpu"},
     "gathered": {"reshard_after_forward": False},
+    "tuned": {"ds_config": str(Path(__file__).with_name("tuned.json"))},
 }
 
 
