@@ -275,7 +275,7 @@ MAY_IMPORT = {
     "bench": {"records", "rle", "files", "processes", "sources", "shards", "stream", "model", "parallel", "train"},
 }
 # They put rooms together for a command.
-COMPOSITIONS = {"train/run.py", "train/session.py", "evaluate/run.py", "evaluate/predict.py"}
+COMPOSITIONS = {"train/run.py", "train/session.py", "train/replay.py", "evaluate/run.py", "evaluate/predict.py"}
 COMPOSITIONS_TOO = {"cli", "evaluate", "train"}
 
 

@@ -24,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FORM",
         help="safetensors: DST/model.safetensors with its config; dcp: DST/step-…, as in a run's checkpoints/ folder",
     )
+    p.add_argument(
+        "--weights", choices=("model", "ema"), default="model", help="ema: the moving average that a run has kept"
+    )
     p.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion made")
     return p
 
@@ -34,7 +37,8 @@ def main() -> int:
     from mres.checkpoint.convert import convert, parse_form
 
     form = parse_form(arguments.to)
-    print(convert(arguments.source, arguments.out, form, overwrite=arguments.overwrite))
+    overwrite, weights = arguments.overwrite, arguments.weights
+    print(convert(arguments.source, arguments.out, form, overwrite=overwrite, weights=weights))
     return 0
 
 

@@ -20,7 +20,7 @@ from mres.progress import track
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mres.checkpoint.weights import Source
+    from mres.checkpoint.weights import Kind, Source
 
 Form = Literal["safetensors", "dcp"]
 _STRATEGIES = {
@@ -49,7 +49,7 @@ def parse_form(text: str) -> Form:
     raise UserError(f"--to '{text}': safetensors and dcp are what there is")
 
 
-def convert(source: Path, out: Path, form: Form, *, overwrite: bool = False) -> Path:
+def convert(source: Path, out: Path, form: Form, *, overwrite: bool = False, weights: Kind = "model") -> Path:
     """Writes the weights in `source` into the folder `out`, which appears at the end, checked, or not at all.
 
     Args:
@@ -57,6 +57,7 @@ def convert(source: Path, out: Path, form: Form, *, overwrite: bool = False) -> 
         out: for "safetensors" the folder of model.safetensors; for "dcp" the parent of a step-… folder, as a run's
             checkpoints/ is. The optimizer comes along from one dcp to another.
         overwrite: replace `out` where it is the outcome of a conversion.
+        weights: "ema" for the moving average in the place of the weights; no optimizer comes along with it.
 
     Returns:
         The checkpoint's folder: `out` for "safetensors", `out`/step-… for "dcp".
@@ -71,13 +72,13 @@ def convert(source: Path, out: Path, form: Form, *, overwrite: bool = False) -> 
 
     from mres.checkpoint.weights import open_source
 
-    found = open_source(source)
+    found = open_source(source, weights)
     _check_apart(found.path.resolve(), out.resolve())
     part = out.absolute().with_name(out.name + ".incomplete")
     try:
         shutil.rmtree(part, ignore_errors=True)  # what a killed conversion left
         part.mkdir(parents=True)
-        folder = _fill(found, part, form)
+        folder = _fill(found, part, form, weights)
         publish_folder(part, out.absolute())
     except (OSError, CheckpointException) as error:
         raise CheckpointError(f"'{out}' was not written: {reason(error)}; nothing of it was left behind") from None
@@ -109,7 +110,7 @@ def _check_apart(source: Path, out: Path) -> None:
         )
 
 
-def _fill(found: Source, part: Path, form: Form) -> Path:
+def _fill(found: Source, part: Path, form: Form, kind: Kind) -> Path:
     """Writes and checks the checkpoint's folder in (or as) `part`; returns it."""
     from mres.checkpoint.weights import open_source, weights_state
 
@@ -121,16 +122,17 @@ def _fill(found: Source, part: Path, form: Form) -> Path:
     step = int(found.state["step"])
     folder = part if form == "safetensors" else step_folder(part, step)
     folder.mkdir(exist_ok=True)
-    if form == "dcp" and (found.path / DCP_METADATA).is_file():
+    kind = found.state.get("weights", kind)  # of what was exported before, whichever it is
+    if form == "dcp" and kind == "model" and (found.path / DCP_METADATA).is_file():
         _copy_files(found.path, folder)
         return folder
     _check_room(part, found.weights.num_bytes)
     tensors = dict(track(found.weights, len(found.weights), f"reading {found.path}"))
     if form == "safetensors":
-        _write_safetensors(folder / SAFETENSORS, tensors, step, found.config_yaml)
+        _write_safetensors(folder / SAFETENSORS, tensors, step, kind, found.config_yaml)
     else:
         _write_dcp(folder, tensors)
-    seal(folder, step, weights_state(step, found.state.get("model", {})), found.config_yaml)
+    seal(folder, step, weights_state(step, found.state.get("model", {}), kind), found.config_yaml)
     _check_same_bits(open_source(folder), tensors)
     return folder
 
@@ -154,12 +156,18 @@ def _check_room(part: Path, num_bytes: int) -> None:
         )
 
 
-def _write_safetensors(path: Path, tensors: dict[str, Tensor], step: int, config_yaml: str) -> None:
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], step: int, kind: Kind, config_yaml: str) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # "pt" is what other readers of safetensors look for; config and step are for the file that lost its folder.
-    header = {"format": "pt", "mres": metadata.version("mres"), "step": str(step), "config": config_yaml}
+    header = {
+        "format": "pt",
+        "mres": metadata.version("mres"),
+        "step": str(step),
+        "weights": kind,
+        "config": config_yaml,
+    }
     try:
         save_file(tensors, path, header)
     except SafetensorError as error:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mres.checkpoint.folder import CONFIG, Checkpoint, CheckpointError
-from mres.checkpoint.weights import PickledWeights, SafetensorsWeights, open_source
+from mres.checkpoint.weights import Kind, PickledWeights, SafetensorsWeights, open_source
 from mres.config import Config, load_config
 from mres.model.config import ModelConfig
 
@@ -82,9 +82,9 @@ class Matched:
             )
 
 
-def load_weights(model: nn.Module, config: ModelConfig, source: Path) -> Restored:
+def load_weights(model: nn.Module, config: ModelConfig, source: Path, kind: Kind = "model") -> Restored:
     """`match_weights`, copied into a model that has memory."""
-    return _copy(model, match_weights(model, config, source))
+    return _copy(model, match_weights(model, config, source, kind))
 
 
 def load_text_weights(model: nn.Module, source: Path) -> Restored:
@@ -99,18 +99,19 @@ def _copy(model: nn.Module, matched: Matched) -> Restored:
     return matched.restored
 
 
-def match_weights(model: nn.Module, config: ModelConfig, source: Path) -> Matched:
+def match_weights(model: nn.Module, config: ModelConfig, source: Path, kind: Kind = "model") -> Matched:
     """Strict: every parameter comes from `source`, with its shape.
 
     Args:
         model: names and shapes; it may be on the meta device.
         config: what `model` was built from; compared with the source's own where that has one.
         source: a run's folder, a checkpoint's, an exported folder or a .safetensors file.
+        kind: the weights, or their moving average.
 
     Raises:
         CheckpointError: nothing there, damaged, or of another model (the first differing keys or tensors are named).
     """
-    found = open_source(source)
+    found = open_source(source, kind)
     if found.state is not None:
         _check_same(found.state.get("model", {}), config, found.path)
     restored, own_names = _match(model, found.weights.shapes, str(found.path))

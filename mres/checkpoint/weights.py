@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from zipfile import is_zipfile
 
 import torch
@@ -20,6 +20,8 @@ from mres.checkpoint.folder import CONFIG, MANIFEST, SAFETENSORS, CheckpointErro
 from mres.checkpoint.store import locate
 
 PREFIX = "model."
+# Which of a checkpoint's weights: those that were trained, or their moving average.
+Kind = Literal["model", "ema"]
 # Reading a DCP checkpoint goes through its whole index each time, so tensors are read in pieces of this size.
 _PIECE_BYTES = 1 << 28
 
@@ -36,18 +38,26 @@ class Weights(Protocol):
 
 
 class DcpWeights:
-    """The weights of a DCP checkpoint, whatever strategy wrote them; the optimizer's tensors stay where they are."""
+    """The weights of a DCP checkpoint, whatever strategy wrote them; the optimizer's tensors stay where they are.
 
-    def __init__(self, folder: Path) -> None:
+    Of "ema", what has no average (it was frozen) comes as it is.
+
+    Raises:
+        CheckpointError: it has no averages.
+    """
+
+    def __init__(self, folder: Path, kind: Kind = "model") -> None:
         self._folder = folder
         metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-        self._entries = {
-            name: entry
-            for name, entry in metadata.items()
-            if name.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
-        }
+        found = {name: entry for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
+        plain = [name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX)]
+        stored = {name: f"{kind}.{name}" if f"{kind}.{name}" in found else PREFIX + name for name in plain}
+        if all(name.startswith(PREFIX) for name in stored.values()) and kind != "model":
+            raise CheckpointError(_no_average(folder))
+        self._names = {name: plain for plain, name in stored.items()}
+        self._entries = {name: found[name] for name in self._names}
         self.num_bytes = sum(map(_num_bytes, self._entries.values()))
-        self.shapes = {name.removeprefix(PREFIX): entry.size for name, entry in self._entries.items()}
+        self.shapes = {self._names[name]: entry.size for name, entry in self._entries.items()}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -61,7 +71,7 @@ class DcpWeights:
             with alone():
                 dcp.load(state, checkpoint_id=self._folder, no_dist=True)
             for name in names:
-                yield name.removeprefix(PREFIX), state.pop(name)
+                yield self._names[name], state.pop(name)
 
     def _pieces(self) -> Iterator[list[str]]:
         names: list[str] = []
@@ -74,6 +84,13 @@ class DcpWeights:
             size += _num_bytes(entry)
         if names:
             yield names
+
+
+def _no_average(path: Path) -> str:
+    return (
+        f"{path} holds no moving average of the weights: it was trained without optim.ema_decay, or exported without "
+        "--weights ema; take the weights themselves (evaluate.weights=model)"
+    )
 
 
 def _num_bytes(entry: TensorStorageMetadata) -> int:
@@ -156,20 +173,33 @@ class Source:
     config_yaml: str | None
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, kind: Kind = "model") -> Source:
     """The weights that a user means by a run's, checkpoint's or exported folder, or by a .safetensors file.
 
+    Of what was exported there is one kind; "model" takes it, whichever it is.
+
     Raises:
-        CheckpointError: nothing there, or damaged.
+        CheckpointError: nothing there, damaged, or without an average.
     """
     if path.name == SAFETENSORS and (path.parent / MANIFEST).is_file():
         path = path.parent  # its manifest says whether the file is as it was written
     if path.suffix == ".safetensors" and not path.is_dir():
-        return _open_file(path)
+        source = _open_file(path)
+        _check_kind(path, source.state or {}, kind)
+        return source
     found = locate(path, optimizer=False)
     exported = found.folder / SAFETENSORS
-    weights: Weights = SafetensorsWeights(exported) if exported.is_file() else DcpWeights(found.folder)
+    weights: Weights
+    if found.weights_only:
+        _check_kind(found.folder, found.state, kind)
+        kind = "model"
+    weights = SafetensorsWeights(exported) if exported.is_file() else DcpWeights(found.folder, kind)
     return Source(found.folder, weights, found.state, (found.folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def _check_kind(path: Path, state: Mapping[str, Any], kind: Kind) -> None:
+    if kind == "ema" and state.get("weights") != "ema":
+        raise CheckpointError(_no_average(path))
 
 
 def _open_file(path: Path) -> Source:
@@ -178,7 +208,8 @@ def _open_file(path: Path) -> Source:
     if "config" not in header or "step" not in header:
         return Source(path, weights, None, None)
     try:
-        state = weights_state(int(header["step"]), dict(yaml.safe_load(header["config"])["model"]))
+        model = dict(yaml.safe_load(header["config"])["model"])
+        state = weights_state(int(header["step"]), model, header.get("weights", "model"))
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"'{path}' has a header that cannot be read: no step, or no model in its config"
@@ -186,6 +217,6 @@ def _open_file(path: Path) -> Source:
     return Source(path, weights, state, header["config"])
 
 
-def weights_state(step: int, model: dict[str, Any]) -> dict[str, Any]:
-    """What state.json says beside weights without an optimizer."""
-    return {"step": step, "weights_only": True, "model": model}
+def weights_state(step: int, model: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What state.json says beside weights without an optimizer; `kind`: which of a run's they are."""
+    return {"step": step, "weights_only": True, "weights": kind, "model": model}

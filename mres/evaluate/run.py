@@ -61,7 +61,7 @@ def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Pat
         set_threads(config, world)
         task = SegmentationTask(config.model, config.loss)
         model = task.build(config.run.seed)
-        restored = load_weights(model, config.model, checkpoint)
+        restored = load_weights(model, config.model, checkpoint, config.evaluate.weights)
         _make_folder(out)
         evaluator = Evaluator(config, shards, task, build_strategy(parallel, world))
         results = evaluator.results(model.to(world.device))

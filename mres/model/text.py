@@ -90,6 +90,12 @@ class Tokenizer:
             ids_XT[row, : len(ids)] = ids
         return torch.from_numpy(ids_XT), num_cut
 
+    def texts(self, ids_XT: Tensor) -> list[str]:
+        """What the ids say between start and end; nothing, for ids that are padding only."""
+        end = self._bpe.eot_token_id
+        rows = (row[1 : row.index(end)] if end in row else [] for row in ids_XT.tolist())
+        return [str(self._bpe.decode(row)).strip() for row in rows]
+
     def _encode(self, text: str) -> list[int]:
         """The ids of `text`. Texts are many but words are few, and in plain text each stands for itself.
 

@@ -14,7 +14,9 @@ import torch
 from mres.checkpoint import pretrained, store
 from mres.config import Config
 from mres.errors import UserError
-from mres.parallel.strategy import AdamW, build_strategy
+from mres.model.unires import UniRES
+from mres.parallel.ema import holds_average
+from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
 from mres.parallel.world import World
 from mres.stream.config import share_of_rank
 from mres.stream.loader import StreamState, TrainingStream
@@ -31,6 +33,7 @@ from mres.train.profile import Windows
 from mres.train.progress import Progress
 from mres.train.recorder import make_folder
 from mres.train.rollback import DivergenceError, last_good, note
+from mres.train.start import check_finite, first_weights
 from mres.train.task import SegmentationTask
 from mres.train.trainer import Trainer
 
@@ -115,8 +118,9 @@ class _Session:
         shortage = self.stream.sets.shortage(self.config.data.expressions_per_image)
         if shortage:
             self._say(f"warning: {shortage}")
+        model, groups = self._plan()
         self._prepare_folder()
-        self._build(checkpoint)
+        self._build(model, groups, checkpoint)
         if self.world.is_main:
             self.instruments.utilisation = utilisation(self.config, self.task, self.world)
         self.monitor.start(first_step)
@@ -144,27 +148,32 @@ class _Session:
         self._save(checkpoint.step)  # a run that is killed now must know that it went back
         return checkpoint.step
 
-    def _build(self, checkpoint: store.Checkpoint | None) -> None:
+    def _plan(self) -> tuple[UniRES, list[ParameterGroup]]:
+        """The model without memory, and what of it moves; what cannot be is refused before anything is written."""
+        model, optim = self.task.outline(), self.config.optim
+        freeze(model, optim.freeze)
+        return model, parameter_groups(model, optim.weight_decay, lr_scales(model, optim))
+
+    def _build(self, model: UniRES, groups: list[ParameterGroup], checkpoint: store.Checkpoint | None) -> None:
         config = self.config
-        model = self.task.build(config.run.seed)
-        if checkpoint is None:
-            if config.checkpoint.text_weights:
-                self._say(str(pretrained.load_text_weights(model, Path(config.checkpoint.text_weights))))
-            if config.checkpoint.init_from:
-                self._say(str(pretrained.load_weights(model, config.model, Path(config.checkpoint.init_from))))
+        weights = first_weights(model, config, self._say) if checkpoint is None else None
         check_agreement(self.strategy, facts_of_model(model))
-        freeze(model, config.optim.freeze)
-        groups = parameter_groups(model, config.optim.weight_decay, lr_scales(model, config.optim))
         for line in describe_groups(model, groups):
             self._say(line)
         adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
         self.strategy.wrap(model, model.blocks(), groups, adamw)
         self._say(f"strategy {self.strategy.describe()}; {torch.get_num_threads()} thread(s) each")
+        if weights is not None:
+            self.strategy.load_weights(weights)
         if config.optim.ema_decay is not None:
             self.strategy.track_average()
         if checkpoint is not None:
             self.strategy.load_state(checkpoint.folder, optimizer=True)
             self._say(f"going on at step {checkpoint.step} from {checkpoint.folder}")
+            if config.optim.ema_decay is not None and not holds_average(checkpoint.folder):
+                self._say("it has no moving average of the weights: one begins here (optim.ema_decay)")
+        named = config.checkpoint.init_from or config.checkpoint.text_weights or "the seed"
+        check_finite(self.strategy, named if checkpoint is None else str(checkpoint.folder))
 
     def _resume_from(self) -> store.Checkpoint | None:
         """Rank 0 looks and verifies; all take what it found."""

@@ -63,8 +63,8 @@ def fit(config: Config, monkeypatch: pytest.MonkeyPatch, poisoned: set[int]) -> 
         weights: list[Tensor] = []
         step = running.strategy.step
 
-        def recorded(lr: float) -> Tensor:
-            norm = step(lr)
+        def recorded(lr: float, *accept) -> Tensor:
+            norm = step(lr, *accept)
             weights.append(torch.cat([p.detach().flatten().clone() for p in running.strategy.module.parameters()]))
             return norm
 
@@ -143,7 +143,7 @@ def test_a_step_that_is_not_finite_moves_nothing(
 def test_too_many_bad_steps_in_a_row_end_the_run_with_their_ids_saved(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [f"run.dir={tmp_path / 'runs'}", "train.max_bad_steps=2", "train.log_every=1", "checkpoint.every=4"]
+    overrides = [f"run.dir={tmp_path / 'runs'}", "train.max_bad_steps=2", "train.max_rollbacks=0", "checkpoint.every=4"]
     with pytest.raises(UserError) as raised:
         fit(load_config(config, overrides), monkeypatch, {3, 6, 7, 8})
     text = str(raised.value)

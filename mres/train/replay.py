@@ -1,0 +1,141 @@
+"""A global batch of a run, made again: the same images, expressions and augmentation, and what each expression's loss is.
+
+Shapes: K expressions of an image, S side of the square, h side of the grid of logits, H×W an image as drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from mres.checkpoint import store
+from mres.checkpoint.pretrained import load_weights
+from mres.config import Config, load_config
+from mres.errors import UserError
+from mres.evaluate.overlay import TRUTH_COLOUR, drawing_size, grid, overlay, panel, resized_image, resized_mask
+from mres.model.loss import mask_losses
+from mres.stream.batch import Batch
+from mres.stream.loader import Batches
+from mres.stream.sets import TrainingSets
+from mres.train.rollback import BAD_STEPS, ROLLBACKS, read_lines
+from mres.train.task import SegmentationTask
+
+_DRAWN, _COLUMNS, _SIDE = 24, 6, 224  # of the contact sheet
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One expression of the batch as the model saw it: its text after any flip or cut, and its losses."""
+
+    id: str
+    text: str
+    valid: bool
+    losses: dict[str, float]
+    image_SS3: np.ndarray
+    mask_hh: np.ndarray
+
+
+def replay(run: Path, *, step: int | None, batch: int | None, checkpoint: Path | None, out: Path) -> Iterator[str]:
+    """Yields lines on a global batch of the run in folder `run`, and writes a contact sheet (PNG) to `out`.
+
+    Args:
+        step: of the run, from 1; one in bad_steps.jsonl means the batch that was skipped then.
+        batch: or the batch's number in the stream, from 0, as bad_steps.jsonl has it.
+        checkpoint: weights to compute losses with; default: the run's newest of before the step.
+
+    Raises:
+        UserError: no run, no such step, no weights, or data that are not there any more.
+    """
+    config = load_config(run / "config.yaml")
+    place = batch if batch is not None else batch_of_step(run, step or 1)
+    task = SegmentationTask(config.model, config.loss)
+    pieces = global_batch(config, task, place)
+    weights = checkpoint or _weights_before(run, step)
+    model = task.build(config.run.seed)
+    load_weights(model, config.model, weights)
+    model.eval()
+    expressions = [e for piece in pieces for e in _expressions(task, model, piece, config)]
+    expressions.sort(key=lambda e: -e.losses.get("loss", 0.0))
+    yield f"batch {place} of the stream: {len(pieces)} images, {len(expressions)} expressions; losses with {weights}"
+    yield from _table(expressions)
+    _draw(expressions[:_DRAWN], out)
+    yield f"{out}: the {min(_DRAWN, len(expressions))} highest losses"
+
+
+def batch_of_step(run: Path, step: int) -> int:
+    """Which of the stream's global batches step `step` (from 1) of a run took; of a skipped step, the one that it met.
+
+    Raises:
+        UserError: the step was skipped more than once, with several batches.
+    """
+    rollbacks = read_lines(run / ROLLBACKS)
+    skipped = [*(line for note in rollbacks for line in note["bad_steps"]), *read_lines(run / BAD_STEPS)]
+    met = sorted({line["batch"] for line in skipped if line["step"] == step})
+    if len(met) > 1:
+        raise UserError(f"step {step} was skipped {len(met)} times; say with --batch which: {', '.join(map(str, met))}")
+    if met:
+        return int(met[0])
+    # Each going back decides on the steps behind it, until the next one.
+    offsets = [int(note["skipped_batches"]) for note in rollbacks if step > note["step"]]
+    return step - 1 + (offsets[-1] if offsets else 0)
+
+
+def global_batch(config: Config, task: SegmentationTask, place: int) -> list[Batch]:
+    """The images of global batch number `place`, each as a batch of its own, with its ids."""
+    sets = TrainingSets.open(config.data)
+    order = sets.order(config.data, config.run.seed)
+    slots = next(order.slots(place, place + 1, rank=0, world_size=1))
+    batches = Batches(sets, order, config.data, task.shape, task.tokenizer)
+    pieces = []
+    for piece in (batches.__getitems__([slot]) for slot in slots if slot.index is not None):
+        if isinstance(piece, UserError):
+            raise piece
+        pieces.append(piece)
+    return pieces
+
+
+def _weights_before(run: Path, step: int | None) -> Path:
+    root = run / "checkpoints"
+    for at_most in (None if step is None else step - 1, None):
+        for found in store.newest(root, optimizer=False, at_most=at_most):
+            if isinstance(found, store.Checkpoint):
+                return found.folder
+    raise UserError(f"no sound checkpoint in '{root}' to compute losses with; name one with --checkpoint")
+
+
+@torch.no_grad()
+def _expressions(task: SegmentationTask, model: nn.Module, piece: Batch, config: Config) -> Iterator[Expression]:
+    logits_1Khh = task.logits(model, piece.image_BCSS, piece.text_BKT)
+    image_SS3 = piece.image_BCSS[0].permute(1, 2, 0).numpy()
+    texts = task.tokenizer.texts(piece.text_BKT[0])
+    for k, id_ in enumerate(piece.expression_ids):
+        logits, mask, seen = (t[:, k : k + 1] for t in (logits_1Khh, piece.mask_BKhh.float() / 255, piece.valid_BK))
+        valid = bool(piece.valid_BK[0, k])
+        losses = mask_losses(logits, mask, seen, config.loss) if valid else {}
+        figures = {name: float(value) for name, value in losses.items()}
+        yield Expression(id_, texts[k], valid, figures, image_SS3, piece.mask_BKhh[0, k].numpy() >= 128)
+
+
+def _table(expressions: list[Expression]) -> Iterator[str]:
+    yield f"{'loss':>9} {'bce':>9} {'dice':>9}  expression"
+    for e in expressions:
+        shown = [f"{e.losses[name]:9.4f}" if e.valid else f"{'-':>9}" for name in ("loss", "loss_bce", "loss_dice")]
+        yield f"{' '.join(shown)}  {e.id}  “{e.text}”{'' if e.valid else ' (moved out of the square: not trained on)'}"
+
+
+def _draw(expressions: list[Expression], out: Path) -> None:
+    panels = []
+    for e in expressions:
+        size = drawing_size(len(e.image_SS3), len(e.image_SS3), _SIDE)
+        drawn = overlay(resized_image(e.image_SS3, size), resized_mask(e.mask_hh, size), TRUTH_COLOUR)
+        panels.append(panel(drawn, f"{e.losses.get('loss', float('nan')):.3f}  {e.text}"))
+    try:
+        Image.fromarray(grid(panels, min(_COLUMNS, len(panels)))).save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the contact sheet '{out}': {error}; name another with --out") from None
