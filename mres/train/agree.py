@@ -64,6 +64,7 @@ def facts_of_run(config: Config, stream: TrainingStream, last_step: int, world_s
     share = share_of_rank(config.data.images_per_batch, world_size)
     return {
         **{f"config {key}": value for key, value in _flat(config.model_dump(mode="json"))},
+        "parallel.ds_config (hash of its text)": _file_sha256(config.parallel.ds_config),
         "code (hash of mres/*.py)": code_sha256(),
         "git sha": git_sha(),
         "python": platform.python_version(),
@@ -110,6 +111,13 @@ def _sha256(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(text.encode())
     return digest.hexdigest()[:12]
+
+
+def _file_sha256(path: str | None) -> str | None:
+    try:
+        return None if path is None else _sha256([Path(path).read_text(encoding="utf-8")])
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -40,7 +40,7 @@ _CPU_BUDGET_S = 0.15
 
 
 def peak_flops(device: torch.device, compute_dtype: str) -> float | None:
-    """FLOPs a second of one device in `compute_dtype` ("float32", "bfloat16"); None where nobody knows."""
+    """FLOPs a second of one device in `compute_dtype` ("float32", "bfloat16", "float64"); None where nobody knows."""
     if device.type == "cuda":
         tf32 = torch.backends.cuda.matmul.allow_tf32
         return published(torch.cuda.get_device_name(device), compute_dtype, tf32=tf32)
@@ -48,8 +48,8 @@ def peak_flops(device: torch.device, compute_dtype: str) -> float | None:
 
 
 def published(name: str, compute_dtype: str, *, tf32: bool) -> float | None:
-    """The table's figure for a device's name, such as "NVIDIA A800-SXM4-80GB"; a slice of a GPU (MIG) has none."""
-    if "MIG" in name:
+    """The table's figure for a device's name, such as "NVIDIA A800-SXM4-80GB"; a slice of a GPU (MIG) and float64 have none."""
+    if "MIG" in name or compute_dtype == "float64":
         return None
     column = 0 if compute_dtype == "bfloat16" else 1 if tf32 else 2
     for words, figures in _PEAKS:

@@ -62,6 +62,7 @@ def test_published_peaks(name: str, bfloat16: float, tf32: float, float32: float
     assert peak.published(name, "bfloat16", tf32=False) == bfloat16 * 1e12
     assert peak.published(name, "float32", tf32=True) == tf32 * 1e12
     assert peak.published(name, "float32", tf32=False) == float32 * 1e12
+    assert peak.published(name, "float64", tf32=False) is None
 
 
 @pytest.mark.parametrize(
