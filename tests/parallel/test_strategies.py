@@ -17,9 +17,13 @@ from mres.parallel.strategy import Strategy
 from mres.testing import run_distributed
 
 KINDS = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
-HALF = ("fsdp-bf16", "zero1-bf16", "zero2-bf16", "zero3-bf16")
-ALL = [*KINDS, *HALF]
+BRIEF = ("fsdp-gathered", "hsdp1", "fsdp-offload", "zero1-offload", "zero2-offload", "zero3-offload", "zero3-tuned")
+HALF = ("fsdp-bf16", "single-bf16", "ddp-bf16", "zero1-bf16", "zero2-bf16", "zero3-bf16", "zero3-offload-bf16")
+ALL = [*KINDS, *BRIEF, *HALF]
 STEPS, SAVED = 20, 15
+BRIEF_STEPS, BRIEF_SAVED = 4, 2  # of BRIEF and HALF
+# What a kind is compared with: one that trained for as long, in the same precision.
+REFERENCE = {**dict.fromkeys(KINDS, "single"), **dict.fromkeys(BRIEF, BRIEF[0]), **dict.fromkeys(HALF, HALF[0])}
 # Who reads whose checkpoint; every kind is read by another one, in other processes by one rank too.
 READS = {"single": "fsdp", "ddp": "zero3", "fsdp": "zero2", "zero1": "single", "zero2": "ddp", "zero3": "zero1"}
 pytestmark = pytest.mark.slow
@@ -46,12 +50,13 @@ def _train_all(folder: Path) -> dict[str, Report]:
     _write_output_to(folder / f"output-{os.environ['RANK']}")
     world = join_world(toy.config_of("ddp"))
     reports = {kind: _train(toy.build(kind, world), folder / kind, STEPS, SAVED) for kind in KINDS}
-    reports |= {kind: _train(toy.build(kind, world), folder / kind, 4, 2) for kind in HALF}
+    for kind in (*BRIEF, *HALF):
+        reports[kind] = _train(toy.build(kind, world), folder / kind, BRIEF_STEPS, BRIEF_SAVED)
     for kind, report in reports.items():
         strategy = toy.build(kind, world, seed=1)  # other weights, so that what is right was read
         strategy.load_state(folder / kind / "saved", optimizer=True)
         steps = len(report.course.losses)
-        report.resumed = toy.train(strategy, range(SAVED if kind in KINDS else 2, steps))
+        report.resumed = toy.train(strategy, range(SAVED if kind in KINDS else BRIEF_SAVED, steps))
         strategy.save_state(folder / kind / "resumed")
         report.accumulated = toy.train(strategy, range(steps + 1, steps + 3), accumulate=2)
         if kind in READS:
@@ -138,7 +143,7 @@ def test_losses_norms_and_weights_are_those_of_one_process(kind: str, reports: d
 
 def test_the_course_says_something(reports: dict[str, Report]) -> None:
     single = reports["single"].course
-    assert single.losses[-1] < 0.85 * single.losses[0]
+    assert sum(single.losses[-5:]) < 0.9 * sum(single.losses[:5])
     assert sum(norm > toy.ADAMW.max_grad_norm for norm in single.norms) > STEPS / 2, "clipping must have been active"
     assert min(single.norms) < toy.ADAMW.max_grad_norm, "and not always"
 
@@ -159,7 +164,7 @@ def test_masters_are_not_rounded(kind: str, reports: dict[str, Report], folder: 
 @pytest.mark.parametrize("kind", ALL)
 def test_resumes_bit_for_bit(kind: str, reports: dict[str, Report]) -> None:
     report = reports[kind]
-    rest = slice(SAVED if kind in KINDS else 2, None)
+    rest = slice(SAVED if kind in KINDS else BRIEF_SAVED, None)
     assert report.resumed.losses == report.course.losses[rest]
     assert report.resumed.norms == report.course.norms[rest]
 
@@ -170,15 +175,15 @@ def test_a_bad_step_of_one_rank_moves_nothing_anywhere(kind: str, reports: dict[
     assert norm - norm != 0
     # The resumed training did not meet the bad step.
     toy.assert_same(toy.read(folder / kind / "resumed"), toy.read(folder / kind / "end"))
-    reference, tolerance = ("single", 1e-5) if kind in KINDS else ("fsdp-bf16", 1e-2)
-    assert reports[kind].after.losses == pytest.approx(reports[reference].after.losses, rel=tolerance)
+    reference = reports[REFERENCE[kind]].after.losses
+    assert reports[kind].after.losses == pytest.approx(reference, rel=1e-2 if kind in HALF else 1e-5)
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_accumulation_changes_nothing(kind: str, reports: dict[str, Report]) -> None:
     accumulated, whole = reports[kind].accumulated, reports[kind].after
-    assert accumulated.losses == pytest.approx(whole.losses, rel=2e-6 if kind in KINDS else 1e-2)
-    assert accumulated.norms == pytest.approx(whole.norms, rel=1e-5 if kind in KINDS else 5e-2)
+    assert accumulated.losses == pytest.approx(whole.losses, rel=1e-2 if kind in HALF else 2e-6)
+    assert accumulated.norms == pytest.approx(whole.norms, rel=5e-2 if kind in HALF else 1e-5)
 
 
 @pytest.mark.parametrize(("kind", "source"), READS.items())
@@ -190,13 +195,22 @@ def test_resumes_from_another_strategy(kind: str, source: str, reports: dict[str
 def test_evaluating_in_between_repeats(kind: str, reports: dict[str, Report]) -> None:
     once, again = reports[kind].evaluated
     assert once == again
-    reference, tolerance = ("single", 1e-4) if kind in KINDS else ("fsdp-bf16", 0.1)
-    assert once == pytest.approx(reports[reference].evaluated[0], rel=tolerance)
+    assert once == pytest.approx(reports[REFERENCE[kind]].evaluated[0], rel=0.1 if kind in HALF else 1e-4)
+
+
+@pytest.mark.parametrize("kind", BRIEF)
+def test_brief_courses_are_those_of_one_process(kind: str, reports: dict[str, Report]) -> None:
+    assert reports[kind].course.losses == pytest.approx(reports["single"].course.losses[:BRIEF_STEPS], rel=1e-6)
+    assert reports[kind].course.norms == pytest.approx(reports["single"].course.norms[:BRIEF_STEPS], rel=3e-6)
 
 
 @pytest.mark.parametrize("kind", HALF)
-def test_bfloat16_follows_float32(kind: str, reports: dict[str, Report]) -> None:
-    assert reports[kind].course.losses == pytest.approx(reports["single"].course.losses[:4], rel=0.02)
+def test_bfloat16_is_one_rule(kind: str, reports: dict[str, Report]) -> None:
+    """All round weights and inputs and nothing else; what is left is where shares, and blocks' borders, are rounded."""
+    losses, norms = reports[kind].course.losses, reports[kind].course.norms
+    assert losses == pytest.approx(reports["single-bf16"].course.losses, rel=1e-3)
+    assert norms == pytest.approx(reports["single-bf16"].course.norms, rel=2e-2)
+    assert losses == pytest.approx(reports["single"].course.losses[:BRIEF_STEPS], rel=5e-3)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ALL if kind.startswith("zero")])
