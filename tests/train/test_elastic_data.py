@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ import yaml
 from tiny_data import make_record
 from tiny_run import TRAIN, Done, Raise, lines, run, start, tiny_config, wait
 
+from mres.shards.reader import ShardSet
 from mres.shards.writer import WriteOptions, write_shards
 from mres.sources.source import Source
 
@@ -101,6 +103,31 @@ def test_killed_at_random_and_gone_on_with_otherwise(tmp_path: Path, config: Pat
     check_epochs(trace)
     assert not stays(lambda: processes_in(tmp_path)), "workers of dead ranks"
     assert not stays(lambda: set(os.listdir("/dev/shm")) - shared), "named shared memory"
+
+
+def test_the_list_of_broken_images_goes_on_with_the_run(tmp_path: Path, tiny_shards: Path) -> None:
+    folder = Path(shutil.copytree(tiny_shards, tmp_path / "broken"))
+    rows = ShardSet(folder).index_N
+    for index in (3, 17):
+        with (folder / f"shard-{index // 8:06d}.tar").open("r+b") as tar:
+            tar.seek(int(rows[index]["offset"]) + int(rows[index]["image_offset"]) + 100)
+            tar.write(b"damaged")
+    config = write_run(tmp_path, str(folder))
+    allowed = ["--config", str(config), "data.max_bad_fraction=0.1"]
+    whole = run(TRAIN, [*allowed, "run.name=whole"], tmp_path)
+    assert whole.codes == [0], whole.output
+    for step in (3, 7):
+        died = run(TRAIN, allowed, tmp_path, raising=Raise(step, signal.SIGKILL))
+        assert died.codes == [-signal.SIGKILL]
+    last = run(TRAIN, [*allowed, "data.workers=1"], tmp_path, world_size=2)
+    assert last.codes == [0, 0], last.output
+    one, other = tmp_path / "runs" / "whole", tmp_path / "runs" / "run"
+    assert len(lines(one / "quarantine.jsonl")) == 2
+    for name in ("quarantine.jsonl", "batches.jsonl"):
+        assert (other / name).read_bytes() == (one / name).read_bytes()
+    bad = [[line["bad_images"] for line in lines(folder / "metrics.jsonl")] for folder in (one, other)]
+    assert bad[0] == bad[1] == sorted(bad[0])
+    assert bad[0][-1] == 2
 
 
 def check_epochs(trace: list[dict]) -> None:
