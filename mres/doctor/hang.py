@@ -10,10 +10,8 @@ from pathlib import Path
 
 from mres.doctor.finding import Finding, ok, problem, warning
 from mres.errors import UserError
-from mres.train.heartbeat import ENDED, FAILED, FOLDER, LOST, PHASES, Beat, lagging, read_beats
+from mres.train.heartbeat import ENDED, FAILED, FOLDER, LOST, PHASES, Beat, is_silent, lagging, read_beats
 
-# A beat is written once a second, or so rarely that all ranks together write 64 a second.
-_SILENT_S = 10.0
 _HANGS_S, _HANGS_STEPS = 30.0, 10
 
 
@@ -65,7 +63,7 @@ def _judge(beat: Beat, now: float) -> list[Finding]:
     if state == "stopped":
         found = f"is stopped in {place} ({where}), for {silent:.0f} s"
         return [problem(what, found, f"`kill -CONT {beat.pid}`, or leave the debugger")]
-    if silent > max(_SILENT_S, 5 * beat.world_size / 64):
+    if is_silent(beat, now):
         found = f"is silent in {place} ({where}), for {silent:.0f} s: dead, stopped, or its machine is lost"
         return [problem(what, found, f"look at {beat.host}: `ps -p {beat.pid}`, `py-spy dump --pid {beat.pid}`")]
     return []

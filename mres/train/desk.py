@@ -1,7 +1,7 @@
 """The desk of the watch (`watch.py`), on rank 0: one thread that waits for connections to close.
 
-Both sides send lines of JSON. A rank says who it is (`token`, `rank`, `host`, `pid`), then nothing until `bye` or
-`failed`. The desk says `lost` (a rank) and `why`, to all and only once, or `closing`.
+Both sides send lines of JSON. A rank says who it is (`token`, `rank`, `host`, `pid`), then nothing until `bye`, or
+`lost` (a rank, mostly itself) and `why`. The desk says `lost` and `why`, to all and only once, or `closing`.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class Desk:
                 send(line, self._lost)
         elif caller.rank is not None:
             caller.left = True
-            if "failed" in message:
-                self._lose(caller.rank, f"{caller.where} failed: {message['failed']}")
+            if "lost" in message:
+                self._lose(int(message["lost"]), str(message["why"]))
 
     def _hang_up(self, line: socket.socket, caller: _Caller) -> None:
         self._selector.unregister(line)

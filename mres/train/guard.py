@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -10,9 +12,9 @@ from pathlib import Path
 
 from mres.config import Config
 from mres.parallel.world import World, join_world, leave_world, rank_and_size
-from mres.train.heartbeat import FAILED, LOST, Beat, Heartbeat, NoHeartbeat, lagging, read_beats
+from mres.train.heartbeat import FAILED, LOST, Heartbeat, NoHeartbeat, is_silent, lagging, read_beats
 from mres.train.recorder import enable_flight_recorder
-from mres.train.watch import LOST_RANK_EXIT, Watch, in_one_line, is_of_communication
+from mres.train.watch import LOST_RANK_EXIT, LostRank, Watch, in_one_line, is_of_communication
 
 
 def guarded(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
@@ -31,11 +33,12 @@ def guarded(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
         watch.start()
         code = work(world, heartbeat)
     except BaseException as error:
-        lost = watch.explain(error)
+        lost = watch.verdict(error)
+        if lost is None and is_of_communication(error) and (lost := _laggard(config.run_dir, rank)):
+            watch.blame(lost)
         if lost is None:
+            watch.blame(LostRank(rank, f"({socket.gethostname()}, pid {os.getpid()}) failed: {in_one_line(error)}"))
             heartbeat.end(FAILED, in_one_line(error))
-            if is_of_communication(error):
-                _name_laggards(config.run_dir)
             watch.leave()
             raise
         print(f"error: {lost}", file=sys.stderr, flush=True)
@@ -49,13 +52,12 @@ def guarded(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
         leave_world()
 
 
-def _name_laggards(run_dir: Path) -> None:
-    """A collective that fails although every rank lives has waited for one that hangs."""
-    for beat in lagging(read_beats(run_dir)):
-        print(f"error: the others waited for {described(beat)}", file=sys.stderr, flush=True)
-
-
-def described(beat: Beat) -> str:
-    """A rank and where it is, in words."""
-    ago = time.time() - beat.since
-    return f"rank {beat.rank} ({beat.host}, pid {beat.pid}): step {beat.step}, {beat.phase}, since {ago:.0f} s"
+def _laggard(run_dir: Path, own_rank: int) -> LostRank | None:
+    """A collective that fails although every rank lives has waited for one that is stopped, or furthest behind."""
+    beats = read_beats(run_dir)
+    newest = max((beat.time for beat in beats.values()), default=0.0)
+    for beat in [*(beat for beat in beats.values() if is_silent(beat, newest)), *lagging(beats)]:
+        if beat.rank != own_rank:
+            place = f"step {beat.step}, {beat.phase}, for {time.time() - beat.since:.0f} s"
+            return LostRank(beat.rank, f"({beat.host}, pid {beat.pid}) hangs: the others waited for it; {place}")
+    return None

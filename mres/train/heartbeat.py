@@ -22,6 +22,8 @@ PHASES = ("start", "data", "collective", "forward", "backward", "optimizer", "me
 # How a rank ended: in order, by its own failure, because another one was lost.
 ENDED, FAILED, LOST = "end", "failed", "lost"
 
+# Who has not written for so long, or for five times as long as it takes it to write, does not run any more.
+_SILENT_S = 10.0
 # So many files a second are a light load for the file system of a cluster; more ranks write more rarely.
 _FILES_A_SECOND = 64
 
@@ -56,7 +58,7 @@ class Heartbeat:
         self._path = run_dir / FOLDER / file_name(rank)
         now = time.time()
         self._beat = Beat(rank, world_size, socket.gethostname(), os.getpid(), now, 0, "start", now, now)
-        self._every_s = max(1.0, world_size / _FILES_A_SECOND)
+        self._every_s = _every_s(world_size)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="mres-heartbeat", daemon=True)
 
@@ -114,6 +116,10 @@ class NoHeartbeat(Heartbeat):
         pass
 
 
+def _every_s(world_size: int) -> float:
+    return max(1.0, world_size / _FILES_A_SECOND)
+
+
 def file_name(rank: int) -> str:
     return f"rank-{rank:05d}.json"
 
@@ -126,6 +132,11 @@ def read_beats(run_dir: Path) -> dict[int, Beat]:
             beat = Beat.from_json(json.loads(path.read_text(encoding="utf-8")))
             beats[beat.rank] = beat
     return beats
+
+
+def is_silent(beat: Beat, now: float) -> bool:
+    """Whether a rank that has not ended does not write any more: its process is dead or stopped, or its machine lost."""
+    return beat.phase in PHASES and now - beat.time > max(_SILENT_S, 5 * _every_s(beat.world_size))
 
 
 def lagging(beats: Mapping[int, Beat]) -> list[Beat]:

@@ -48,9 +48,7 @@ class LostRank:
     why: str
 
     def __str__(self) -> str:
-        return (
-            f"rank {self.rank} {self.why}; all others end with it, and the same command goes on from the newest checkpoint"
-        )
+        return f"rank {self.rank} {self.why}; all others end with it, and the same command goes on from the newest checkpoint"
 
 
 class Watch:
@@ -88,18 +86,23 @@ class Watch:
         send(self._line, {"token": token, "rank": self._world.rank, "host": socket.gethostname(), "pid": os.getpid()})
         threading.Thread(target=self._listen, args=(self._line,), name="mres-watch", daemon=True).start()
 
-    def explain(self, error: BaseException) -> LostRank | None:
-        """Why the training thread was thrown out of its work: a rank that was lost, or None: for a reason of its own.
+    def verdict(self, error: BaseException) -> LostRank | None:
+        """The rank whose loss threw the training thread out of its work with `error`; None: not another's loss.
 
-        A reason of its own is told to the others, who end with it.
+        An error of communication waits some seconds for the verdict.
         """
-        if self._line is None:
+        if self._line is None or isinstance(error, UserError):
             return None
-        if not isinstance(error, UserError) and self._known.wait(_VERDICT_S if is_of_communication(error) else 0):
-            self._explained = True
-            return self._lost
-        send(self._line, {"failed": in_one_line(error)})
-        return None
+        if not self._known.wait(_VERDICT_S if is_of_communication(error) else 0):
+            return None
+        self._explained = True
+        return self._lost
+
+    def blame(self, lost: LostRank) -> None:
+        """Tells all that they end because of `lost`: this rank, which fails by itself, or one that hangs."""
+        self._explained = True
+        if self._line is not None:
+            send(self._line, {"lost": lost.rank, "why": lost.why})
 
     def leave(self) -> None:
         """From here on the end of this rank is in order, or has been explained."""

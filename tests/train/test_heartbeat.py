@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 from tiny_run import TRAIN, run, write_config
 
-from mres.train.heartbeat import ENDED, FAILED, PHASES, Beat, Heartbeat, NoHeartbeat, file_name, lagging, read_beats
+from mres.train.heartbeat import (
+    ENDED,
+    FAILED,
+    PHASES,
+    Beat,
+    Heartbeat,
+    NoHeartbeat,
+    file_name,
+    is_silent,
+    lagging,
+    read_beats,
+)
 
 
 def beat(rank: int, step: int, phase: str) -> Beat:
@@ -91,6 +102,20 @@ def test_the_earliest_in_a_step_is_the_one_that_is_waited_for(
 ) -> None:
     beats = {rank: beat(rank, step, phase) for rank, (step, phase) in enumerate(places)}
     assert [b.rank for b in lagging(beats)] == expected
+
+
+@pytest.mark.parametrize(
+    ("world_size", "age", "phase", "expected"),
+    [
+        (4, 9, "data", False),
+        (4, 11, "data", True),
+        (4, 11, ENDED, False),
+        (1024, 79, "data", False),
+        (1024, 81, "data", True),
+    ],
+)
+def test_who_does_not_write_any_more(world_size: int, age: float, phase: str, expected: bool) -> None:
+    assert is_silent(Beat(0, world_size, "a", 1, 0.0, 5, phase, 0.0, 100.0), 100.0 + age) is expected
 
 
 def test_a_run_leaves_one_a_rank_and_the_phases_are_those_of_the_trainer(tmp_path: Path, tiny_shards: Path) -> None:

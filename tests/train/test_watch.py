@@ -65,6 +65,22 @@ def test_a_killed_rank_ends_the_others_and_is_named(
     assert all(beats[rank].phase == LOST and f"rank {victim} " in beats[rank].note for rank in others)
 
 
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_when_its_collective_times_out(tmp_path: Path, tiny_shards: Path) -> None:
+    config = write_config(tmp_path, tiny_shards)
+    endless = ["train.steps=1000000", "train.trace_batches=false", "parallel.timeout_s=10", "parallel.strategy=ddp"]
+    processes = start(TRAIN, ["--config", str(config), *endless], tmp_path, world_size=2)
+    try:
+        wait_for_step(tmp_path / "runs" / "run", 3)
+        os.kill(processes[1].pid, signal.SIGSTOP)
+        done = wait(processes[:1], tmp_path, timeout_s=120)
+    finally:
+        processes[1].kill()
+    assert done.codes == [LOST_RANK_EXIT], done.output
+    assert "error: rank 1 (" in done.output
+    assert "hangs: the others waited for it; step " in done.output
+
+
 def of_three(rank: int, port: int, folder: Path) -> None:
     """Rank 1 fails by itself; rank 0 is in no collective and hears of nothing; rank 2 waits in one."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="3", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="3")
@@ -144,10 +160,10 @@ def test_who_hangs_up_without_a_word_is_lost(desk: Desk) -> None:
     assert rank(desk, 3).hears() == lost, "who comes later learns of it too"
 
 
-def test_who_failed_is_lost_with_its_own_words(desk: Desk) -> None:
+def test_who_fails_or_blames_another_is_passed_on_in_its_words(desk: Desk) -> None:
     lines = [rank(desk, number) for number in range(2)]
-    lines[1].say(failed="OutOfMemoryError: CUDA out of memory")
-    assert lines[0].hears() == {"lost": 1, "why": "(a, pid 101) failed: OutOfMemoryError: CUDA out of memory"}
+    lines[1].say(lost=1, why="failed: OutOfMemoryError: CUDA out of memory")
+    assert lines[0].hears() == {"lost": 1, "why": "failed: OutOfMemoryError: CUDA out of memory"}
 
 
 def test_who_said_good_bye_is_not_lost(desk: Desk) -> None:
@@ -175,7 +191,7 @@ def test_a_desk_that_closes_says_so() -> None:
         b"[]\n",
         b"7\n",
         b'{"token": "guessed", "rank": 1}\n',
-        b'{"failed": "x"}\n',
+        b'{"lost": 0, "why": "x"}\n',
         b"x" * 40_000,
     ],
 )
