@@ -82,6 +82,12 @@ def test_a_name_like_no_other_gets_the_list_of_keys() -> None:
         ("data.kind_weights.position=-1", "data: kind_weights.position=-1.0 must not be negative"),
         ("optim.betas=[0.9,1.5]", "optim: betas=[0.9, 1.5] must lie in [0, 1)"),
         ("optim.min_lr=1", "optim: min_lr=1.0 is above lr=1e-05"),
+        ("optim.ema_every=2", "optim: ema_every=2 has an effect with ema_decay only"),
+        ("optim.ema_decay=1", "optim.ema_decay = 1: Input should be less than 1"),
+        ("optim.freeze=text", "optim.freeze = 'text': Input should be a valid tuple"),
+        ("train.spike_window=50", "train: spike_window: no effect without spike_factor"),
+        ("train.spike_factor=1", "train.spike_factor = 1: Input should be greater than 1"),
+        ("evaluate.weights=average", "Input should be 'model' or 'ema'"),
         ("optim=5", "an override is section.key=value"),
         ("optim.lr", "an override is section.key=value"),
         ("run.name=a/b", "'a/b' is not a plain folder name"),
@@ -120,6 +126,14 @@ def test_both_steps_and_epochs_says_how_to_choose(write) -> None:
         "train: steps=10 and epochs=3 are both given; set one of them to null (configs/x.yaml and command line)"
     )
     assert load_config(path, ["train.steps=10", "train.epochs=null"]).train.steps == 10
+
+
+def test_a_warm_up_is_given_in_steps_or_in_epochs(write) -> None:
+    path = write("optim: {warmup_steps: 3}\n")
+    assert "optim: warmup_steps=3 and warmup_epochs=2 are both given" in message(path, "optim.warmup_epochs=2")
+    config = load_config(path, ["optim.warmup_epochs=2", "optim.warmup_steps=null"])
+    again = load_config(write(config.to_yaml()))
+    assert (again.optim.warmup_steps, again.optim.warmup_epochs) == (None, 2)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class Gate:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._accept is not None and self._refused is None:
-            self._refused = (~self._accept(self._norm())).float()
+            home = next(p for group in self._optimizer.param_groups for p in group["params"]).device
+            self._refused = (~self._accept(self._norm())).float().to(home)
         # The fused kernel reads this flag where the weights are, and leaves them, moments and step count alone at 1.
         self._optimizer.found_inf = self._refused  # type: ignore[attr-defined]

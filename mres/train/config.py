@@ -129,7 +129,7 @@ class TrainConfig(BaseModel):
         defaults = {"spike_window": SPIKE_WINDOW, "max_spikes": MAX_SPIKES}
         changed = [key for key, default in defaults.items() if getattr(self, key) != default]
         if changed and self.spike_factor is None:
-            raise ValueError(f"{' and '.join(changed)} have an effect with spike_factor only; set that or remove them")
+            raise ValueError(f"{' and '.join(changed)}: no effect without spike_factor; set that or remove this")
         return self
 
     @model_validator(mode="after")
