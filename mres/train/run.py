@@ -102,7 +102,9 @@ def check_evaluation(config: Config) -> None:
     if config.data.val is None:
         raise UserError("evaluate.every is set and data.val is not; name a held-out shard folder or remove it")
     if config.evaluate.weights == "ema" and config.optim.ema_decay is None:
-        raise UserError("evaluate.weights=ema needs a moving average of the weights; set optim.ema_decay, such as to 0.999")
+        raise UserError(
+            "evaluate.weights=ema needs a moving average of the weights; set optim.ema_decay, such as to 0.999"
+        )
     open_set(config.data.val, config.data)
 
 
