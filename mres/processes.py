@@ -1,8 +1,10 @@
-"""Work spread over forked processes: every number once, a dead process named, Ctrl-C ends them all."""
+"""Work spread over forked processes: every number once, a dead process named, whatever ends this one ends them all."""
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -28,7 +30,7 @@ class Ticks:
         return self._value.value
 
 
-def spread(make: Callable[[int], T], numbers: list[int], workers: int) -> Iterator[tuple[int, T] | None]:
+def spread(make: Callable[[int], T], numbers: list[int], workers: int) -> Generator[tuple[int, T] | None, None, None]:
     """(number, make(number)) of all `numbers`, as they get ready; None now and then while nothing is.
 
     The Nones let the consumer show progress. `make` runs in `workers` forked processes (0: in this one), so it may be
@@ -74,11 +76,23 @@ def _work(make: Callable[[int], T], connection: Connection) -> None:
     # Ctrl-C reaches the whole process group: only the parent answers it, by ending the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while (number := connection.recv()) is not None:
             connection.send(_outcome(make, number))
     except (EOFError, BrokenPipeError):  # the parent is gone
         return
+
+
+def _end_with_parent() -> None:
+    """Ends this process at once where its parent was killed: whoever does its work again must be alone at it.
+
+    Processes that were forked later hold the other ends of earlier ones' pipes, so the last one goes first.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _outcome(make: Callable[[int], T], number: int) -> T | BaseException:

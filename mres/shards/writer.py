@@ -8,6 +8,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -153,11 +154,11 @@ def _all_pieces(source: Source, folder: Path, options: WriteOptions, label: str)
 
     if options.workers:
         _import_writer(options.layout)
-    made_pieces = spread(make, todo, options.workers)
-    for made in track_count(made_pieces, lambda: done_before + ticks.count, len(source), label):
-        if made is not None:
-            pieces[made[0]] = made[1]
-            budget.add(made[1].errors)
+    with closing(spread(make, todo, options.workers)) as made_pieces:  # nobody is at work behind what is raised
+        for made in track_count(made_pieces, lambda: done_before + ticks.count, len(source), label):
+            if made is not None:
+                pieces[made[0]] = made[1]
+                budget.add(made[1].errors)
     _sum_notes(source, pieces, known)
     return [pieces[n] for n in range(count)]
 

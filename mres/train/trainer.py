@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -86,10 +86,10 @@ class Trainer:
         for step in range(first_step, last_step):
             self._instruments.at("data", step + 1)
             waited = time.perf_counter()
-            batch = next(batches)
+            fetched = _next(batches)
             self._window.data_wait_s += time.perf_counter() - waited
             self._window.paused_s += self._instruments.before(step + 1)
-            stop = self._step(step, batch, last_step)
+            stop = self._step(step, fetched, last_step)
             self._window.paused_s += self._instruments.after(step + 1)
             if self._after(step + 1, last_step, stop=stop):
                 return step + 1
@@ -99,15 +99,13 @@ class Trainer:
         """Which of the stream's global batches step `step` takes."""
         return step + self._progress.skipped_batches
 
-    def _step(self, step: int, batch: Batch, last_step: int) -> bool:
+    def _step(self, step: int, fetched: Batch | UserError, last_step: int) -> bool:
         """One optimizer step; returns whether some rank was asked to stop."""
         config, strategy = self._config, self._strategy
         _seed_step(config.run.seed, self._place(step), strategy.world.rank)
         self._instruments.at("collective", step + 1)
         met = time.perf_counter()
-        expressions, images, cut, bad, stop = strategy.agree(
-            [float(batch.valid_BK.sum()), batch.num_images, batch.num_cut, len(batch.bad), float(self._stop.requested)]
-        )
+        batch, (expressions, images, cut, bad, stop) = self._agree(fetched)
         self._window.collective_s += time.perf_counter() - met
         self._count(expressions, images, cut)
         if bad:
@@ -139,6 +137,23 @@ class Trainer:
         weight = average_weight(step, self._config.optim)
         if weight and self._strategy.average is not None:
             self._strategy.average.update(weight)
+
+    def _agree(self, fetched: Batch | UserError) -> tuple[Batch, list[float]]:
+        """The batch, and what all ranks' have together: expressions, images, cut ones, bad ones, stop requests.
+
+        Raises:
+            UserError: on every rank, what kept a batch from one of them.
+        """
+        counts = [0.0] * 4
+        if isinstance(fetched, Batch):
+            counts = [float(fetched.valid_BK.sum()), fetched.num_images, fetched.num_cut, len(fetched.bad)]
+        lost = not isinstance(fetched, Batch)
+        *sums, num_lost = self._strategy.agree([*counts, float(self._stop.requested), float(lost)])
+        if num_lost:
+            problems = self._strategy.same_everywhere(fetched if lost else None)
+            raise next(problem for problem in problems if problem is not None)
+        assert isinstance(fetched, Batch), "else one is lost"
+        return fetched, sums
 
     def _count(self, expressions: float, images: float, cut: float) -> None:
         window = self._window
@@ -229,6 +244,14 @@ class Trainer:
                 "expression_ids": [e for _, expressions in ranks for e in expressions],
             },
         )
+
+
+def _next(batches: Iterator[Batch]) -> Batch | UserError:
+    """The next batch, or what keeps it away, as a value: the other ranks must hear of it, too."""
+    try:
+        return next(batches)
+    except UserError as error:
+        return error
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

@@ -141,7 +141,9 @@ def test_dropped_blocks_are_fetched_again(tmp_path: Path) -> None:
 def test_capacity(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path, 5 * SIZE)
     cache.check_capacity(SIZE, 4)
-    with pytest.raises(UserError, match=r"limit of 5000 bytes, but 5 blocks of up to 1000 .* at least 0.01 GB .6000 bytes."):
+    with pytest.raises(
+        UserError, match=r"limit of 5000 bytes, but 5 blocks of up to 1000 .* at least 0.01 GB .6000 bytes."
+    ):
         cache.check_capacity(SIZE, 5)
     with pytest.raises(UserError, match=r"has 5001 bytes and the cache .* a limit of 5000; raise the limit"):
         cache.fetch(URL, (0, 5001), not_again)

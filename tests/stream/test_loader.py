@@ -293,7 +293,11 @@ def test_a_bad_mask_is_a_broken_record(tiny_shards: Path) -> None:
             bad = replace(record.targets[0], mask=replace(record.targets[0].mask, counts=b"01"))
             return replace(record, targets=(bad, *record.targets[1:]))
 
-    bad = [message for batch in stream(BadMask(tiny_shards), expressions_per_image=6).batches(0, 6) for message in batch.bad]
+    bad = [
+        message
+        for batch in stream(BadMask(tiny_shards), expressions_per_image=6).batches(0, 6)
+        for message in batch.bad
+    ]
     assert len(bad) == 1
     assert "00000003: record 'im3': a mask cannot be decoded" in bad[0]
 

@@ -121,16 +121,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-_ORPHANS = pytest.mark.xfail(strict=True, reason="workers outlive a parent that is killed (mres/processes.py)")
-
-
 @pytest.mark.parametrize(
     ("end", "layout"),
     [
         (kill_all, "tar"),
         (kill_all, "mds"),
-        pytest.param(kill_parent, "tar", marks=_ORPHANS),
-        pytest.param(terminate_parent, "tar", marks=_ORPHANS),
+        (kill_parent, "tar"),
+        (terminate_parent, "tar"),
         (ctrl_c, "tar"),
     ],
 )

@@ -158,9 +158,6 @@ def fall_silent(proxy: Proxy) -> None:
     proxy.fail("stall")
 
 
-@pytest.mark.xfail(
-    reason="the ranks beside the one that lost the store end with code 71, not 2 (mres/train/trainer.py)"
-)
 @pytest.mark.parametrize(
     ("fault", "workers", "message"),
     [
