@@ -58,6 +58,7 @@ class Heartbeat:
         self._path = run_dir / FOLDER / file_name(rank)
         now = time.time()
         self._beat = Beat(rank, world_size, socket.gethostname(), os.getpid(), now, 0, "start", now, now)
+        self._place = ("start", 0, now)  # one tuple, so that the writing thread sees all of a place or none
         self._every_s = _every_s(world_size)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="mres-heartbeat", daemon=True)
@@ -69,11 +70,7 @@ class Heartbeat:
 
     def at(self, phase: str, step: int) -> None:
         """Notes where the training thread is from now on."""
-        self._beat = replace(self._beat, phase=phase, step=step, since=time.time())
-
-    @property
-    def step(self) -> int:
-        return self._beat.step
+        self._place = (phase, step, time.time())
 
     def end(self, phase: str = ENDED, note: str = "") -> None:
         """The last word: how the rank ended (`ENDED`, `FAILED`, `LOST`), and why."""
@@ -81,7 +78,8 @@ class Heartbeat:
             return
         self._ended.set()
         self._thread.join()
-        self._beat = replace(self._beat, phase=phase, since=time.time(), note=note)
+        self._beat = replace(self._beat, note=note)
+        self._place = (phase, self._place[1], time.time())
         self._write()
 
     def _forget_others(self) -> None:
@@ -97,7 +95,8 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        content = json.dumps(asdict(replace(self._beat, time=time.time())))
+        phase, step, since = self._place
+        content = json.dumps(asdict(replace(self._beat, phase=phase, step=step, since=since, time=time.time())))
         part = self._path.with_suffix(".part")
         # It must never cost a run: what is wrong with the folder is said when the run's own files are written.
         with suppress(OSError):
