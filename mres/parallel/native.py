@@ -165,6 +165,8 @@ class DdpStrategy(SingleStrategy):
         # No buffer of the model ever changes: broadcasting them would cost a collective a step. What replaces the option
         # came after torch 2.6, the oldest that will do.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        # Of 1×1 convolutions in bfloat16: only the strides of dimensions that have one element differ.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
         return nn.parallel.DistributedDataParallel(
             model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
         )

@@ -143,7 +143,7 @@ def test_losses_norms_and_weights_are_those_of_one_process(kind: str, reports: d
 
 def test_the_course_says_something(reports: dict[str, Report]) -> None:
     single = reports["single"].course
-    assert sum(single.losses[-5:]) < 0.9 * sum(single.losses[:5])
+    assert sum(single.losses[-5:]) < 0.92 * sum(single.losses[:5])
     assert sum(norm > toy.ADAMW.max_grad_norm for norm in single.norms) > STEPS / 2, "clipping must have been active"
     assert min(single.norms) < toy.ADAMW.max_grad_norm, "and not always"
 
