@@ -20,6 +20,9 @@ from mres.parallel.config import ParallelConfig
 # What is dear to compute: products, convolutions and attention. All else of a block (norms, activations, sums) is cheap.
 _DEAR = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::_scaled_dot_product_")
 
+# Dropout draws what it draws without the compiler, so that losses stay the same.
+_COMPILER: dict[str, Any] = {"fallback_random": True}
+
 
 def prepare_blocks(blocks: Sequence[nn.Module], config: ParallelConfig) -> None:
     """Makes each block recompute its activations in backward and compiles it, as `config` asks."""
@@ -27,7 +30,7 @@ def prepare_blocks(blocks: Sequence[nn.Module], config: ParallelConfig) -> None:
         if config.activation_checkpointing != "none":
             _recompute(block, selective=config.activation_checkpointing == "selective")
         if config.compile:
-            block.forward = torch.compile(block.forward)
+            block.forward = torch.compile(block.forward, options=_COMPILER)
 
 
 def _recompute(block: nn.Module, *, selective: bool) -> None:

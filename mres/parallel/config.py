@@ -70,8 +70,23 @@ class ParallelConfig(BaseModel):
                 f"offload=cpu with compute_dtype=bfloat16 needs zero_stage=3, not {self.zero_stage}: there DeepSpeed adds up "
                 "gradients in bfloat16 and never recovers from a step that is not finite"
             )
+        if self.strategy == "zero" and self.zero_stage == 3:
+            self._check_blocks_of_stage_3()
         if self.tf32 and self.compute_dtype != "float32":
             raise ValueError(
                 f"tf32 has an effect with compute_dtype=float32 only, not with {self.compute_dtype}; remove it"
             )
         return self
+
+    def _check_blocks_of_stage_3(self) -> None:
+        """DeepSpeed gathers weights layer by layer, inside of a block's forward pass."""
+        if self.activation_checkpointing == "selective":
+            raise ValueError(
+                "activation_checkpointing=selective is not for zero_stage=3, whose gathering of weights it would have to "
+                "compute again; use block, or strategy=fsdp"
+            )
+        if self.compile:
+            raise ValueError(
+                "compile=true has no effect with zero_stage=3, which interrupts the compiler at every layer to gather its "
+                "weights; remove it, or use strategy=fsdp"
+            )
