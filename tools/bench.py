@@ -50,8 +50,18 @@ BENCHES = {
     "grouping": Bench(
         "training.grouping", "expressions a second, K an image, against the same model fed pair by pair", _TRAINING
     ),
+    "seam": Bench(
+        "seam.seam",
+        "the fsdp strategy against an FSDP2 loop written by hand, on the same ranks",
+        {**_TRAINING, "ranks": 2},
+    ),
     "loop": Bench(
         "training.loop", "the training loop against a bare PyTorch loop of the same model and batches", _TRAINING
+    ),
+    "peak": Bench(
+        "peak.peak",
+        "memory of each rank from a start without memory to the first step, against the model's",
+        {"ranks": 4},
     ),
 }
 

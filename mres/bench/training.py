@@ -29,9 +29,9 @@ from mres.train.trainer import Progress, Trainer
 def grouping(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains the same expressions once as images with K each, once as pairs; alternating, so that noise hits both."""
 
-    config = _config(arguments, expressions=arguments.k)
+    config = training_config(arguments, arguments.k)
     task, step = _bare_step(config)
-    grouped = _synthetic(task, config.data.images_per_batch, arguments.k)
+    grouped = synthetic(task, config.data.images_per_batch, arguments.k)
     pairs = _as_pairs(grouped)
     torch.set_num_threads(arguments.threads)
     seconds = alternate({"grouped": lambda: step(grouped), "pairs": lambda: step(pairs)}, arguments.rounds)
@@ -49,9 +49,9 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     """The trainer (agreement, norm, metrics, progress) on prepared batches, against forward, backward, clip, step."""
 
     torch.set_num_threads(arguments.threads)
-    config = _config(arguments, expressions=arguments.k)
+    config = training_config(arguments, arguments.k)
     task, step = _bare_step(config)
-    batch = _synthetic(task, config.data.images_per_batch, arguments.k)
+    batch = synthetic(task, config.data.images_per_batch, arguments.k)
     steps = 5
 
     def bare() -> None:
@@ -69,10 +69,10 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _config(arguments: argparse.Namespace, expressions: int) -> Config:
-
+def training_config(arguments: argparse.Namespace, expressions: int, strategy: str = "single") -> Config:
+    """The config of a bench's run."""
     overrides = [f"model.size={arguments.size}", f"data.images_per_batch={arguments.images}"]
-    overrides += [f"data.expressions_per_image={expressions}", "parallel.strategy=single", "train.steps=1000000"]
+    overrides += [f"data.expressions_per_image={expressions}", f"parallel.strategy={strategy}", "train.steps=1000000"]
     return load_config(None, overrides)
 
 
@@ -123,8 +123,8 @@ def _silently(action: Callable[[], Any]) -> None:
         action()
 
 
-def _synthetic(task: SegmentationTask, images: int, k: int) -> Batch:
-
+def synthetic(task: SegmentationTask, images: int, k: int) -> Batch:
+    """A batch of noise with one expression."""
     torch.manual_seed(0)
     shape = task.shape
     text_T, _ = task.tokenizer(["the left wheel of the red car"])

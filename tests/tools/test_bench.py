@@ -25,6 +25,7 @@ TINY = {
     "memory": ["--size", "tiny", "--num-images", "70", "--images", "2", "--k", "2", "--batches", "20"],
     "grouping": ["--rounds", "1", "--images", "1", "--k", "2"],
     "loop": ["--rounds", "1", "--images", "1", "--k", "2"],
+    "seam": ["--rounds", "1", "--images", "2", "--k", "2"],
 }
 
 
@@ -49,7 +50,11 @@ def figures(value: dict[str, Any]) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "section", "ratio"),
-    [("grouping", "expressions_per_s", "grouped / pairs"), ("loop", "seconds_a_step", "mres / bare")],
+    [
+        ("grouping", "expressions_per_s", "grouped / pairs"),
+        ("loop", "seconds_a_step", "mres / bare"),
+        ("seam", "seconds_a_step", "mres / by hand"),
+    ],
 )
 def test_training_against_its_reference(name: str, section: str, ratio: str) -> None:
     value = found(name)
