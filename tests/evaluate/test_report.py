@@ -90,7 +90,7 @@ def test_the_page_has_every_section_and_the_figures(made_run, html):
 
 def test_the_page_needs_nothing_else(html):
     page = Page(html)
-    assert not re.search(r"https?:|src=\"(?!data:)|@import|url\((?!#)|file:", html)
+    assert not re.search(r"https?:|src=\"(?!data:)|@import|url\((?!#)|\bfile:", html)
     assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
     assert all(image["src"].startswith("data:image/webp;base64,") and image["alt"] for image in page.all("img"))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
