@@ -110,7 +110,7 @@ class ZeroStrategy(Strategy):
             "zero_optimization": {
                 "stage": self.config.zero_stage,
                 "reduce_bucket_size": min(_BUCKET, num_parameters),
-                "stage3_param_persistence_threshold": self.persist_below,
+                **(self._limits_of_stage_3(num_parameters) if self.config.zero_stage == 3 else {}),
                 # It replaces torch.nn.functional.linear for the whole process.
                 "memory_efficient_linear": False,
                 "offload_optimizer": {
@@ -122,6 +122,17 @@ class ZeroStrategy(Strategy):
             "zero_force_ds_cpu_optimizer": False,
             # It waits for the device at every step.
             "timers": {"throughput": {"enabled": False}},
+        }
+
+    def _limits_of_stage_3(self, num_parameters: int) -> dict[str, int]:
+        """By DeepSpeed's own, every rank would keep up to a billion gathered parameters: the whole of most models."""
+        piece = min(_BUCKET, num_parameters // 8 + 1)
+        return {
+            "reduce_bucket_size": piece,
+            "stage3_param_persistence_threshold": self.persist_below,
+            "stage3_prefetch_bucket_size": piece,
+            "stage3_max_live_parameters": 2 * piece,
+            "stage3_max_reuse_distance": piece,
         }
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:

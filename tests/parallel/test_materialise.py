@@ -11,6 +11,7 @@ import torch
 import toy_training as toy
 from torch import Tensor, nn
 
+from mres.bench.peak import MODEL, rank_peaks, whole_mb
 from mres.model.initial import initial_weights
 from mres.model.unires import UniRES
 from mres.parallel.config import ParallelConfig
@@ -108,6 +109,15 @@ def test_training_starts_at_the_same_loss(ranks: list[dict]) -> None:
 @pytest.mark.slow
 def test_all_ranks_learn_what_one_of_them_holds(ranks: list[dict]) -> None:
     assert [rank["spoiled"] for rank in ranks] == [["head.kernel.weight"]] * 2
+
+
+@pytest.mark.slow
+def test_no_rank_of_fsdp_ever_holds_the_whole_model() -> None:
+    """Measured: resident memory while four ranks get their weights, each tensor drawn whole and cut at once."""
+    peaks = run_distributed(rank_peaks, 4, "fsdp")
+    whole = whole_mb(MODEL)
+    # Some of its quarter may lie in memory that the small model left.
+    assert all(0.1 * whole < rank["start"] < 0.75 * whole for rank in peaks), (peaks, whole)
 
 
 def test_memory_is_filled_with_nan_and_what_has_values_keeps_them() -> None:
