@@ -1,0 +1,78 @@
+"""What a new run begins with: its seed's values, a file's, or the seed's with a text tower from a file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_run import MODEL
+from torch import Tensor
+
+from mres.config import Config, load_config
+from mres.errors import UserError
+from mres.model.initial import initial_weights
+from mres.model.unires import UniRES
+from mres.parallel.strategy import AdamW, Strategy, build_strategy
+from mres.parallel.world import join_world, leave_world
+from mres.train.optim import parameter_groups
+from mres.train.start import check_finite, first_weights
+
+
+def config_of(*overrides: str) -> Config:
+    model = [f"model.{key}={value}" for key, value in MODEL.items()]
+    return load_config(None, [*model, "parallel.strategy=single", "train.steps=10", "run.seed=5", *overrides])
+
+
+def values(seed: int) -> dict[str, Tensor]:
+    return dict(initial_weights(UniRES.outline(config_of().model), seed))
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A CLIP checkpoint with the text tower of another seed."""
+    tower = {n.removeprefix("text.tower."): v for n, v in values(6).items() if n.startswith("text.tower.")}
+    path = tmp_path / "clip.safetensors"
+    save_file({**tower, "visual.proj": torch.zeros(2)}, path)
+    return path
+
+
+@pytest.fixture
+def strategy() -> Iterator[Strategy]:
+    """With a model that has memory and no values."""
+    config = config_of()
+    strategy = build_strategy(config.parallel, join_world(config.parallel))
+    model = UniRES.outline(config.model)
+    strategy.wrap(model, model.blocks(), parameter_groups(model, 0.0), AdamW((0.9, 0.999), 1e-8, 1.0))
+    yield strategy
+    leave_world()
+
+
+def test_the_seed_alone() -> None:
+    found, expected = dict(first_weights(UniRES.outline(config_of().model), config_of(), print)), values(5)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_text_tower_takes_the_place_of_the_drawn_one(text_file: Path, strategy: Strategy) -> None:
+    said: list[str] = []
+    config = config_of(f"checkpoint.text_weights={text_file}")
+    strategy.load_weights(first_weights(UniRES.outline(config.model), config, said.append))
+    drawn, theirs = values(5), values(6)
+    for name, share in strategy.weight_shares():
+        assert torch.equal(share, (theirs if name.startswith("text.tower.") else drawn)[name]), name
+    assert "(100.0 %)" in said[0]
+    assert "left behind: visual.* (1 tensors)" in said[0]
+
+
+def test_weights_that_are_not_finite_are_named_with_their_file(tmp_path: Path, strategy: Strategy) -> None:
+    tensors = values(6)
+    tensors["head.kernel.weight"][1, 2] = torch.nan
+    path = tmp_path / "broken.safetensors"
+    save_file(tensors, path)
+    config = config_of(f"checkpoint.init_from={path}")
+    strategy.load_weights(first_weights(UniRES.outline(config.model), config, print))
+    with pytest.raises(UserError, match=r"1 weights from .*broken.safetensors are not finite: head.kernel.weight"):
+        check_finite(strategy, str(path))
+    strategy.load_weights(values(6).items())
+    check_finite(strategy, str(path))
