@@ -34,7 +34,15 @@ def test_sums_over_the_valid_expressions(seed: int, bce_weight: float, dice_weig
     assert float(found["loss_bce"]) == pytest.approx(bce, rel=1e-4, abs=1e-5)
     assert float(found["loss_dice"]) == pytest.approx(dice, rel=1e-4, abs=1e-5)
     assert float(found["loss"]) == pytest.approx(bce_weight * bce + dice_weight * dice, rel=1e-4, abs=1e-5)
-    assert all(value.dtype == torch.float32 for value in found.values())
+    assert all(value.dtype == torch.float64 for value in found.values()), "as the logits are"
+    for logits_dtype in (torch.float32, torch.bfloat16):
+        less = mask_losses(
+            torch.from_numpy(logits_BKhw).to(logits_dtype),
+            torch.from_numpy(target_BKhw).float(),
+            torch.from_numpy(valid_BK),
+            config,
+        )
+        assert all(value.dtype == torch.float32 for value in less.values()), "never less than float32"
 
 
 def test_what_is_not_valid_has_no_gradient_and_large_logits_stay_finite() -> None:

@@ -62,7 +62,8 @@ def test_it_works_after_a_fork_in_spawned_workers_and_in_threads(shard_folder: P
 def test_descriptors_are_bounded_and_closed(shard_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_shards() -> int:
         links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-        return sum(os.readlink(link).endswith(".tar") for link in links if os.path.islink(link))
+        paths = [os.readlink(link) for link in links if os.path.islink(link)]
+        return sum(path.startswith(str(shard_folder)) and path.endswith(".tar") for path in paths)
 
     monkeypatch.setattr(storage, "MAX_OPEN", 2)
     shards = ShardSet(shard_folder)
