@@ -7,6 +7,7 @@ imported and a small model of the same strategy had made a step.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def peak(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if not _CLEAR.exists():
         raise UserError(f"bench peak reads and resets a process's peak memory in {_CLEAR.parent}, which only Linux has")
+    # Else glibc keeps what was freed: the figures would be of its heap, not of what is held. The ranks inherit it.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)
     whole = whole_mb(MODEL)
     found = {kind: run_distributed(rank_peaks, arguments.ranks, kind) for kind in STRATEGIES}
     worst = {
