@@ -272,7 +272,19 @@ MAY_IMPORT = {
     "doctor": {"files", "model", "stream", "train.heartbeat"},
     "cli": {"cluster.environment"},
     "config": set[str](),
-    "bench": {"records", "rle", "files", "processes", "sources", "shards", "stream", "model", "parallel", "testing", "train"},
+    "bench": {
+        "records",
+        "rle",
+        "files",
+        "processes",
+        "sources",
+        "shards",
+        "stream",
+        "model",
+        "parallel",
+        "testing",
+        "train",
+    },
 }
 # They put rooms together for a command.
 COMPOSITIONS = {"train/run.py", "train/session.py", "train/replay.py", "evaluate/run.py", "evaluate/predict.py"}
