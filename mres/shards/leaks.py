@@ -17,18 +17,16 @@ import numpy as np
 
 from mres.errors import UserError
 from mres.files import bytes_sha256, file_sha256, write_atomically
-from mres.processes import Ticks, spread
-from mres.progress import track_count
 from mres.records import RecordError
 from mres.shards.manifest import MANIFEST_NAME, LeakCheck, Manifest
 from mres.shards.reader import ShardSet
+from mres.shards.scan import scan_records
 from mres.shards.storage import is_remote
 
 LEAKS_NAME = "leaks.jsonl"
 # Bits of 64. Re-encoded and resized copies differ in 0 to 4; different photographs hardly ever in fewer than 10.
 MAX_DISTANCE = 4
 _COCO_ID = re.compile(r"(?<!\d)(\d{12})$")
-_CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,34 +130,24 @@ def read_leaks(shards: ShardSet) -> list[Leak]:
 
 
 def _images(shards: ShardSet, workers: int) -> _Images:
-    starts, ticks = range(0, len(shards), _CHUNK), Ticks()
+    def hashed(positions: Iterator[int]) -> list[tuple[str, int]]:
+        return [_hashed(shards, position) for position in positions]
 
-    def chunk(number: int) -> tuple[list[str], list[int]]:
-        ids, hashes = [], []
-        for index in range(starts[number], min(len(shards), starts[number] + _CHUNK)):
-            record = shards.read(index)
-            ids.append(record.id)
-            try:
-                hashes.append(image_hash(record.image))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise RecordError(
-                    f"{shards.name(index)}: record {record.id!r}: image cannot be read: {error}"
-                ) from None
-            ticks.tick()
-        return ids, hashes
-
-    parts: dict[int, tuple[list[str], list[int]]] = {}
-    try:
-        work = spread(chunk, list(range(len(starts))), workers)
-        for item in track_count(work, lambda: ticks.count, len(shards), f"hashing images of {shards.location}"):
-            if item is not None:
-                parts[item[0]] = item[1]
-    except RecordError as error:
-        raise UserError(f"{error}; `python tools/shard.py verify {shards.location}` names all damage") from None
-    ids = [record_id for number in sorted(parts) for record_id in parts[number][0]]
-    hash_N = np.array([value for number in sorted(parts) for value in parts[number][1]], dtype=np.uint64)
+    label = f"hashing images of {shards.location}"
+    pairs = [pair for part in scan_records(shards, hashed, workers=workers, label=label) for pair in part]
+    ids = [record_id for record_id, _ in pairs]
+    hash_N = np.array([value for _, value in pairs], dtype=np.uint64)
     coco_N = np.array([-1 if (found := coco_id(i)) is None else found for i in ids], dtype=np.int64)
     return _Images(ids, coco_N, hash_N)
+
+
+def _hashed(shards: ShardSet, position: int) -> tuple[str, int]:
+    """Id and perceptual hash of a record."""
+    record = shards.read(position)
+    try:
+        return record.id, image_hash(record.image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RecordError(f"{shards.name(position)}: record {record.id!r}: image cannot be read: {error}") from None
 
 
 def _compare(mine: _Images, theirs: _Images, name: str, max_distance: int) -> Iterator[Leak]:

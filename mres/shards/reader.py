@@ -57,7 +57,7 @@ class ShardSet:
         if not len(self._index_N) == self._starts[-1] == self.manifest.counts.images:
             raise UserError(f"'{self.location}': the manifest's number of images does not fit its index; {REMEDY}")
         with ThreadPoolExecutor(_ASKED_AT_ONCE if is_remote(self.location) else 1) as pool:
-            list(pool.map(lambda shard: _check_size(self._storage(shard), shard), self.manifest.shards))
+            list(pool.map(lambda shard: _check_size(self.storage_of(shard), shard), self.manifest.shards))
         self.block_starts: np.ndarray = np.concatenate(
             [np.arange(a, b, BLOCK_RECORDS) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]
         )
@@ -98,7 +98,7 @@ class ShardSet:
 
     def shard_path(self, shard: Shard) -> str:
         """Where a shard of the manifest lies, for messages."""
-        return join(self._storage(shard).location, shard.name)
+        return join(self.storage_of(shard).location, shard.name)
 
     def name(self, index: int) -> str:
         """Where record `index` lies, for messages: "folder/shard-000003.tar: 00000123"."""
@@ -121,7 +121,7 @@ class ShardSet:
         try:
             return parse_record(content, row, where)
         except RecordError:
-            if not self._storage(shard).drop(shard.name, block):
+            if not self.storage_of(shard).drop(shard.name, block):
                 raise
         # The cache's bytes were damaged: they are fetched once more.
         return parse_record(self._bytes(shard, block, row, where), row, where)
@@ -136,7 +136,7 @@ class ShardSet:
         shard, block = self._place(index)
         start = int(row["offset"]) + int(row["json_offset"])
         try:
-            text = self._storage(shard).read_range(shard.name, start, int(row["json_size"]), block)
+            text = self.storage_of(shard).read_range(shard.name, start, int(row["json_size"]), block)
         except OSError as error:
             raise RecordError(f"{where}: cannot be read: {error.strerror or error}") from None
         return _record(text, b"", where)
@@ -165,7 +165,8 @@ class ShardSet:
         for storage in self._parts:
             storage.close()
 
-    def _storage(self, shard: Shard) -> Storage:
+    def storage_of(self, shard: Shard) -> Storage:
+        """What a shard of the manifest is read from."""
         return self._parts[_part(shard)]
 
     def _place(self, index: int) -> tuple[Shard, Block]:
@@ -178,7 +179,7 @@ class ShardSet:
 
     def _bytes(self, shard: Shard, block: Block, row: np.void, where: str) -> bytes:
         try:
-            return self._storage(shard).read_range(shard.name, int(row["offset"]), int(row["size"]), block)
+            return self.storage_of(shard).read_range(shard.name, int(row["offset"]), int(row["size"]), block)
         except OSError as error:
             raise RecordError(f"{where}: cannot be read: {error.strerror or error}") from None
 

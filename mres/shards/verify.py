@@ -1,19 +1,18 @@
 """Hashes and parses a shard set again and names every damage."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mres.errors import UserError
-from mres.processes import Ticks, spread
-from mres.progress import track_count
 from mres.records import RecordError
 from mres.shards.check import check_record
 from mres.shards.index import record_key
 from mres.shards.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
 from mres.shards.reader import ShardSet, parse_record
 from mres.shards.remote import RemoteOptions
-from mres.shards.storage import Storage, is_remote, open_storage
+from mres.shards.scan import scan
+from mres.shards.storage import Storage, is_remote, join, open_storage
 
 _PIECE = 8 << 20
 
@@ -67,7 +66,7 @@ def _size_damage(storage: Storage, manifest: Manifest, shard: Shard) -> str | No
     """A file of another size spoils opening the set, so all of them are named here; a view's parts name theirs."""
     if shard.part is not None:
         return None
-    where = f"{storage.location}/{shard.name}"
+    where = join(storage.location, shard.name)
     try:
         size = storage.size(shard.name)
     except OSError as error:
@@ -76,28 +75,22 @@ def _size_damage(storage: Storage, manifest: Manifest, shard: Shard) -> str | No
 
 
 def _shard_damages(shards: ShardSet, workers: int) -> list[str]:
-    manifest, ticks = shards.manifest, Ticks()
-    found: dict[int, list[str]] = {}
+    def check(number: int, tick: Callable[[], None]) -> list[str]:
+        return list(_one_shard(shards, number, tick))
 
-    def check(number: int) -> list[str]:
-        return list(_one_shard(shards, number, ticks))
-
-    checked = spread(check, list(range(len(manifest.shards))), workers)
     label = f"verifying {shards.location}"
-    for item in track_count(checked, lambda: ticks.count, len(shards), label):
-        if item is not None:
-            found[item[0]] = item[1]
-    return [message for number in sorted(found) for message in found[number]]
+    checked = scan(check, len(shards.manifest.shards), workers=workers, total=len(shards), label=label)
+    return [message for messages in checked for message in messages]
 
 
-def _one_shard(shards: ShardSet, number: int, ticks: Ticks) -> Iterator[str]:
+def _one_shard(shards: ShardSet, number: int, tick: Callable[[], None]) -> Iterator[str]:
     shard, damaged = shards.manifest.shards[number], False
     path = shards.shard_path(shard)
-    storage = shards.storages()[0 if shard.part is None else shard.part + 1]
+    storage = shards.storage_of(shard)
     first = sum(s.records for s in shards.manifest.shards[:number])
     digest = hashlib.sha256()
     for row in shards.index_N[first : first + shard.records]:
-        ticks.tick()
+        tick()
         where = f"{path}: {record_key(int(row['key']))}"
         try:
             content = storage.read_range(shard.name, int(row["offset"]), int(row["size"]))

@@ -8,7 +8,7 @@ Legend: N records of a part, M of them in the view.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,14 @@ import numpy as np
 
 from mres.errors import UserError
 from mres.files import file_sha256
-from mres.processes import Ticks, spread
-from mres.progress import track_count
-from mres.records import ImageRecord, RecordError
+from mres.records import ImageRecord
 from mres.shards.index import INDEX_NAME, write_index
 from mres.shards.leaks import LEAKS_NAME, inherited, read_leaks
 from mres.shards.manifest import MANIFEST_NAME, IndexFile, Manifest, Part, Shard, Tally, make_manifest
 from mres.shards.reader import ShardSet
+from mres.shards.scan import scan_records
 from mres.shards.storage import is_remote
 from mres.shards.workspace import check_free, published
-
-_CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -151,35 +148,24 @@ class _Scan:
 
 
 def _scan(shards: ShardSet, keeps: Callable[[ImageRecord], bool], label: str, workers: int) -> _Scan:
-    starts = list(range(0, len(shards), _CHUNK))
-    ticks = Ticks()
-
-    def chunk(number: int) -> tuple[list[bool], list[str], Tally]:
+    def read(positions: Iterator[int]) -> tuple[list[bool], list[str], Tally]:
         kept, ids, tally = [], [], Tally()
-        for index in range(starts[number], min(len(shards), starts[number] + _CHUNK)):
-            record = shards.annotations(index)
+        for position in positions:
+            record = shards.annotations(position)
             kept.append(keeps(record))
             ids.append(record.id)
             if kept[-1]:
                 tally.add(record)
-            ticks.tick()
         return kept, ids, tally
 
-    done = {}
-    try:
-        work = spread(chunk, list(range(len(starts))), workers)
-        for item in track_count(work, lambda: ticks.count, len(shards), label):
-            if item is not None:
-                done[item[0]] = item[1]
-    except RecordError as error:
-        raise UserError(f"{error}; `python tools/shard.py verify {shards.location}` names all damage") from None
-    scan = _Scan(np.zeros(len(shards), bool), [], Tally())
-    for number, start in enumerate(starts):
-        kept, ids, tally = done[number]
-        scan.keep_N[start : start + len(kept)] = kept
-        scan.ids += ids
-        scan.tally.merge(tally)
-    return scan
+    keep: list[bool] = []
+    found = _Scan(np.zeros(0, bool), [], Tally())
+    for kept, ids, tally in scan_records(shards, read, workers=workers, label=label):
+        keep += kept
+        found.ids += ids
+        found.tally.merge(tally)
+    found.keep_N = np.array(keep, bool)
+    return found
 
 
 def _write_view(
@@ -233,7 +219,7 @@ def _parts(out: Path, chosen: Sequence[tuple[ShardSet, _Scan]]) -> tuple[list[Pa
         prints = dict(zip(own, [whole.fingerprint, *(p.sha256 for p in whole.manifest.parts)], strict=True))
         for number in np.unique(rows_M["shard"]):
             shard = whole.manifest.shards[int(number)]
-            location = whole.storages()[0 if shard.part is None else shard.part + 1].location
+            location = whole.storage_of(shard).location
             part = Part(folder=os.path.relpath(Path(location).resolve(), out), sha256=prints[location])
             if part not in parts:
                 parts.append(part)

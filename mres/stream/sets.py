@@ -93,8 +93,9 @@ class TrainingSets(Sequence[ShardSet]):
         window = len(self._sets[0]) if config.shuffle == "uniform" else config.shuffle_window
         for shards in self._sets:
             in_use = min(len(shards.block_starts), lanes * (window // BLOCK_RECORDS + 2))
+            largest = shards.largest_block()
             for storage in shards.storages():
-                storage.check_capacity(shards.largest_block(), in_use)
+                storage.check_capacity(largest, in_use)
 
     def shortage(self, k: int) -> str | None:
         """A warning where records have fewer than `k` expressions; their free places are left empty and weigh nothing.
