@@ -68,6 +68,7 @@ def test_a_folder_that_takes_no_files_costs_no_run(tmp_path: Path) -> None:
     heartbeat.start()
     heartbeat.at("data", 1)
     heartbeat.end()
+    assert (tmp_path / "run").read_text() == "a file"
 
 
 def test_none_is_written_where_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
