@@ -53,7 +53,7 @@ BENCHES = {
     "seam": Bench(
         "seam.seam",
         "the fsdp strategy against an FSDP2 loop written by hand, on the same ranks",
-        {**_TRAINING, "ranks": 2},
+        {**_TRAINING, "rounds": 15, "ranks": 2},
     ),
     "loop": Bench(
         "training.loop", "the training loop against a bare PyTorch loop of the same model and batches", _TRAINING
