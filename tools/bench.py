@@ -61,7 +61,7 @@ BENCHES = {
     "peak": Bench(
         "peak.peak",
         "memory of each rank from a start without memory to the first step, against the model's",
-        {"ranks": 4},
+        {"size": "smaller", "ranks": 4},
     ),
 }
 

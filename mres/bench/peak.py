@@ -29,14 +29,16 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fsdp": {"strategy": "fsdp"},
     "zero 3": {"strategy": "zero", "zero_stage": 3},
 }
-# `large` in all but its sizes, so that four whole copies with gradients and moments fit a small machine.
-MODEL = ModelConfig.model_validate(
-    {
-        "size": "large", "image_size": 112, "vision_width": 512, "vision_depth": 8, "vision_heads": 8,
-        "low_group_tokens": 8, "text_width": 384, "text_depth": 6, "text_heads": 6, "text_vocab_size": 8192,
-        "decoder_width": 256,
-    }
-)  # fmt: skip
+_SMALLER = {
+    "image_size": 112, "vision_width": 512, "vision_depth": 8, "vision_heads": 8, "low_group_tokens": 8,
+    "text_width": 384, "text_depth": 6, "text_heads": 6, "text_vocab_size": 8192, "decoder_width": 256,
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    # `large` in all but its sizes, so that four whole copies with gradients and moments fit a small machine.
+    "smaller": {"size": "large", **_SMALLER},
+    # As it is; only the sharded strategies fit then.
+    "large": {"size": "large"},
+}
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -44,21 +46,25 @@ def peak(arguments: argparse.Namespace) -> dict[str, Any]:
     """Starts `ranks` processes for each strategy in turn.
 
     Raises:
-        UserError: this is no Linux.
+        UserError: this is no Linux, or no such model.
     """
+    if arguments.size not in MODELS:
+        raise UserError(f"--size {arguments.size}: bench peak measures {' or '.join(MODELS)}")
     if not _CLEAR.exists():
         raise UserError(f"bench peak reads and resets a process's peak memory in {_CLEAR.parent}, which only Linux has")
     # Else glibc keeps what was freed: the figures would be of its heap, not of what is held. The ranks inherit it.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)
-    whole = whole_mb(MODEL)
-    found = {kind: run_distributed(rank_peaks, arguments.ranks, kind) for kind in STRATEGIES}
+    model = ModelConfig.model_validate(MODELS[arguments.size])
+    whole = whole_mb(model)
+    kinds = [kind for kind in STRATEGIES if arguments.size != "large" or kind != "ddp"]
+    found = {kind: run_distributed(rank_peaks, arguments.ranks, kind, model, timeout_s=1800) for kind in kinds}
     worst = {
         moment: {kind: max(rank[moment] for rank in ranks) for kind, ranks in found.items()}
         for moment in ("start", "step")
     }
     return {
         "bench": "peak",
-        "what": f"a model of {whole:,.0f} MB on {arguments.ranks} ranks; MB of the rank that holds most",
+        "what": f"a model ({arguments.size}) of {whole:,.0f} MB on {arguments.ranks} ranks; MB of the rank that holds most",
         "the whole model, float32": {"weights": whole, "weights, gradients and moments": 4 * whole},
         "peak until the weights are there (zero 3: gradients and moments too)": worst["start"],
         "peak until the first step is made": worst["step"],
@@ -76,19 +82,19 @@ def whole_mb(config: ModelConfig) -> float:
     return sum(parameter.numel() for parameter in UniRES.outline(config).parameters()) * 4 / 1e6
 
 
-def rank_peaks(kind: str) -> dict[str, float]:
+def rank_peaks(kind: str, model: ModelConfig) -> dict[str, float]:
     """MB of this rank's peak, above its start, until the weights are there and until a step is made."""
     config = ParallelConfig.model_validate(STRATEGIES[kind])
     world = join_world(config)
     small = ModelConfig.model_validate(
-        {**MODEL.model_dump(), "vision_width": 64, "text_width": 96, "decoder_width": 64}
+        {"size": "large", **_SMALLER, "vision_width": 64, "text_width": 96, "decoder_width": 64}
     )
     _step(_started(config, world, small), small)
     before = _status_mb("VmRSS")
     _CLEAR.write_text("5", encoding="ascii")  # the peak counts from here
-    strategy = _started(config, world, MODEL)
+    strategy = _started(config, world, model)
     start = _status_mb("VmHWM") - before
-    _step(strategy, MODEL)
+    _step(strategy, model)
     step = _status_mb("VmHWM") - before
     leave_world()
     return {"start": start, "step": step}

@@ -11,7 +11,8 @@ import torch
 import toy_training as toy
 from torch import Tensor, nn
 
-from mres.bench.peak import MODEL, rank_peaks, whole_mb
+from mres.bench.peak import MODELS, rank_peaks, whole_mb
+from mres.model.config import ModelConfig
 from mres.model.initial import initial_weights
 from mres.model.unires import UniRES
 from mres.parallel.config import ParallelConfig
@@ -114,8 +115,9 @@ def test_all_ranks_learn_what_one_of_them_holds(ranks: list[dict]) -> None:
 @pytest.mark.slow
 def test_no_rank_of_fsdp_ever_holds_the_whole_model() -> None:
     """Measured: resident memory while four ranks get their weights, each tensor drawn whole and cut at once."""
-    peaks = run_distributed(rank_peaks, 4, "fsdp")
-    whole = whole_mb(MODEL)
+    model = ModelConfig.model_validate(MODELS["smaller"])
+    peaks = run_distributed(rank_peaks, 4, "fsdp", model)
+    whole = whole_mb(model)
     # Some of its quarter may lie in memory that the small model left.
     assert all(0.1 * whole < rank["start"] < 0.75 * whole for rank in peaks), (peaks, whole)
 
