@@ -69,6 +69,9 @@ class FsdpStrategy(NativeStrategy):
         # Pinned memory is for copies to a GPU; on a CPU the same steps run, and nothing is farther away.
         return CPUOffloadPolicy(pin_memory=self.world.device.type == "cuda")
 
+    def _ranks_of_a_copy(self) -> int:
+        return self._mesh.size(-1)
+
     def _sum_of_shards(self, value: Tensor) -> Tensor:
         dist.all_reduce(value, group=self._mesh.get_group("shard"))
         return value

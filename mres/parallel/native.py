@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mres.parallel.blocks import prepare_blocks
 from mres.parallel.ema import holds_average
 from mres.parallel.materialise import align_replicas, materialise, write
+from mres.parallel.pieces import Piece, assign_owners
 from mres.parallel.precision import LentParameters, cast_inputs
+from mres.parallel.staging import read_pieces, refuse_strangers
 from mres.parallel.strategy import Accept, AdamW, ParameterGroup, Strategy
 
 
@@ -109,19 +110,29 @@ class NativeStrategy(Strategy):
     def masters(self) -> Sequence[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
-    def save_state(self, folder: Path) -> None:
+    def _written(self) -> dict[str, Piece]:
         state = self._state(optimizer=True, average=self.average is not None)
-        dcp.save(state, checkpoint_id=folder, process_group=self._cpu_group)
+        rank, num_writers = self.world.rank, self._ranks_of_a_copy()
+        owners = assign_owners({n: t.shape for n, t in state.items() if not isinstance(t, DTensor)}, num_writers)
+        # Of shards, every rank of the first copy of the model writes its own.
+        return {n: Piece.of(t) for n, t in state.items() if rank < num_writers and owners.get(n, rank) == rank}
+
+    def _ranks_of_a_copy(self) -> int:
+        """How many ranks, from the first on, have everything between them, none of it twice but plain tensors."""
+        return self.world.size
 
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
         average = self.average is not None and optimizer and holds_average(folder)
+        named = dict(self._model.named_parameters())
+        moving = {name for name, parameter in named.items() if parameter.requires_grad}
+        refuse_strangers(folder, named, moving if optimizer else None)
         state = self._state(optimizer=optimizer, average=average)
-        dcp.load(state, checkpoint_id=folder, process_group=self._cpu_group)
+        read_pieces({name: Piece.of(tensor) for name, tensor in state.items()}, folder, self._cpu_group)
         if self.average is not None and not average:
             self.average.restart()
 
     def _state(self, *, optimizer: bool, average: bool) -> dict[str, Tensor]:
-        """The live tensors by their neutral names; DCP writes them from, and reads them into, their own memory."""
+        """The live tensors by their neutral names."""
         state: dict[str, Tensor] = {}
         for name, parameter in self._model.named_parameters():
             state[f"model.{name}"] = parameter.detach()

@@ -7,6 +7,7 @@ any strategy and world size resumes under any other.
 
 from __future__ import annotations
 
+import datetime
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 from mres.parallel.config import ParallelConfig
 from mres.parallel.ema import Average
+from mres.parallel.pieces import Piece
 from mres.parallel.precision import Precision, set_backends
+from mres.parallel.staging import Staging, write_pieces
 from mres.parallel.world import World
 
 # Says, on the device, whether a step of this finite global gradient norm may be made: bool scalar of float32 scalar.
@@ -63,9 +66,10 @@ class Strategy(ABC):
         # Agreement travels on the CPU beside the GPU's queue, so that no step waits for the device.
         self._cpu_group: dist.ProcessGroup | None = None
         if world.device.type == "cuda":
-            group = dist.new_group(backend="gloo")
-            assert isinstance(group, dist.ProcessGroup)
-            self._cpu_group = group
+            self._cpu_group = _cpu_group(config.timeout_s)
+        # Saving has its own: what a background thread says there never mixes with what the training thread says.
+        self._save_group = _cpu_group(config.timeout_s)
+        self._staging = Staging()
 
     @abstractmethod
     def wrap(
@@ -129,14 +133,45 @@ class Strategy(ABC):
             self.publish()
 
     @abstractmethod
+    def _written(self) -> dict[str, Piece]:
+        """What this rank writes into a checkpoint, by neutral names, in its own memory; together, ranks have all, once.
+
+        Nothing is gathered for it, and no rank waits for another.
+        """
+
+    def pieces(self) -> dict[str, Piece]:
+        """What `stage` copies, in the memory that training goes on in."""
+        return self._written()
+
+    @property
+    def save_group(self) -> dist.ProcessGroup:
+        """What ranks use to write a checkpoint, in one thread at a time."""
+        return self._save_group
+
+    def stage(self) -> dict[str, Piece]:
+        """A copy in host memory of what this rank writes: weights, moments, step counts, the average.
+
+        It takes as much memory as that at the first call, and the same again at the next ones: write what one returned
+        before the next.
+        """
+        return self._staging.copy(self._written())
+
+    def write_staged(self, state: dict[str, Piece], folder: Path) -> None:
+        """Writes what `stage` returned into `folder` as DCP, from any one thread; called by all ranks together."""
+        write_pieces(state, folder, self._save_group)
+
     def save_state(self, folder: Path) -> None:
-        """Writes weights, optimizer moments and the average into `folder` as DCP; called by all ranks together."""
+        """Writes what `stage` would copy, without a copy; called by all ranks together."""
+        self.write_staged(self._written(), folder)
 
     @abstractmethod
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
         """Reads what any strategy saved, on any world size; without `optimizer`, the weights alone.
 
         An average that is kept starts anew from the weights where none was read.
+
+        Raises:
+            UserError: a tensor that is missing or has another shape, moments of a parameter that does not move here.
         """
 
     def not_finite(self) -> list[str]:
@@ -176,6 +211,12 @@ class Strategy(ABC):
 
     def barrier(self) -> None:
         dist.barrier(group=self._cpu_group)
+
+
+def _cpu_group(timeout_s: int) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def build_strategy(config: ParallelConfig, world: World) -> Strategy:

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from mres.errors import UserError
@@ -21,14 +20,16 @@ from mres.parallel.ds_config import merged, read_ds_config, refusals_named
 from mres.parallel.ema import holds_average
 from mres.parallel.materialise import materialise, materialise_own
 from mres.parallel.native import build_optimizer
+from mres.parallel.pieces import Piece, assign_owners
 from mres.parallel.precision import cast_inputs
+from mres.parallel.staging import read_pieces, refuse_strangers
 from mres.parallel.strategy import Accept, AdamW, ParameterGroup, Strategy
 from mres.parallel.zero_frozen import Frozen
 from mres.parallel.zero_gate import Gate
-from mres.parallel.zero_state import Partition, assign_owners, chunked
+from mres.parallel.zero_state import Partition, chunked
 
 _BUCKET = 50_000_000
-# Host memory that loading takes beside a rank's own share; every rank reads each chunk whole and keeps its piece.
+# Host memory that loading frozen parameters takes: every rank reads each chunk of them whole.
 _CHUNK_BYTES = 1 << 28
 
 
@@ -74,11 +75,11 @@ class ZeroStrategy(Strategy):
         if half:
             model.register_forward_pre_hook(cast_inputs(self.precision.compute))
             for name, value in exact.items():
-                self._partition.write(name, "param", value)
+                self._partition.write(name, value)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         for name, whole in weights:
-            self._partition.write(name, "param", whole)
+            self._partition.write(name, whole)
         self._partition.publish()
 
     def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
@@ -164,44 +165,46 @@ class ZeroStrategy(Strategy):
         super().track_average()
         self._partition.average = self.average
 
-    def save_state(self, folder: Path) -> None:
-        """Gathers tensor by tensor, each on the one rank that writes it: no rank ever holds the whole model."""
-        state: dict[str, Tensor] = {}
-        for name, owner in assign_owners(self._partition.shapes, self.world.size).items():
-            for key in self._partition.keys(name):
-                whole = self._partition.gather(name, key, owner)
-                if whole is not None:
-                    state[_KEYS[key].format(name)] = whole
-            if owner == self.world.rank and not self._partition.is_frozen(name):
-                state[f"optim.{name}.step"] = self._partition.step_of(name)
-        dcp.save(state, checkpoint_id=folder, process_group=self._cpu_group)
+    def _written(self) -> dict[str, Piece]:
+        partition, rank = self._partition, self.world.rank
+        owners = assign_owners(partition.shapes, self.world.size)
+        steps = {_STEP.format(n): Piece.of(partition.step_of(n)) for n in partition.moving if owners[n] == rank}
+        exact = {_KEYS["param"].format(name): Piece.of(tensor) for name, tensor in self._partition.frozen.exact.items()}
+        return {**self._partitioned(partition.keys()), **steps, **exact}
+
+    def _partitioned(self, keys: Iterable[str]) -> dict[str, Piece]:
+        """This rank's ranges of what is partitioned."""
+        return {_KEYS[k].format(n): self._partition.piece(n, k) for n in self._partition.moving for k in keys}
 
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
         average = self.average is not None and optimizer and holds_average(folder)
-        wanted = {"param", *(("exp_avg", "exp_avg_sq") if optimizer else ()), *(("ema",) if average else ())}
+        keys = ("param", *(("exp_avg", "exp_avg_sq") if optimizer else ()), *(("ema",) if average else ()))
+        refuse_strangers(folder, self._partition.shapes, self._partition.moving if optimizer else None)
         if optimizer:
             self._load_steps(folder)
-        for names in chunked(self._partition.shapes, _CHUNK_BYTES // len(wanted)):
-            pairs = [(name, key) for name in names for key in self._partition.keys(name) if key in wanted]
-            read = {_KEYS[key].format(name): torch.empty(self._partition.shapes[name]) for name, key in pairs}
-            self._load(folder, read)
-            for name, key in pairs:
-                self._partition.write(name, key, read[_KEYS[key].format(name)])
+        read_pieces(self._partitioned(keys), folder, self._cpu_group)
+        self._load_frozen(folder)
         self._partition.publish()
         if self.average is not None and not average:
             self.average.restart()
 
     def _load_steps(self, folder: Path) -> None:
-        steps = {n: torch.zeros(()) for n in self._partition.shapes if not self._partition.is_frozen(n)}
-        self._load(folder, {f"optim.{name}.step": step for name, step in steps.items()})
+        steps = {name: torch.zeros(()) for name in self._partition.moving}
+        read_pieces({_STEP.format(n): Piece.of(step) for n, step in steps.items()}, folder, self._cpu_group)
         self._partition.write_steps(steps)
 
-    def _load(self, folder: Path, state: dict[str, Tensor]) -> None:
-        dcp.load(state, checkpoint_id=folder, process_group=self._cpu_group)
+    def _load_frozen(self, folder: Path) -> None:
+        shapes = {name: self._partition.shapes[name] for name in self._partition.frozen.parameters}
+        for names in chunked(shapes, _CHUNK_BYTES):
+            read = {name: torch.empty(shapes[name]) for name in names}
+            read_pieces({_KEYS["param"].format(n): Piece.of(t) for n, t in read.items()}, folder, self._cpu_group)
+            for name, whole in read.items():
+                self._partition.frozen.write(name, whole)
 
 
 # What is partitioned, and where it lies in a checkpoint.
 _KEYS = {"param": "model.{}", "exp_avg": "optim.{}.exp_avg", "exp_avg_sq": "optim.{}.exp_avg_sq", "ema": "ema.{}"}
+_STEP = "optim.{}.step"
 
 
 def _import_deepspeed(device_type: str, local_rank: int) -> Any:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mres.errors import UserError
 from mres.parallel.ema import Average
 from mres.parallel.native import blank_moments
+from mres.parallel.pieces import Piece
 from mres.parallel.strategy import ParameterGroup
 from mres.parallel.world import World
 from mres.parallel.zero_frozen import Frozen
@@ -34,7 +34,13 @@ class _Share:
 
 
 class Partition:
-    """The masters, moments and averages of one rank; `key` is "param", "exp_avg", "exp_avg_sq" or "ema"."""
+    """The masters, moments and averages of one rank; `key` is "param", "exp_avg", "exp_avg_sq" or "ema".
+
+    Attributes:
+        shapes: of every parameter, whole.
+        frozen: those that are not partitioned, as no optimizer moves them.
+        moving: names of all others.
+    """
 
     average: Average | None = None
 
@@ -47,7 +53,8 @@ class Partition:
         frozen: Frozen,
         world: World,
     ) -> None:
-        self._optimizer, self.shapes, self._frozen, self._world = optimizer, shapes, frozen, world
+        self._optimizer, self.shapes, self.frozen, self._world = optimizer, shapes, frozen, world
+        self.moving = tuple(name for name in shapes if name not in frozen.parameters)
         self._sharded_weights = hasattr(optimizer, "fp32_partitioned_groups_flat")
         self._shares = self._find_shares(dict(model.named_parameters()), groups)
         for share in self._shares.values():
@@ -55,7 +62,7 @@ class Partition:
             state[share.flat] = state[share.flat] or blank_moments(share.flat)
 
     def _find_shares(self, named: Mapping[str, nn.Parameter], groups: Sequence[ParameterGroup]) -> dict[str, _Share]:
-        named = {name: parameter for name, parameter in named.items() if not self.is_frozen(name)}
+        named = {name: named[name] for name in self.moving}
         if self._sharded_weights:
             return {name: self._stage_3_share(name, parameter) for name, parameter in named.items()}
         # A flat master a group; DeepSpeed drops groups that are empty.
@@ -84,20 +91,19 @@ class Partition:
         inside, outside = mapping.hp_fragment_address, mapping.lp_fragment_address
         return _Share(flat, inside.start, outside.start, inside.numel)
 
-    def is_frozen(self, name: str) -> bool:
-        return name in self._frozen.parameters
-
-    def keys(self, name: str) -> tuple[str, ...]:
-        """What there is of a parameter."""
-        if self.is_frozen(name):
-            return ("param",)
+    def keys(self) -> tuple[str, ...]:
+        """What there is of a parameter that moves."""
         return ("param", "exp_avg", "exp_avg_sq", *(("ema",) if self.average is not None else ()))
 
     def masters(self) -> list[Tensor]:
         """The flat tensors that this rank's optimizer moves."""
         return list(dict.fromkeys(share.flat for share in self._shares.values()))
 
-    def _piece(self, name: str, key: str) -> Tensor:
+    def piece(self, name: str, key: str) -> Piece:
+        """This rank's range of a parameter that moves, in its own memory."""
+        return Piece.of_range(self.shapes[name], self._shares[name].start, self._flat_piece(name, key))
+
+    def _flat_piece(self, name: str, key: str) -> Tensor:
         share = self._shares[name]
         flat = share.flat
         if key == "ema":
@@ -109,31 +115,20 @@ class Partition:
 
     def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
         """This rank's pieces of the masters."""
-        yield from ((name, self._piece(name, "param")) for name in self._shares)
-        yield from self._frozen.exact.items()
-
-    def gather(self, name: str, key: str, owner: int) -> Tensor | None:
-        """The whole float32 tensor in the host memory of rank `owner`, None elsewhere; called by all ranks together."""
-        if self.is_frozen(name):
-            return self._frozen.exact.get(name)
-        share = self._shares[name]
-        whole = torch.zeros(self.shapes[name].numel(), dtype=torch.float32, device=self._world.device)
-        whole.narrow(0, share.start, share.numel).copy_(self._piece(name, key))
-        # Added as integers: every element comes from one rank, and so keeps its very bits (-0.0, NaN).
-        dist.reduce(whole.view(torch.int32), dst=owner)
-        return whole.view(self.shapes[name]).cpu() if owner == self._world.rank else None
+        yield from ((name, self._flat_piece(name, "param")) for name in self._shares)
+        yield from self.frozen.exact.items()
 
     def step_of(self, name: str) -> Tensor:
         """AdamW's step count of a parameter, a float32 scalar on the host."""
         return self._optimizer.optimizer.state[self._shares[name].flat]["step"].detach().clone().cpu()
 
-    def write(self, name: str, key: str, whole: Tensor) -> None:
-        """Takes this rank's piece of the whole tensor; `publish` makes it what the forward pass reads."""
-        if self.is_frozen(name):
-            self._frozen.write(name, whole)
+    def write(self, name: str, whole: Tensor) -> None:
+        """Takes this rank's piece of the whole weight; `publish` makes it what the forward pass reads."""
+        if name in self.frozen.parameters:
+            self.frozen.write(name, whole)
             return
         share = self._shares[name]
-        self._piece(name, key).copy_(whole.flatten().narrow(0, share.start, share.numel))
+        self._flat_piece(name, "param").copy_(whole.flatten().narrow(0, share.start, share.numel))
 
     def write_steps(self, steps: Mapping[str, Tensor]) -> None:
         """Sets the step counts, of which a flat tensor has only one.
@@ -163,16 +158,6 @@ class Partition:
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
-
-
-def assign_owners(shapes: Mapping[str, torch.Size], world_size: int) -> dict[str, int]:
-    """Which rank writes each parameter: the largest first, each to the rank with the least so far."""
-    loads = [0] * world_size
-    owners = {}
-    for name in sorted(shapes, key=lambda n: (-shapes[n].numel(), n)):
-        owners[name] = loads.index(min(loads))
-        loads[owners[name]] += shapes[name].numel()
-    return owners
 
 
 def chunked(shapes: Mapping[str, torch.Size], num_bytes: int) -> Iterator[list[str]]:
