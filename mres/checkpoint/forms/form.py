@@ -42,10 +42,17 @@ class TensorSource(Protocol):
         config_yaml: the run's config, where the source has one.
     """
 
-    specs: Mapping[str, Spec]
-    aliases: Mapping[str, str]
-    state: dict[str, Any] | None
-    config_yaml: str | None
+    @property
+    def specs(self) -> Mapping[str, Spec]: ...
+
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
+
+    @property
+    def state(self) -> dict[str, Any] | None: ...
+
+    @property
+    def config_yaml(self) -> str | None: ...
 
     def read(self, name: str) -> Tensor:
         """The whole tensor on the CPU; it may be a view of a mapped file, and is not to be changed."""
