@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
+def file_sha256(path: Path, *, from_disk: bool = False) -> str:
+    """Hash of a file's bytes, read in pieces; `from_disk`, not from what memory still has of them."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
@@ -20,13 +22,18 @@ def bytes_sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole, as it was before or as it is to be."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+def write_durably(path: Path, content: bytes) -> None:
+    """Writes a file and waits until its bytes are on the disk; its name is there once its folder is `fsync`ed."""
+    with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole, as it was before or as it is to be."""
+    part = path.with_name(path.name + ".part")
+    write_durably(part, content)
     part.rename(path)
     fsync(path.parent)
 
@@ -38,6 +45,14 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and what is missing above it, all of it on the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync(path.parent)
 
 
 def free_bytes(path: Path) -> int:

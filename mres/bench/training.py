@@ -112,9 +112,23 @@ def _trainer_steps(
     monitor.start(0)
     trainer = Trainer(
         config, strategy=strategy, task=task, stream=Prepared(), monitor=monitor, stop=StopRequest(),  # type: ignore[arg-type]
-        save=lambda step: None, evaluate=lambda step: None,
+        saver=_NoSaver(), evaluate=lambda step: None,
     )  # fmt: skip
     return lambda: _silently(lambda: trainer.fit(0, steps, Progress()))
+
+
+class _NoSaver:
+    """Nothing is due to be saved."""
+
+    def save(self, step: int, *, last: bool = False) -> None: ...
+
+    def failed(self) -> bool:
+        return False
+
+    def settle(self) -> None: ...
+
+    def figures(self) -> dict[str, float]:
+        return {}
 
 
 def _silently(action: Callable[[], Any]) -> None:

@@ -1,28 +1,46 @@
 """One checkpoint's folder: tensors, state.json, config.yaml, and MANIFEST.json over all of them. No torch here.
 
-The tensors are DCP files (model and optimizer, what a run writes) or one model.safetensors (what is exported).
+The tensors are DCP files (model and optimizer, what a run writes) or model.safetensors, in one
+file or several with an index (what is exported).
 """
 
-import json
-import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from __future__ import annotations
 
-from mres.errors import UserError
-from mres.files import file_sha256, fsync
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mres.checkpoint.dcp_index import DCP_METADATA, CheckpointError, check_index
+from mres.files import file_sha256, fsync, write_durably
+
+__all__ = [
+    "CONFIG",
+    "DCP_METADATA",
+    "FORMAT",
+    "MANIFEST",
+    "SAFETENSORS",
+    "SAFETENSORS_INDEX",
+    "STATE",
+    "Checkpoint",
+    "CheckpointError",
+    "FileFacts",
+    "read_manifest",
+    "seal",
+    "verify",
+]
 
 FORMAT = "mres-checkpoint-1"
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 CONFIG = "config.yaml"
 SAFETENSORS = "model.safetensors"
-DCP_METADATA = ".metadata"
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be used; the message says which file and why."""
+SAFETENSORS_INDEX = "model.safetensors.index.json"  # of weights in several files
+# Of a manifest: a hundred bytes a file, a file a rank.
+_MAX_JSON_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +57,37 @@ class Checkpoint:
         return bool(self.state.get("weights_only", False))
 
 
-def seal(folder: Path, step: int, state: dict[str, Any], config_yaml: str) -> None:
-    """Writes what belongs beside the tensors, the manifest last, and waits until all is on the disk."""
-    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(folder.iterdir())
-    }
-    manifest = {"format": FORMAT, "step": step, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in [*folder.iterdir(), folder]:
-        fsync(path)
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, *, from_disk: bool = False) -> FileFacts:
+        """Reads the file; `from_disk`, not from what memory still has of it."""
+        return cls(path.stat().st_size, file_sha256(path, from_disk=from_disk))
+
+
+def seal(
+    folder: Path, step: int, state: dict[str, Any], config_yaml: str, written: Mapping[str, FileFacts] | None = None
+) -> None:
+    """Writes what belongs beside the tensors, the manifest last, and waits until all is on the disk.
+
+    Args:
+        written: facts of files that whoever wrote them has hashed and brought to the disk.
+    """
+    write_durably(folder / STATE, json.dumps(state, indent=1).encode())
+    write_durably(folder / CONFIG, config_yaml.encode())
+    facts = dict(written or {})
+    for path in folder.iterdir():
+        if path.name not in facts:
+            fsync(path)
+            facts[path.name] = FileFacts.of(path)
+    files = {name: asdict(facts[name]) for name in sorted(facts)}
+    write_durably(folder / MANIFEST, json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1).encode())
+    fsync(folder)
 
 
 def verify(folder: Path) -> Checkpoint:
@@ -58,102 +96,80 @@ def verify(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: naming the file that is missing or damaged.
     """
-    step, files = _read_manifest(folder)
-    for name, (size, sha256) in files.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        if path.stat().st_size != size or file_sha256(path) != sha256:
-            raise CheckpointError(f"{path} is damaged (size or hash differ from {MANIFEST})")
-    tensors = SAFETENSORS if SAFETENSORS in files else DCP_METADATA
+    step, files = read_manifest(folder)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing lets go of the interpreter
+        for problem in pool.map(lambda name: _problem_of(folder, name, files[name]), files):
+            if problem:
+                raise CheckpointError(problem)
+    tensors = next((name for name in (SAFETENSORS, SAFETENSORS_INDEX) if name in files), DCP_METADATA)
     for name in (STATE, CONFIG, tensors):
         if name not in files:
             raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not list {name}")
     if tensors == DCP_METADATA:
-        _refuse_code(folder / DCP_METADATA)
+        check_index(folder / DCP_METADATA, {name: facts.bytes for name, facts in files.items()})
     return Checkpoint(folder, step, _read_state(folder / STATE, step))
 
 
-def _read_manifest(folder: Path) -> tuple[int, dict[str, tuple[int, str]]]:
+def _problem_of(folder: Path, name: str, facts: FileFacts) -> str:
+    """What is wrong with a file, or ""."""
+    path = folder / name
+    if Path(name).name != name or path.resolve().parent != folder.resolve():
+        return f"{folder / MANIFEST} is refused: it names '{name}', which is not in the checkpoint's folder"
+    if not path.is_file():
+        return f"{path} is {'no file' if path.exists() else 'missing'}"
+    try:
+        size = path.stat().st_size
+        if size != facts.bytes:
+            return f"{path} is damaged: it has {size:,} bytes, {MANIFEST} says {facts.bytes:,}"
+        if file_sha256(path) != facts.sha256:
+            return f"{path} is damaged: its content is not what {MANIFEST} says (SHA-256)"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return ""
+
+
+def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:
+    """Step and files of a checkpoint, as they were written.
+
+    Raises:
+        CheckpointError: there is no manifest, it cannot be read, or is of another version.
+    """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        form, step = manifest["format"], int(manifest["step"])
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        manifest = _read_json(path)
+        form = manifest["format"]
+        if form == FORMAT:
+            step = manifest["step"]
+            files = {str(name): FileFacts(entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+            if type(step) is not int or step < 0 or any(type(facts.bytes) is not int for facts in files.values()):
+                raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{folder} has no {MANIFEST}: it is no checkpoint, or one that was not finished"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path} is damaged") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path} is damaged: it is not what mres writes") from None
     if form != FORMAT:
-        raise CheckpointError(f"{folder} has format {form!r}, this version of mres reads {FORMAT!r}")
+        raise CheckpointError(
+            f"{folder} has format {form!r}, this version of mres reads {FORMAT!r}; use the version that wrote it"
+        )
     return step, files
+
+
+def _read_json(path: Path) -> Any:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _read_state(path: Path, step: int) -> dict[str, Any]:
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        agreed = state["step"] == step
-    except (ValueError, KeyError, TypeError):
+        state = dict(_read_json(path))
+        found = state["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} is not what mres writes: no JSON object with a step") from None
-    if not agreed:
-        raise CheckpointError(f"{path} is of step {state['step']}, {MANIFEST} of step {step}: one of them is damaged")
-    return dict(state)
-
-
-# All that the metadata of tensors consists of. Anything else in it could run when PyTorch unpickles it.
-_METADATA_NAMES = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "float64", "float32", "bfloat16", "float16", "int64", "int32", "uint8", "bool"},
-    "pathlib": {"PosixPath"},
-    "pathlib._local": {"PosixPath"},
-}
-
-
-class _Inert:
-    """Stands for anything that is allowed, and does nothing."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, _: Any) -> None: ...
-
-
-class _NamesOnly(pickle.Unpickler):
-    """Goes through a pickle without importing or calling anything that it names."""
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if name not in _METADATA_NAMES.get(module, ()):
-            _refuse(f"{module}.{name}")
-        return _Inert
-
-
-def _refuse(name: str) -> NoReturn:
-    raise CheckpointError(f"it names {name}, which no checkpoint of mres contains and which may run code")
-
-
-def _refuse_code(path: Path) -> None:
-    """DCP's own index of tensors is a pickle, which the strategies load: nothing in it may be able to run.
-
-    Raises:
-        CheckpointError: it names something else than metadata of tensors, or is no pickle.
-    """
-    try:
-        with path.open("rb") as file:
-            _NamesOnly(file).load()
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} is refused: {error}") from None
-    except Exception as error:  # a pickle can fail in any way
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if found != step:
+        raise CheckpointError(f"{path} is of step {found}, {MANIFEST} of step {step}: one of them is damaged")
+    return state

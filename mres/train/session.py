@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from mres.checkpoint import pretrained, store
+from mres.checkpoint.saver import Saver
 from mres.config import Config
 from mres.errors import UserError
 from mres.model.unires import UniRES
 from mres.parallel.ema import holds_average
 from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
 from mres.parallel.world import World
-from mres.stream.config import share_of_rank
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
 from mres.train.agree import check_agreement, facts_of_model, facts_of_run, git_sha, package_versions
@@ -33,7 +33,7 @@ from mres.train.profile import Windows
 from mres.train.progress import Progress
 from mres.train.recorder import make_folder
 from mres.train.rollback import DivergenceError, last_good, note
-from mres.train.start import check_finite, first_weights
+from mres.train.start import check_finite, first_weights, named_sources
 from mres.train.task import SegmentationTask
 from mres.train.trainer import Trainer
 
@@ -91,6 +91,7 @@ class _Session:
         self.monitor = Monitor(config.run_dir, self.last_step, enabled=world.is_main)
         self.progress = Progress()
         self.root = config.run_dir / "checkpoints"
+        self.saver = Saver(self.root, self.strategy, config.checkpoint, self._state, config.to_yaml(), self._say)
         self.instruments = Instruments(heartbeat or NoHeartbeat())
         self.trainer = Trainer(
             config,
@@ -99,14 +100,13 @@ class _Session:
             stream=self.stream,
             monitor=self.monitor,
             stop=stop,
-            save=self._save,
+            saver=self.saver,
             evaluate=self._evaluate,
             instruments=self.instruments,
         )
 
     def run(self) -> int:
         check_agreement(self.strategy, facts_of_run(self.config, self.stream, self.last_step, self.world.size))
-        _check_accumulation(self.config, self.world)
         self.instruments.windows = Windows(self.config.train, self.config.run_dir, self.world, self.last_step)
         checkpoint = self._resume_from()
         if checkpoint is not None and checkpoint.step >= self.last_step:
@@ -126,6 +126,9 @@ class _Session:
         self.monitor.start(first_step)
         try:
             done = self._fit(first_step)
+        except Exception:
+            self.saver.abandon()
+            raise
         finally:
             self.instruments.close()
             self.monitor.close()
@@ -140,12 +143,14 @@ class _Session:
                 first_step = self._go_back(trouble)
 
     def _go_back(self, trouble: DivergenceError) -> int:
+        self.saver.settle()
         allowed = self.config.train.max_rollbacks
         checkpoint = last_good(trouble, self.root, self.strategy, rollbacks=self.progress.rollbacks, allowed=allowed)
         self.strategy.load_state(checkpoint.folder, optimizer=True)
         self.progress = self.progress.gone_back(checkpoint.state, checkpoint.step, trouble.reached)
         note(self.monitor, self.config.run_dir, trouble, checkpoint.step, self.progress.skipped_batches)
-        self._save(checkpoint.step)  # a run that is killed now must know that it went back
+        self.saver.save(checkpoint.step)  # a run that is killed now must know that it went back
+        self.saver.settle()
         return checkpoint.step
 
     def _plan(self) -> tuple[UniRES, list[ParameterGroup]]:
@@ -172,8 +177,7 @@ class _Session:
             self._say(f"going on at step {checkpoint.step} from {checkpoint.folder}")
             if config.optim.ema_decay is not None and not holds_average(checkpoint.folder):
                 self._say("it has no moving average of the weights: one begins here (optim.ema_decay)")
-        named = config.checkpoint.init_from or config.checkpoint.text_weights or "the seed"
-        check_finite(self.strategy, named if checkpoint is None else str(checkpoint.folder))
+        check_finite(self.strategy, named_sources(config) if checkpoint is None else str(checkpoint.folder))
 
     def _resume_from(self) -> store.Checkpoint | None:
         """Rank 0 looks and verifies; all take what it found."""
@@ -197,6 +201,7 @@ class _Session:
         state = StreamState.from_json(checkpoint.state["stream"], str(checkpoint.folder))
         self.stream.check_state(state, checkpoint.step + progress.skipped_batches)
         self.progress = progress
+        self.saver.resumed(checkpoint.folder, checkpoint.step)
         return checkpoint.step
 
     def _find(self) -> store.Checkpoint | None:
@@ -206,18 +211,14 @@ class _Session:
             self._say(f"warning: {found}; looking for an older one")
         return None
 
-    def _save(self, step: int) -> None:
-        state = {
+    def _state(self, step: int) -> dict[str, Any]:
+        return {
             "step": step,
             "stream": self.stream.state(step + self.progress.skipped_batches).to_json(),
             **self.progress.to_json(),
             "frozen": sorted(self.config.optim.freeze),
             "model": self.config.model.model_dump(mode="json"),
         }
-        folder = store.save(
-            self.root, step, self.strategy, state, self.config.to_yaml(), keep=self.config.checkpoint.keep
-        )
-        self._say(f"checkpoint {folder}")
 
     def _evaluate(self, step: int) -> None:
         assert self.config.data.val is not None, "refused before the start"
@@ -231,6 +232,7 @@ class _Session:
             self.monitor.append("evaluations.jsonl", {"step": step, **table})
             figures = ", ".join(f"{g} mIoU {table[g]['mIoU']:.3f}" for g in ("object", "part") if table[g]["num"])
             self._say(f"step {step}: {figures}")
+        self.saver.measured(step, table)
 
     def _prepare_folder(self) -> None:
         """Rank 0 makes the run's folder; all ranks learn of it if it cannot."""
@@ -274,15 +276,6 @@ def _check_frozen(checkpoint: store.Checkpoint, config: Config) -> None:
         raise UserError(
             f"cannot resume at step {checkpoint.step}: optim.freeze was {theirs} and is now {mine}; give the run the same "
             "value, or start a new one (run.name=…) from its weights (checkpoint.init_from=…)"
-        )
-
-
-def _check_accumulation(config: Config, world: World) -> None:
-    share = share_of_rank(config.data.images_per_batch, world.size)
-    if share % config.train.accumulate:
-        raise UserError(
-            f"train.accumulate={config.train.accumulate} does not divide a rank's {share} images "
-            f"(data.images_per_batch={config.data.images_per_batch} over {world.size} ranks)"
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,6 +31,15 @@ class Task(Protocol):
     """What is trained: sums over a batch's valid expressions, "loss" the one to differentiate."""
 
     def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
+
+
+class Saving(Protocol):
+    """Who writes checkpoints, perhaps while training goes on (`checkpoint/saver.py`)."""
+
+    def save(self, step: int, *, last: bool = False) -> None: ...
+    def failed(self) -> bool: ...
+    def settle(self) -> None: ...
+    def figures(self) -> Mapping[str, float | int]: ...
 
 
 @dataclass
@@ -59,12 +68,12 @@ class Trainer:
         stream: TrainingStream,
         monitor: Monitor,
         stop: StopRequest,
-        save: Callable[[int], None],
+        saver: Saving,
         evaluate: Callable[[int], None],
         instruments: Instruments | None = None,
     ) -> None:
         self._config, self._strategy, self._task, self._stream = config, strategy, task, stream
-        self._monitor, self._stop, self._save, self._evaluate = monitor, stop, save, evaluate
+        self._monitor, self._stop, self._saver, self._evaluate = monitor, stop, saver, evaluate
         self._instruments = instruments or Instruments()
         self._window = _Window()
         self._bad_steps = BadSteps(config, strategy, monitor)
@@ -142,13 +151,16 @@ class Trainer:
         """The batch, and what all ranks' have together: expressions, images, cut ones, bad ones, stop requests.
 
         Raises:
-            UserError: on every rank, what kept a batch from one of them.
+            UserError: on every rank, what kept a batch from one of them, or a checkpoint from the disk.
         """
         counts = [0.0] * 4
         if isinstance(fetched, Batch):
             counts = [float(fetched.valid_BK.sum()), fetched.num_images, fetched.num_cut, len(fetched.bad)]
         lost = not isinstance(fetched, Batch)
-        *sums, num_lost = self._strategy.agree([*counts, float(self._stop.requested), float(lost)])
+        signs = float(self._stop.requested), float(lost), float(self._saver.failed())
+        *sums, num_lost, num_failed = self._strategy.agree([*counts, *signs])
+        if num_failed:
+            self._saver.settle()
         if num_lost:
             problems = self._strategy.same_everywhere(fetched if lost else None)
             raise next(problem for problem in problems if problem is not None)
@@ -193,7 +205,7 @@ class Trainer:
             self._bad_steps.read()  # a checkpoint must not be written behind a run of bad steps that nobody looked at
             self._bad_steps.remember()
             self._instruments.at("checkpoint", done)
-            self._save(done)
+            self._saver.save(done, last=stop or done == last_step)
         stop = stop and done < last_step
         if every and done % every == 0 and not stop:
             self._instruments.at("evaluate", done)
@@ -229,6 +241,7 @@ class Trainer:
                 "rollbacks": self._progress.rollbacks,
                 "bad_images": len(self._progress.quarantined),
                 "peak_memory_bytes": _peak_memory(self._strategy.world.device),
+                **self._saver.figures(),
             }
         )
         self._window = _Window()

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,34 @@ def _rank(function: Callable[..., Any], rank: int, size: int, port: int, *args: 
     return function(*args)
 
 
-def save_all(root: Path, steps: list[int], *, keep: int = 2, width: int = 32) -> list[Path]:
-    """Saves a model whose weights all equal the step."""
-    return list(_saves(root, steps, keep, width))
+def save_all(root: Path, steps: list[int], *, width: int = 32, **options: Any) -> list[Path]:
+    """Saves a state whose tensors all equal the step; `options` of the checkpoint section."""
+    list(saves(root, steps, width=width, **options))
+    return [root / f"step-{step:08d}" for step in steps]
 
 
-def _saves(root: Path, steps: list[int], keep: int, width: int) -> Any:
-    import torch
+def saves(root: Path, steps: list[int], *, width: int = 32, **options: Any) -> Iterator[Any]:
+    """One save after another, as far as the caller goes; gives the saver after each."""
+    from mres.checkpoint.config import CheckpointConfig
+    from mres.checkpoint.saver import Saver
+
+    strategy = small_strategy(width)
+    saver = Saver(root, strategy, CheckpointConfig(every=1, **options), state_of, CONFIG_YAML, lambda text: None)
+    for step in steps:
+        fill(strategy, step)
+        saver.save(step)
+        saver.settle()
+        yield saver
+
+
+def state_of(step: int) -> dict[str, Any]:
+    return {"step": step, "model": {}}
+
+
+def small_strategy(width: int = 32) -> Any:
+    """A linear layer under DDP, with moments."""
     from torch import nn
 
-    from mres.checkpoint import store
     from mres.parallel.config import ParallelConfig
     from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
     from mres.parallel.world import join_world
@@ -61,20 +79,24 @@ def _saves(root: Path, steps: list[int], keep: int, width: int) -> Any:
     model = nn.Linear(width, width)
     names = tuple(name for name, _ in model.named_parameters())
     strategy.wrap(model, [], [ParameterGroup(names, 0.0)], AdamW((0.9, 0.999), 1e-8, 1.0))
-    for step in steps:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(step)
-        yield store.save(root, step, strategy, {"step": step, "model": {}}, CONFIG_YAML, keep=keep)
+    return strategy
 
 
-def save_until_killed(root: Path, log: Path, steps: list[int], kill_at: int | None) -> None:
+def fill(strategy: Any, value: float) -> None:
+    """Every tensor that a checkpoint has of this rank."""
+    from mres.parallel.pieces import local_tensors
+
+    for _, tensor in local_tensors(strategy.pieces()):
+        tensor.fill_(value)
+
+
+def save_until_killed(root: Path, log: Path, steps: list[int], kill_at: int | None, options: dict[str, Any]) -> None:
     """Saves on and on, noting each finished step in `log`; ends itself with SIGKILL before operation `kill_at`."""
-    saves = _saves(root, steps, 2, 32)
-    next(saves)  # starts everything up
+    done = saves(root, steps, **options)
+    next(done)  # starts everything up
     _note(log, steps[0])
     _kill_at(kill_at)
-    for step, _ in zip(steps[1:], saves, strict=False):
+    for step, _ in zip(steps[1:], done, strict=False):
         _note(log, step)
 
 
@@ -85,31 +107,48 @@ def killed_at(kill_at: int, function: Callable[..., Any], *args: Any) -> None:
 
 
 def _kill_at(number: int | None) -> None:
-    operations = 0
+    count = _Operations()
 
-    def watch(event: str, _: Any) -> None:
-        nonlocal operations
-        if event in _OPERATIONS:
-            operations += 1
-            if operations == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def kill() -> None:
+        if count.seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(watch)
+    count.watch(kill)
 
 
-def operations_of_a_save(root: Path) -> int:
+class _Operations:
+    """Counts what this process does to the disk, in all of its threads."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def watch(self, then: Callable[[], None] = lambda: None) -> None:
+        def count() -> None:
+            self.seen += 1
+            then()
+
+        def audit(event: str, _: Any) -> None:
+            if event in _OPERATIONS:
+                count()
+
+        fsync = os.fsync
+
+        def counted(descriptor: int) -> None:
+            count()
+            fsync(descriptor)
+
+        os.fsync = counted
+        sys.addaudithook(audit)
+
+
+def operations_of_a_save(root: Path, options: dict[str, Any]) -> int:
     """How many times a save that also removes a checkpoint changes the disk."""
-    seen = 0
-
-    def watch(event: str, _: Any) -> None:
-        nonlocal seen
-        seen += event in _OPERATIONS
-
-    saves = _saves(root, [1, 2, 3], 2, 32)
-    next(saves), next(saves)
-    sys.addaudithook(watch)
-    next(saves)
-    return seen
+    done = saves(root, [1, 2, 3], **options)
+    next(done), next(done)
+    count = _Operations()
+    count.watch()
+    next(done)
+    return count.seen
 
 
 def _note(log: Path, step: int) -> None:

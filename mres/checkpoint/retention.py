@@ -1,0 +1,46 @@
+"""Which checkpoints of a run stay: the newest, every m-th step, the best; and which is the best."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mres.files import write_atomically
+
+BEST = "best.json"
+
+
+def surplus(steps: Iterable[int], *, keep: int, keep_every: int | None, protected: Collection[int]) -> list[int]:
+    """The steps whose checkpoints may go, oldest first.
+
+    Args:
+        keep: so many newest stay.
+        keep_every: steps that are multiples of it stay.
+        protected: steps that stay.
+    """
+    older = sorted(steps)[:-keep]
+    return [step for step in older if not (step in protected or (keep_every and step % keep_every == 0))]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The checkpoint with the highest value of a figure so far, as best.json says it."""
+
+    step: int
+    figure: str
+    value: float
+    folder: str
+
+    def write(self, root: Path) -> None:
+        write_atomically(root / BEST, json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def read(cls, root: Path) -> Best | None:
+        """None where there is none, or where what is there is no such file."""
+        try:
+            found = json.loads((root / BEST).read_text(encoding="utf-8"))
+            return cls(int(found["step"]), str(found["figure"]), float(found["value"]), str(found["folder"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
