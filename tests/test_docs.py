@@ -268,7 +268,7 @@ MAY_IMPORT = {
     "checkpoint": {"parallel", "model", "files", "progress"},
     "evaluate": {"records", "rle", "shards", "stream", "model", "parallel", "checkpoint", "files", "progress"},
     "train": {"records", "rle", "shards", "stream", "model", "parallel", "checkpoint", "files", "progress"},
-    "cluster": {"train.preempt"},
+    "cluster": {"train.preempt", "train.ranks"},
     "doctor": {"files", "model", "stream", "train.heartbeat"},
     "cli": {"cluster.environment"},
     "config": set[str](),
@@ -287,7 +287,7 @@ MAY_IMPORT = {
     },
 }
 # They put rooms together for a command.
-COMPOSITIONS = {"train/run.py", "train/session.py", "train/replay.py", "evaluate/run.py", "evaluate/predict.py"}
+COMPOSITIONS = {"train/run.py", "train/session.py", "train/replay.py", "evaluate/run.py", "evaluate/segmenter.py"}
 COMPOSITIONS_TOO = {"cli", "evaluate", "train"}
 
 

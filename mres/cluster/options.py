@@ -15,7 +15,7 @@ from mres.cluster.request import (
 )
 from mres.config import Config
 from mres.errors import UserError
-from mres.stream.config import share_of_rank
+from mres.train.ranks import check_ranks
 
 _SLURM_STRINGS = {
     "partition": "partition of the cluster",
@@ -87,12 +87,11 @@ def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
         only = [*_SLURM_STRINGS, "cpus_per_task", "max_requeues", "sbatch"]
         given = [name for name in only if getattr(options, name) not in (None, [])]
         check_one_machine(request, [f"--{name.replace('_', '-')}" for name in given])
-    if config.parallel.strategy == "single" and request.world_size > 1:
-        raise UserError(
-            f"parallel.strategy=single runs on one rank, and this job has {request.world_size}; use"
-            " parallel.strategy=ddp, fsdp or zero"
-        )
-    share_of_rank(config.data.images_per_batch, request.world_size)
+    try:
+        check_ranks(config, request.world_size, request.tasks_per_node)
+    except UserError as error:
+        ranks = f"{request.nodes} node(s) x {request.tasks_per_node} task(s) = {request.world_size} rank(s)"
+        raise UserError(f"the job cannot run on {ranks}: {error}") from None
     if request.max_requeues and config.checkpoint.resume != "auto":
         remedy = "--max-requeues 0" if request.cluster == "slurm" else "no --time"
         raise UserError(

@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from mres.parallel.world import World
 
 
+def check_world(config: ParallelConfig, size: int, local_size: int) -> None:
+    """Refuses a number of ranks that the strategy cannot run on; no process group is needed to know that.
+
+    Raises:
+        UserError: names the keys of `parallel` and the ranks.
+    """
+    if config.strategy == "single" and size > 1:
+        raise UserError(
+            f"parallel.strategy=single runs on one rank and was launched on {size}; use parallel.strategy=ddp, fsdp or zero"
+        )
+    if config.shard_ranks is not None:
+        check_mesh(config.shard_ranks, size, local_size)
+
+
 def check_mesh(shard_ranks: int, size: int, local_size: int) -> None:
     """Refuses groups that do not fill the world, or of which some would lie across machines and others not.
 
@@ -41,7 +55,7 @@ def shard_mesh(config: ParallelConfig, world: World) -> DeviceMesh:
     from torch.distributed.device_mesh import init_device_mesh
 
     shard_ranks = config.shard_ranks or world.size
-    check_mesh(shard_ranks, world.size, world.local_size)
+    assert world.size % shard_ranks == 0, "refused before the ranks joined"
     if shard_ranks == world.size:
         return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
     shape = (world.size // shard_ranks, shard_ranks)

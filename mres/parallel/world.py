@@ -18,8 +18,8 @@ import torch.distributed as dist
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
 from mres.parallel.meet import meet
-
-_REMEDY = "start through torchrun, deepspeed or srun, or without any launcher on one rank"
+from mres.parallel.mesh import check_world
+from mres.parallel.place import REMEDY, find_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +44,23 @@ def join_world(config: ParallelConfig) -> World:
         UserError: variables that are missing or do not fit, a strategy that cannot run on so many ranks, ranks that do
             not come or are of another world (`meet`).
     """
-    rank, size, local_rank, local_size = _from_environment()
-    if config.strategy == "single" and size > 1:
-        raise UserError(
-            f"parallel.strategy=single runs on one rank and was launched on {size}; use parallel.strategy=ddp, fsdp or zero"
-        )
-    if size > 1:
+    place = find_place()
+    check_world(config, place.size, place.local_size)
+    if place.size > 1:
         _check_address()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         # A launcher that shows every task only its own GPU leaves one device, whatever the local rank.
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = datetime.timedelta(seconds=config.timeout_s)
         # Alone there is nobody to meet: no address, no port.
-        store: dist.Store = dist.HashStore() if size == 1 else meet(rank, size, config.timeout_s)
-        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
+        store: dist.Store = dist.HashStore() if place.size == 1 else meet(place.rank, place.size, config.timeout_s)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size)
         atexit.register(_let_threads_rest)
-    return World(rank, size, local_rank, local_size, device)
-
-
-def rank_and_size() -> tuple[int, int]:
-    """This process's rank and the number of ranks, before it joins them.
-
-    Raises:
-        UserError: variables that are missing or do not fit.
-    """
-    rank, size, _, _ = _from_environment()
-    return rank, size
+    return World(place.rank, place.size, place.local_rank, place.local_size, device)
 
 
 def leave_world() -> None:
@@ -106,35 +93,7 @@ def _thread_states(name: str) -> list[str]:
     return states
 
 
-def _from_environment() -> tuple[int, int, int, int]:
-    """Rank, world size, local rank, local world size; without any of the variables, one rank alone.
-
-    Raises:
-        UserError: a value that is no number or does not fit the others, or one that is missing.
-    """
-    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    if rank >= size:
-        raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; {_REMEDY}")
-    # A default would put all ranks of a machine on its first GPU.
-    local_rank = _number("LOCAL_RANK", 0 if size == 1 else None)
-    # The deepspeed launcher has its own name for the last one.
-    local_size = _number("LOCAL_WORLD_SIZE", _number("LOCAL_SIZE", size))
-    if local_rank >= local_size:
-        raise UserError(f"LOCAL_RANK={local_rank} does not fit LOCAL_WORLD_SIZE={local_size}; {_REMEDY}")
-    return rank, size, local_rank, local_size
-
-
-def _number(name: str, default: int | None) -> int:
-    text = os.environ.get(name)
-    if text is None and default is not None:
-        return default
-    if text is None or not text.isdigit():
-        found = f"{name} is not set" if text is None else f"{name}={text!r} is not a whole number"
-        raise UserError(f"the environment variable {found}; {_REMEDY}")
-    return int(text)
-
-
 def _check_address() -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
-            raise UserError(f"the environment variable {name} is not set, so ranks cannot find one another; {_REMEDY}")
+            raise UserError(f"the environment variable {name} is not set, so ranks cannot find one another; {REMEDY}")

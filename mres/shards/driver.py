@@ -180,7 +180,18 @@ def _whole(content: bytes, size: int) -> bytes:
     return content
 
 
+def longest_wait_s(timeout_s: float, retries: int) -> float:
+    """How long one call to a silent store takes at most, with all its attempts and the pauses between them."""
+    growing = min(retries, 10)
+    pauses_s = sum(map(_longest_pause_s, range(1, growing + 1))) + (retries - growing) * _LONGEST_PAUSE_S
+    return (retries + 1) * timeout_s + pauses_s
+
+
 def _pause_s(number: int) -> float:
     """Before attempt `number` + 1; drawn from the system's randomness, as no other draw may depend on it."""
-    longest = min(_FIRST_PAUSE_S * 2 ** (number - 1), _LONGEST_PAUSE_S)
+    longest = _longest_pause_s(number)
     return random.SystemRandom().uniform(longest / 2, longest)
+
+
+def _longest_pause_s(number: int) -> float:
+    return min(_FIRST_PAUSE_S * 2 ** min(number - 1, 30), _LONGEST_PAUSE_S)

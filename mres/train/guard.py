@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from mres.config import Config
-from mres.parallel.world import World, join_world, leave_world, rank_and_size
+from mres.parallel.place import find_place
+from mres.parallel.world import World, join_world, leave_world
 from mres.train.heartbeat import FAILED, LOST, Heartbeat, NoHeartbeat, is_silent, lagging, read_beats
 from mres.train.recorder import enable_flight_recorder
 from mres.train.watch import LOST_RANK_EXIT, LostRank, Watch, in_one_line, is_of_communication
@@ -19,8 +20,8 @@ from mres.train.watch import LOST_RANK_EXIT, LostRank, Watch, in_one_line, is_of
 
 def guarded(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
     """Joins the ranks, does the work and leaves; the exit code, which is `LOST_RANK_EXIT` where another rank was lost."""
-    rank, size = rank_and_size()
-    heartbeat = Heartbeat(config.run_dir, rank, size) if config.train.heartbeat else NoHeartbeat()
+    place = find_place()
+    heartbeat = Heartbeat(config.run_dir, place.rank, place.size) if config.train.heartbeat else NoHeartbeat()
     heartbeat.start()
     enable_flight_recorder(config.run_dir)
     try:
@@ -34,10 +35,12 @@ def guarded(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
         code = work(world, heartbeat)
     except BaseException as error:
         lost = watch.verdict(error)
-        if lost is None and is_of_communication(error) and (lost := _laggard(config.run_dir, rank)):
+        if lost is None and is_of_communication(error) and (lost := _laggard(config.run_dir, place.rank)):
             watch.blame(lost)
         if lost is None:
-            watch.blame(LostRank(rank, f"({socket.gethostname()}, pid {os.getpid()}) failed: {in_one_line(error)}"))
+            watch.blame(
+                LostRank(place.rank, f"({socket.gethostname()}, pid {os.getpid()}) failed: {in_one_line(error)}")
+            )
             heartbeat.end(FAILED, in_one_line(error))
             watch.leave()
             raise

@@ -9,10 +9,11 @@ from pathlib import Path
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
-from mres.parallel.ds_config import check_ds_config
+from mres.parallel.place import local_size, world_size
 from mres.stream.config import share_of_rank
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets, open_set
+from mres.train.ranks import check_ranks
 from mres.train.schedule import warmup_steps
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, train nothing")
     arguments, config = parse(parser, argv)
-    check_ds_config(config, _world_size())
+    check_ranks(config, world_size(), local_size())
     sets = TrainingSets.open(config.data)
     check_evaluation(config)
     check_weights(config)
@@ -47,9 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def lanes_of_machine(config: Config) -> int:
     """Slots of the global batch that the ranks of this machine fill together."""
-    local_size = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    share = share_of_rank(config.data.images_per_batch, _world_size())
-    return share * (int(local_size) if local_size.isdigit() else 1)
+    return share_of_rank(config.data.images_per_batch, world_size()) * (local_size() or 1)
 
 
 def check_weights(config: Config) -> None:
@@ -60,7 +59,7 @@ def check_weights(config: Config) -> None:
     resume = config.checkpoint.resume
     if resume == "auto" and any((config.run_dir / "checkpoints").glob("step-*/MANIFEST.json")):
         return
-    named = {"init_from": config.checkpoint.init_from, "text_weights": config.checkpoint.text_weights}
+    named = {key: getattr(config.checkpoint, key) for key in ("init_from", "text_weights", "image_weights")}
     if resume not in ("auto", "never"):
         named["resume"] = resume
     for key, path in named.items():
@@ -97,6 +96,12 @@ def warn_of_warmup(config: Config, sets: TrainingSets) -> None:
 
 def check_evaluation(config: Config) -> None:
     """What evaluations during training read must be there before the first step, not at the first of them."""
+    best, every = config.checkpoint.keep_best, config.checkpoint.every
+    if best is not None and (config.evaluate.every is None or config.evaluate.every % every):
+        raise UserError(
+            f"checkpoint.keep_best={best} needs evaluations where there are checkpoints; set evaluate.every to "
+            f"{every} (checkpoint.every) or a multiple of it"
+        )
     if config.evaluate.every is None:
         return
     if config.data.val is None:
@@ -112,13 +117,11 @@ def plan(config: Config, sets: TrainingSets) -> str:
     """What a run would do, in words."""
     order = sets.order(config.data, config.run.seed)
     steps = config.train.total_steps(order.steps_per_epoch)
-    world_size = _world_size()
-    share_of_rank(config.data.images_per_batch, world_size)
     return (
         f"# plan: {sets.num_images:,} images with {sets.num_expressions:,} expressions{_mixture(sets, order)}; "
         f"{order.steps_per_epoch} steps an epoch; {steps} steps = {steps / order.steps_per_epoch:.2f} epochs; "
         f"a step takes {config.data.images_per_batch} images x up to {config.data.expressions_per_image} expressions "
-        f"over {world_size} rank(s); run folder {config.run_dir}"
+        f"over {world_size()} rank(s); run folder {config.run_dir}"
     )
 
 
@@ -128,10 +131,3 @@ def _mixture(sets: TrainingSets, order: Order) -> str:
         return ""
     parts = [f"{draws:,} of {s.location} ({len(s):,})" for draws, s in zip(order.draws, sets, strict=True)]
     return f" in {len(sets)} sets, an epoch takes {', '.join(parts)}"
-
-
-def _world_size() -> int:
-    text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"the environment variable WORLD_SIZE={text!r} is not a number of ranks")
-    return int(text)

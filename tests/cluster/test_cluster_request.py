@@ -1,5 +1,7 @@
 """What can be asked of a cluster, and what is refused before anything is submitted."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,7 +117,36 @@ def test_a_run_that_would_start_over_is_not_requeued() -> None:
     assert request("--cluster", "local", overrides=never).max_requeues == 0
 
 
-def test_single_does_not_go_with_many_ranks() -> None:
-    with pytest.raises(UserError, match=r"parallel\.strategy=single runs on one rank, and this job has 2"):
-        request("--gpus-per-node", "2", overrides=("parallel.strategy=single",))
-    assert request("--cluster", "debug", overrides=("parallel.strategy=single",)).world_size == 1
+@pytest.mark.parametrize(
+    ("options", "overrides", "words"),
+    [
+        ("--gpus-per-node 2", "parallel.strategy=single", "parallel.strategy=single runs on one rank"),
+        ("--gpus-per-node 3", "data.images_per_batch=8", "data.images_per_batch=8 cannot be split among 3 ranks"),
+        ("--gpus-per-node 8 --nodes 2", "train.accumulate=4", "train.accumulate=4 does not divide a rank's 2 images"),
+        ("--gpus-per-node 8 --nodes 2", "parallel.shard_ranks=3", "shard_ranks=3 does not divide the 16 ranks"),
+        (
+            "--gpus-per-node 4 --nodes 3",
+            "parallel.shard_ranks=6 data.images_per_batch=12",
+            "cut across machines of 4 ranks",
+        ),
+        (
+            "--gpus-per-node 8",
+            "data.train=s3://b/set parallel.timeout_s=60",
+            "parallel.timeout_s=60 is not above the 186 s",
+        ),
+    ],
+)
+def test_a_job_that_could_not_start_is_refused(options: str, overrides: str, words: str) -> None:
+    with pytest.raises(UserError, match=r"the job cannot run on \d+ node\(s\) x \d+ task\(s\) = \d+ rank") as caught:
+        request(*options.split(), overrides=tuple(overrides.split()))
+    assert words in str(caught.value)
+
+
+def test_a_ds_config_that_contradicts_the_job_is_refused(tmp_path: Path) -> None:
+    """By the job's own world size, which nobody has launched yet."""
+    file = tmp_path / "ds.json"
+    file.write_text('{"train_micro_batch_size_per_gpu": 4}')
+    overrides = ("parallel.strategy=zero", f"parallel.ds_config={file}", "data.images_per_batch=32")
+    assert request("--gpus-per-node", "8", overrides=overrides).world_size == 8
+    with pytest.raises(UserError, match=r"train_micro_batch_size_per_gpu = 4 .* contradicts .* over 16 rank\(s\)"):
+        request("--gpus-per-node", "8", "--nodes", "2", overrides=overrides)

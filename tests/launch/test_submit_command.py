@@ -61,6 +61,7 @@ def test_dry_run_on_this_machine(config: Path) -> None:
         (["--cluster", "moon"], "invalid choice: 'moon'"),
         (["--node", "4", "--cluster", "local"], "unrecognized arguments: --node"),  # no guessing at abbreviations
         (["--nodes", "0"], "expected a whole number from 1, found '0'"),
+        (["--gpus-per-node", "8", "parallel.shard_ranks=3"], "parallel.shard_ranks=3 does not divide the 8 ranks"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(config: Path, options: list[str], words: str) -> None:
