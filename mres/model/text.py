@@ -18,6 +18,7 @@ from mres.model.initial import Fill, constant, normal
 
 _FIXED_TOKENS = 256 * 2 + 2  # bytes, bytes that end a word, start and end of text
 _MAX_WORDS = 100_000  # remembered
+START, END = "<start_of_text>", "<end_of_text>"
 
 
 class TextEncoder(nn.Module):
@@ -89,6 +90,16 @@ class Tokenizer:
                 ids = [*ids[: self.length - 1], self._bpe.eot_token_id]
             ids_XT[row, : len(ids)] = ids
         return torch.from_numpy(ids_XT), num_cut
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, in the order of the ids."""
+        return dict(self._bpe.encoder)
+
+    @property
+    def merges(self) -> list[list[str]]:
+        """The pairs that become one token, those that go first first."""
+        return [list(pair) for pair in self._bpe.bpe_ranks]
 
     def texts(self, ids_XT: Tensor) -> list[str]:
         """What the ids say between start and end; nothing, for ids that are padding only."""
