@@ -86,7 +86,7 @@ class ModelConfig(BaseModel):
     vision_heads: int = Field(ge=1)
     vision_mlp_ratio: float = Field(gt=0)
     vision_class_token: bool = Field(description="keep CLIP's class token as one more token of the encoder")
-    vision_pre_norm: bool = Field(description="CLIP's LayerNorm before the first block")
+    vision_pre_norm: bool = Field(description="CLIP's LayerNorm before the first block, and its epsilon in all")
     low_group_tokens: int = Field(ge=1, description="GroupViT's 64")
     high_group_tokens: int = Field(ge=1, description="GroupViT's 8")
     split_block: int = Field(
@@ -98,6 +98,10 @@ class ModelConfig(BaseModel):
     text_vocab_size: int = Field(ge=1024, le=49408, description="CLIP's BPE, cut to its most frequent merges")
     text_length: int = Field(ge=4, le=77, description="tokens an expression, start and end included")
     quick_gelu: bool = Field(description="the activation of OpenAI's CLIP weights, in both towers")
+    vision_quick_gelu: bool | None = Field(
+        None,
+        description="the image encoder's, where it differs (a timm ViT beside OpenAI's text tower); null: quick_gelu",
+    )
     decoder_width: int = Field(ge=8)
     decoder_heads: int = Field(ge=1)
     decoder_mlp_ratio: float = Field(gt=0)
@@ -110,6 +114,11 @@ class ModelConfig(BaseModel):
     filter_scale: bool = Field(True, description="… divide the products by the square root of the width")
     filter_norm: bool = Field(True, description="… LayerNorm before the product and before the FFN")
     filter_shared: bool = Field(False, description="… one filter for both levels instead of one each")
+
+    @property
+    def image_quick_gelu(self) -> bool:
+        """Whether the image encoder has CLIP's activation."""
+        return self.quick_gelu if self.vision_quick_gelu is None else self.vision_quick_gelu
 
     @model_validator(mode="before")
     @classmethod

@@ -4,18 +4,23 @@ Shapes: B images, H×W pixels, N patches, D encoder width, P all tokens of a lev
 S channels of the stem's detail features, h×w the grid of logits (H / mask_stride).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from mres.model.config import ModelConfig
 from mres.model.initial import Fill, constant, normal, start
 
+# Of LayerNorm; with the other one, weights compute something else.
+_CLIP_EPS, _TIMM_EPS = 1e-5, 1e-6
+
 
 class VisionEncoder(nn.Module):
     """Low-level group tokens enter with the patches and leave at `split_block`; high-level ones go from there to the end."""
 
     def __init__(self, config: ModelConfig) -> None:
-        from timm.layers import get_act_layer
+        from timm.layers import LayerNorm, get_act_layer
         from timm.models.vision_transformer import VisionTransformer
 
         super().__init__()
@@ -30,7 +35,8 @@ class VisionEncoder(nn.Module):
             mlp_ratio=config.vision_mlp_ratio,
             class_token=config.vision_class_token,
             pre_norm=config.vision_pre_norm,
-            act_layer=get_act_layer("quick_gelu" if config.quick_gelu else "gelu"),
+            norm_layer=partial(LayerNorm, eps=_CLIP_EPS if config.vision_pre_norm else _TIMM_EPS),
+            act_layer=get_act_layer("quick_gelu" if config.image_quick_gelu else "gelu"),
             num_classes=0,
             global_pool="token" if config.vision_class_token else "avg",
             fc_norm=False,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mres.checkpoint import pretrained
+from mres.checkpoint.pretrained import Matched, match_image_weights, match_text_weights, match_weights
 from mres.config import Config
 from mres.errors import UserError
 from mres.model.initial import initial_weights
@@ -26,16 +26,26 @@ def first_weights(model: nn.Module, config: Config, say: Callable[[str], None]) 
     Raises:
         UserError: a file that is not there, is damaged or does not fit.
     """
-    if config.checkpoint.init_from:
-        found = pretrained.match_weights(model, config.model, Path(config.checkpoint.init_from))
-        say(str(found.restored))
-        return found
-    drawn = initial_weights(model, config.run.seed)
-    if not config.checkpoint.text_weights:
-        return drawn
-    tower = pretrained.match_text_weights(model, Path(config.checkpoint.text_weights))
-    say(str(tower.restored))
-    return chain(drawn, tower)
+    wanted, drawn = config.checkpoint, initial_weights(model, config.run.seed)
+    found: list[Matched] = []
+    if wanted.init_from:
+        source = Path(wanted.init_from)
+        found = [match_weights(model, config.model, source, fit_positions=True, strict=wanted.strict)]
+    if wanted.text_weights:
+        found.append(match_text_weights(model, config.model, Path(wanted.text_weights), strict=wanted.strict))
+    if wanted.image_weights:
+        found.append(match_image_weights(model, config.model, Path(wanted.image_weights), strict=wanted.strict))
+    for matched in found:
+        say(str(matched.restored))
+    whole = bool(wanted.init_from) and not found[0].restored.kept
+    return chain(*([] if whole else [drawn]), *found)
+
+
+def named_sources(config: Config) -> str:
+    """What `first_weights` takes, for messages."""
+    wanted = config.checkpoint
+    files = dict.fromkeys(filter(None, (wanted.init_from, wanted.text_weights, wanted.image_weights)))
+    return " and ".join(files) or "the seed"
 
 
 def check_finite(strategy: Strategy, source: str) -> None:

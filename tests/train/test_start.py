@@ -62,7 +62,7 @@ def test_a_text_tower_takes_the_place_of_the_drawn_one(text_file: Path, strategy
     for name, share in strategy.weight_shares():
         assert torch.equal(share, (theirs if name.startswith("text.tower.") else drawn)[name]), name
     assert "(100.0 %)" in said[0]
-    assert "left behind: visual.* (1 tensors)" in said[0]
+    assert "left behind: visual.* (1 tensor)" in said[0]
 
 
 def test_weights_that_are_not_finite_are_named_with_their_file(tmp_path: Path, strategy: Strategy) -> None:
