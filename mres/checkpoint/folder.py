@@ -113,8 +113,8 @@ def verify(folder: Path) -> Checkpoint:
 def _problem_of(folder: Path, name: str, facts: FileFacts) -> str:
     """What is wrong with a file, or ""."""
     path = folder / name
-    if Path(name).name != name or path.resolve().parent != folder.resolve():
-        return f"{folder / MANIFEST} is refused: it names '{name}', which is not in the checkpoint's folder"
+    if Path(name).name != name or "\0" in name or path.resolve().parent != folder.resolve():
+        return f"{folder / MANIFEST} is refused: it names {name!r}, which is not in the checkpoint's folder"
     if not path.is_file():
         return f"{path} is {'no file' if path.exists() else 'missing'}"
     try:

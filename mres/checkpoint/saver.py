@@ -81,7 +81,7 @@ class Saver:
 
     def resumed(self, folder: Path, step: int) -> None:
         """The run goes on from `folder`, which was verified: it stays until another one is known to be good."""
-        if folder.parent == self._root:
+        if folder.resolve().parent == self._root.resolve():
             self._writer.verified.add(step)
 
     def save(self, step: int, *, last: bool = False) -> None:

@@ -35,7 +35,7 @@ class Together:
         except CheckpointError as error:
             problem = error
         except (Exception, CheckpointException) as error:
-            problem = f"{reason(error)} ({free_bytes(self._what.parent) / 1e6:,.0f} MB were free there)"
+            problem = f"{reason(error)}{self._room()}"
         outcomes = [(problem, result)] * dist.get_world_size(self._group)
         dist.all_gather_object(outcomes, (problem, result), group=self._group)
         self._raise_first([found for found, _ in outcomes if found])
@@ -48,6 +48,12 @@ class Together:
             CheckpointError: on all ranks, what rank 0 met.
         """
         return self.each(action if self.is_main else lambda: None)[0]  # type: ignore[return-value]
+
+    def _room(self) -> str:
+        try:
+            return f" ({free_bytes(self._what.parent) / 1e6:,.0f} MB were free there)"
+        except OSError:  # a disk that is gone must not keep this rank from telling the others
+            return ""
 
     def _raise_first(self, problems: list[str | CheckpointError]) -> None:
         for problem in problems:

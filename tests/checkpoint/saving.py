@@ -33,33 +33,55 @@ def on_ranks(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     """`in_process` for ranks that meet."""
     port = free_port()
     with ProcessPoolExecutor(size, mp_context=CONTEXT) as pool:
-        return [future.result() for future in [pool.submit(_rank, function, r, size, port, *args) for r in range(size)]]
+        return [
+            future.result() for future in [pool.submit(rank_of, function, r, size, port, *args) for r in range(size)]
+        ]
 
 
-def _rank(function: Callable[..., Any], rank: int, size: int, port: int, *args: Any) -> Any:
+def rank_of(function: Callable[..., Any], rank: int, size: int, port: int, *args: Any) -> Any:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     return function(*args)
 
 
-def save_all(root: Path, steps: list[int], *, width: int = 32, **options: Any) -> list[Path]:
-    """Saves a state whose tensors all equal the step; `options` of the checkpoint section."""
-    list(saves(root, steps, width=width, **options))
+def save_all(root: Path, steps: list[int], **options: Any) -> list[Path]:
+    """Saves a state whose tensors all equal the step."""
+    list(saves(root, steps, **options))
     return [root / f"step-{step:08d}" for step in steps]
 
 
-def saves(root: Path, steps: list[int], *, width: int = 32, **options: Any) -> Iterator[Any]:
+def saves(
+    root: Path, steps: list[int], *, resumed: int | None = None, say: Callable[[str], None] = str, **options: Any
+) -> Iterator[Any]:
     """One save after another, as far as the caller goes; gives the saver after each."""
-    from mres.checkpoint.config import CheckpointConfig
-    from mres.checkpoint.saver import Saver
-
+    width = options.pop("width", 32)
     strategy = small_strategy(width)
-    saver = Saver(root, strategy, CheckpointConfig(every=1, **options), state_of, CONFIG_YAML, lambda text: None)
+    saver = _saver(root, strategy, options, say)
+    if resumed is not None:
+        saver.resumed(root / f"step-{resumed:08d}", resumed)
     for step in steps:
         fill(strategy, step)
         saver.save(step)
         saver.settle()
         yield saver
+
+
+def in_flight(root: Path, steps: list[int], options: dict[str, Any], say: Callable[[str], None] = str) -> Iterator[Any]:
+    """The saver and the step once training goes on after a save, which has made all tensors others."""
+    strategy = small_strategy()
+    saver = _saver(root, strategy, options, say)
+    for step in steps:
+        fill(strategy, step)
+        saver.save(step)
+        fill(strategy, -step)
+        yield saver, step
+
+
+def _saver(root: Path, strategy: Any, options: dict[str, Any], say: Callable[[str], None]) -> Any:
+    from mres.checkpoint.config import CheckpointConfig
+    from mres.checkpoint.saver import Saver
+
+    return Saver(root, strategy, CheckpointConfig(every=1, **options), state_of, CONFIG_YAML, say)
 
 
 def state_of(step: int) -> dict[str, Any]:
@@ -91,29 +113,30 @@ def fill(strategy: Any, value: float) -> None:
 
 
 def save_until_killed(root: Path, log: Path, steps: list[int], kill_at: int | None, options: dict[str, Any]) -> None:
-    """Saves on and on, noting each finished step in `log`; ends itself with SIGKILL before operation `kill_at`."""
-    done = saves(root, steps, **options)
-    next(done)  # starts everything up
-    _note(log, steps[0])
-    _kill_at(kill_at)
-    for step, _ in zip(steps[1:], done, strict=False):
-        _note(log, step)
+    """Saves on and on, training between saves, and notes each finished step in `log`; SIGKILL comes before operation
+    `kill_at`."""
+    count = _Operations()
+    for number, (saver, step) in enumerate(in_flight(root, steps, options)):
+        if number:
+            _note(log, steps[number - 1])
+        else:  # the first has started everything up
+            saver.settle()
+            _note(log, step)
+            count.watch(lambda: _kill_at(count.seen, kill_at))
+    saver.settle()
+    _note(log, step)
 
 
-def killed_at(kill_at: int, function: Callable[..., Any], *args: Any) -> None:
-    """Calls `function`, and SIGKILL comes before its operation `kill_at` on the disk."""
-    _kill_at(kill_at)
+def killed_at(number: int, function: Callable[..., Any], *args: Any) -> None:
+    """Calls `function`, and SIGKILL comes before its operation `number` on the disk."""
+    count = _Operations()
+    count.watch(lambda: _kill_at(count.seen, number))
     function(*args)
 
 
-def _kill_at(number: int | None) -> None:
-    count = _Operations()
-
-    def kill() -> None:
-        if count.seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    count.watch(kill)
+def _kill_at(seen: int, number: int | None) -> None:
+    if seen == number:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Operations:
@@ -142,7 +165,7 @@ class _Operations:
 
 
 def operations_of_a_save(root: Path, options: dict[str, Any]) -> int:
-    """How many times a save that also removes a checkpoint changes the disk."""
+    """How many times a save that also reads one back and removes one changes the disk."""
     done = saves(root, [1, 2, 3], **options)
     next(done), next(done)
     count = _Operations()
@@ -151,19 +174,30 @@ def operations_of_a_save(root: Path, options: dict[str, Any]) -> int:
     return count.seen
 
 
+def tensors(folder: Path) -> dict[str, Any]:
+    """Everything that a checkpoint holds."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    state = {name: torch.empty(entry.size) for name, entry in stored.items()}
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state
+
+
 def _note(log: Path, step: int) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(descriptor, f"{step}\n".encode())
     os.close(descriptor)
 
 
-def save_on_full_disk(root: Path) -> str:
+def save_on_full_disk(root: Path, width: int = 1024) -> str:
     """A save that fits, then one that does not; returns what the user is told."""
     from mres.errors import UserError
 
     save_all(root, [1])
     try:
-        save_all(root, [2], width=1024)
+        save_all(root, [2], width=width)
     except UserError as error:
         return str(error)
     return "it fitted"

@@ -3,19 +3,23 @@
 import json
 import os
 import pickle
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from saving import CONFIG_YAML, in_process, limit_file_size, on_ranks, save_all, save_on_full_disk
+from saving import CONFIG_YAML, in_process, limit_file_size, on_ranks, save_all, save_on_full_disk, small_strategy
 
 from mres.checkpoint import store
 from mres.checkpoint.folder import seal
 from mres.checkpoint.store import CheckpointError
 from mres.checkpoint.weights import DcpWeights
+from mres.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -100,20 +104,74 @@ def test_a_path_without_checkpoints_is_named(tmp_path: Path) -> None:
         store.locate(tmp_path)
 
 
-def test_another_format_is_refused(root: Path) -> None:
-    path = root / "step-00000010" / "MANIFEST.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": "mres-checkpoint-9"}))
-    with pytest.raises(CheckpointError, match="format 'mres-checkpoint-9', this version of mres reads"):
-        store.verify(path.parent)
+def rewrite(folder: Path, **changes: object) -> Path:
+    """Other values in the manifest, as somebody would put them there who can write it."""
+    path = folder / "MANIFEST.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return path
 
 
-def test_a_manifest_cannot_point_outside(root: Path) -> None:
-    path = root / "step-00000010" / "MANIFEST.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"]["../step-00000005/state.json"] = manifest["files"]["state.json"]
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="is missing"):
+def reseal(folder: Path) -> None:
+    """A manifest that fits what is in the folder now."""
+    (folder / "MANIFEST.json").unlink()
+    seal(folder, 10, {"step": 10, "model": {}}, CONFIG_YAML)
+
+
+def test_another_format_is_refused_and_the_checkpoint_before_is_used(root: Path) -> None:
+    rewrite(root / "step-00000010", format="mres-checkpoint-9", files="of another kind")
+    error, good = store.newest(root)
+    assert "format 'mres-checkpoint-9', this version of mres reads 'mres-checkpoint-1'" in str(error)
+    assert isinstance(good, store.Checkpoint)
+    assert good.step == 5
+
+
+@pytest.mark.parametrize("name", ["../step-00000005/state.json", "/etc/hostname", "..", "", "a\0b", "sub/state.json"])
+def test_a_manifest_cannot_point_outside(root: Path, name: str) -> None:
+    folder = root / "step-00000010"
+    files = json.loads((folder / "MANIFEST.json").read_text())["files"]
+    rewrite(folder, files={**files, name: files["state.json"]})
+    with pytest.raises(
+        CheckpointError, match=r"MANIFEST.json is refused: it names .*, which is not in the checkpoint's"
+    ):
+        store.verify(folder)
+
+
+def test_a_link_that_leads_outside_is_refused(root: Path, tmp_path: Path) -> None:
+    folder = root / "step-00000010"
+    (folder / "state.json").rename(tmp_path / "state.json")
+    (folder / "state.json").symlink_to(tmp_path / "state.json")
+    with pytest.raises(CheckpointError, match=r"it names 'state.json', which is not in the checkpoint's folder"):
+        store.verify(folder)
+    (tmp_path / "link").symlink_to(root / "step-00000005")
+    assert store.locate(tmp_path / "link").step == 5, "a link to a whole checkpoint is no harm"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 200_000,
+        "[]",
+        "{}",
+        "null",
+        '{"format": "mres-checkpoint-1", "step": 1e999, "files": {}}',
+        " " * (65 << 20),
+    ],
+    ids=["deep", "list", "empty", "null", "infinite", "huge"],
+)
+def test_what_is_no_manifest_is_refused(root: Path, content: str) -> None:
+    (root / "step-00000010" / "MANIFEST.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"step-00000010/MANIFEST.json is damaged: it is not what mres writes"):
+        store.verify(root / "step-00000010")
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json", "MANIFEST.json"])
+def test_a_folder_in_the_place_of_a_file(root: Path, name: str) -> None:
+    path = root / "step-00000010" / name
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=f"{path} (is no file|cannot be read: Is a directory)"):
         store.verify(path.parent)
+    assert store.locate(root).step == 5
 
 
 class Hostile:
@@ -126,11 +184,70 @@ class Hostile:
 
 def test_code_in_the_metadata_is_refused_and_never_runs(root: Path, tmp_path: Path) -> None:
     folder = root / "step-00000010"
-    (folder / "MANIFEST.json").unlink()
     (folder / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "owned")))
-    seal(folder, 10, {"step": 10}, CONFIG_YAML)
+    reseal(folder)
     with pytest.raises(CheckpointError, match=r"metadata is refused: it names posix.mkdir"):
         store.verify(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_an_object_that_is_no_tensor_would_be_unpickled_and_is_refused(root: Path, tmp_path: Path) -> None:
+    folder = root / "step-00000010"
+    for path in folder.glob("*.distcp"):
+        path.unlink()
+    with warnings.catch_warnings(action="ignore"):
+        dcp.save({"model.weight": Hostile(tmp_path / "owned")}, checkpoint_id=folder, no_dist=True)
+    reseal(folder)
+    with pytest.raises(CheckpointError, match=r"metadata is refused: it names .*\.BytesStorageMetadata"):
+        store.verify(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"relative_path": "../step-00000005/__0_0.distcp"}, "outside of the checkpoint's folder"),
+        ({"relative_path": "/etc/hostname"}, "outside of the checkpoint's folder"),
+        ({"relative_path": "__9_0.distcp"}, "which the manifest does not list"),
+        ({"offset": 1 << 40}, "it has a tensor at bytes 1099511627776 to"),
+        ({"length": -1}, "it has a tensor at bytes"),
+    ],
+)
+def test_tensors_lie_in_the_files_that_are_listed(root: Path, change: dict[str, object], words: str) -> None:
+    folder = root / "step-00000010"
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    for place in metadata.storage_data.values():
+        for name, value in change.items():
+            setattr(place, name, value)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    reseal(folder)
+    with pytest.raises(CheckpointError, match=r"metadata is refused: .*take the checkpoint again"):
+        store.verify(folder)
+    with pytest.raises(CheckpointError, match=words):
+        store.verify(folder)
+
+
+def _load(folder: Path) -> str:
+    strategy = small_strategy()
+    try:
+        strategy.load_state(store.verify(folder).folder, optimizer=True)
+    except UserError as error:
+        return str(error)
+    return "it was read"
+
+
+def test_code_in_the_place_of_a_tensor_never_runs(root: Path, tmp_path: Path) -> None:
+    folder = root / "step-00000010"
+    torch.save(Hostile(tmp_path / "owned"), tmp_path / "hostile")
+    hostile = (tmp_path / "hostile").read_bytes()
+    (folder / "__0_0.distcp").write_bytes(hostile)
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    for place in metadata.storage_data.values():
+        place.offset, place.length = 0, len(hostile)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    reseal(folder)
+    message = in_process(_load, folder)
+    assert message.startswith(f"the checkpoint '{folder}' cannot be read: Weights only load failed")
     assert not (tmp_path / "owned").exists()
 
 
@@ -161,18 +278,24 @@ def test_leftovers_of_killed_saves_go_with_the_next(root: Path) -> None:
     assert sorted(path.name for path in root.iterdir()) == ["step-00000010", "step-00000012"]
 
 
-def test_a_full_disk_is_said_and_the_old_checkpoint_stands(small_disk: Path | None, tmp_path: Path) -> None:
-    root = (small_disk or tmp_path) / "run"
-    message = (
-        in_process(save_on_full_disk, root)
-        if small_disk
-        else in_process(limit_file_size, 1 << 20, save_on_full_disk, root)
-    )
+def test_a_disk_with_too_little_room_is_told_before_anything_is_written(small_disk: Path | None) -> None:
+    if small_disk is None:
+        pytest.skip("no small disk can be mounted here")
+    message = in_process(save_on_full_disk, small_disk / "run")
+    figures = r"it takes 12\.9 MB and [01]\.\d MB are free; make room, lower checkpoint\.keep"
+    assert re.search(f"step-00000002 was not written: No space left on device: {figures}", message), message
+    assert "checkpoints written before it stand, run the same command again" in message
+    assert [path.name for path in (small_disk / "run").iterdir()] == ["step-00000001"]
+
+
+def test_a_disk_that_fills_up_while_writing_is_told_and_the_old_checkpoint_stands(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    message = in_process(limit_file_size, 1 << 20, save_on_full_disk, root)
     assert "step-00000002 was not written: the disk did not take all of a file" in message
+    assert "MB were free there" in message
     assert "checkpoints written before it stand" in message
     assert steps(root) == [1]
     assert [path.name for path in root.iterdir()] == ["step-00000001"], "what was half written takes no room"
-    assert not small_disk or "(0 MB were free there)" in message
 
 
 def _no_place(root: Path) -> str:

@@ -38,7 +38,7 @@ def write_run(folder: Path, train: object) -> Path:
     config["data"] |= {"train": train, "val": None, "shuffle_window": 3}
     config["train"]["steps"] = STEPS
     config["parallel"]["strategy"] = "ddp"
-    config["checkpoint"]["every"] = 2
+    config["checkpoint"] = {"every": 2, "async_save": False}  # a kill is to find the one that was due before it
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

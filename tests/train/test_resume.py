@@ -67,13 +67,14 @@ def test_stopped_by_a_signal_in_the_middle_of_an_epoch(
 def test_killed_between_two_checkpoints(tmp_path: Path, config: Path) -> None:
     """What was done since the last checkpoint is taken back and done again."""
     assert train(tmp_path, config, "whole").codes == [0]
-    killed = train(tmp_path, config, "killed", "checkpoint.every=5", raising=Raise(STOP, signal.SIGKILL))
+    due = "checkpoint.every=5", "checkpoint.async_save=false"
+    killed = train(tmp_path, config, "killed", *due, raising=Raise(STOP, signal.SIGKILL))
     assert killed.codes == [-signal.SIGKILL]
     run_dir = tmp_path / "runs" / "killed"
     assert lines(run_dir / "metrics.jsonl")[-1]["step"] == STOP - 1
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "epoch"')  # as a kill in the middle of a write leaves it
-    again = train(tmp_path, config, "killed", "checkpoint.every=5")
+    again = train(tmp_path, config, "killed", *due)
     assert again.codes == [0], again.output
     assert "going on at step 5" in again.output
     assert_same_course(tmp_path / "runs" / "whole", run_dir)

@@ -1,0 +1,95 @@
+"""Saving while training goes on: what is written is what was there, what fails is told to all."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from saving import in_flight, in_process, on_ranks, saves, tensors
+
+from mres.checkpoint import store
+from mres.checkpoint.folder import CheckpointError
+
+
+def _train_on(root: Path) -> tuple[dict[str, float], dict[str, float]]:
+    *_, (saver, _) = in_flight(root, [1, 2, 3], {"keep": 9})
+    in_between = saver.figures()
+    saver.settle()
+    return in_between, saver.figures()
+
+
+def test_training_goes_on_and_the_state_of_before_is_written(tmp_path: Path) -> None:
+    first, last = in_process(_train_on, tmp_path)
+    assert [store.verify(folder).step for folder in store.published(tmp_path)] == [3, 2, 1]
+    for step in (1, 2, 3):
+        for tensor in tensors(store.step_folder(tmp_path, step)).values():
+            assert torch.equal(tensor, torch.full_like(tensor, step))
+    assert first["checkpoint_stall_s"] > first["checkpoint_wait_s"] > 0, "a save waits for the one before"
+    assert first["checkpoint_write_s"] > 0
+    assert last["checkpoint_stall_s"] == 0, "it was told before"
+    assert last["checkpoint_write_s"] > 0
+
+
+def _poisoned(root: Path, value: float) -> tuple[str, int]:
+    """Rank 1 alone has a moment that is not finite, at step 2."""
+    from mres.parallel.pieces import local_tensors
+
+    for saver in saves(root, [1], on_failure="continue"):
+        strategy = saver._strategy
+        pieces = dict(local_tensors(strategy.pieces()))
+        mine = [name for name in pieces if name.startswith("optim.bias.exp")]
+        for name in mine:
+            pieces[name].view(-1)[-1] = value
+        try:
+            saver.save(2)
+            saver.settle()
+        except CheckpointError as error:
+            return str(error), len(mine)
+    return "", 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_never_published(tmp_path: Path, value: float) -> None:
+    (one, number), (other, more) = on_ranks(partial(_poisoned, value=value), 2, tmp_path)
+    assert one == other
+    assert number + more == 2
+    assert "step-00000002 was not written: 2 of its tensors are not finite: optim.bias.exp_avg, optim.bias.exp" in one
+    assert "checkpoints written before it stand, run the same command again" in one, (
+        "whatever checkpoint.on_failure says"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def _in_its_way(root: Path, on_failure: str) -> tuple[list[str], str, int]:
+    """Nothing can be written at step 2; rank 1 is asked first whether something has failed."""
+    said: list[str] = []
+    try:
+        for saver, step in in_flight(root, [1, 2, 3], {"on_failure": on_failure}, said.append):
+            if step == 1:
+                saver.settle()
+                if saver._strategy.world.is_main:
+                    (root / "step-00000002.incomplete").write_text("")
+                saver._strategy.barrier()
+            else:
+                while saver._strategy.agree([float(saver.failed())])[0] == 0 and step == 2:
+                    pass
+                saver.settle()
+    except CheckpointError as error:
+        return said, str(error), -1
+    return said, "", saver.figures()["checkpoint_failures"]
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_failure_in_the_background_is_told_to_all_at_a_boundary(tmp_path: Path, on_failure: str) -> None:
+    one, other = on_ranks(_in_its_way, 2, tmp_path, on_failure)
+    assert one == other
+    said, error, failures = one
+    words = f"checkpoint {tmp_path}/step-00000002 was not written: File exists: '{tmp_path}/step-00000002.incomplete' ("
+    if on_failure == "stop":
+        assert error.startswith(words)
+        assert "checkpoints written before it stand" in error
+        assert [path.name for path in store.published(tmp_path)] == ["step-00000001"]
+    else:
+        assert said[1].startswith(f"warning: {words}")
+        assert failures == 1
+        assert [path.name for path in store.published(tmp_path)] == ["step-00000003", "step-00000001"]
