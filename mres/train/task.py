@@ -53,6 +53,11 @@ class SegmentationTask:
 
 
 def normalise(image_BCSS: Tensor) -> Tensor:
-    """uint8 RGB to float32 with CLIP's mean and standard deviation."""
-    mean, std = (torch.tensor(v, device=image_BCSS.device)[:, None, None] for v in (_MEAN, _STD))
-    return (image_BCSS.float() / 255 - mean) / std
+    """uint8 RGB to float32 with CLIP's mean and standard deviation.
+
+    By plain numbers: a tensor of them would be copied to the GPU each time, and the host would wait for all before it.
+    """
+    pixels_BCSS = image_BCSS.float().div_(255)
+    for channel, (mean, std) in enumerate(zip(_MEAN, _STD, strict=True)):
+        pixels_BCSS[:, channel].sub_(mean).div_(std)
+    return pixels_BCSS
