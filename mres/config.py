@@ -63,7 +63,7 @@ class Config(BaseModel):
         return yaml.safe_dump(_settable(self), sort_keys=False, allow_unicode=True)
 
     def sha256(self) -> str:
-        """Hash of all keys; ranks compare it before they start."""
+        """Hash of all keys."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 

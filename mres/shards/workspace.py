@@ -12,7 +12,7 @@ from typing import Any
 
 from mres.errors import UserError
 from mres.files import fsync, publish_folder
-from mres.shards.locks import locked
+from mres.locks import locked
 from mres.shards.manifest import is_shard_set
 
 # A finished piece of the work. Whoever is killed while such are there goes on from them.

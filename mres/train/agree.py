@@ -19,6 +19,7 @@ from torch import nn
 
 from mres.config import Config
 from mres.errors import UserError
+from mres.files import bytes_sha256, file_sha256
 from mres.parallel.strategy import Strategy
 from mres.stream.config import share_of_rank
 from mres.stream.loader import TrainingStream
@@ -64,7 +65,7 @@ def facts_of_run(config: Config, stream: TrainingStream, last_step: int, world_s
     share = share_of_rank(config.data.images_per_batch, world_size)
     return {
         **{f"config {key}": value for key, value in _flat(config.model_dump(mode="json"))},
-        "parallel.ds_config (hash of its text)": _file_sha256(config.parallel.ds_config),
+        "parallel.ds_config (SHA-256 of the file)": ds_config_sha256(config),
         "code (hash of mres/*.py)": code_sha256(),
         "git sha": git_sha(),
         "python": platform.python_version(),
@@ -74,6 +75,19 @@ def facts_of_run(config: Config, stream: TrainingStream, last_step: int, world_s
         "order of images": stream.order.description(),
         "images a rank and step": str(share),
     }
+
+
+def config_sha256(config: Config) -> str:
+    """Hash of all keys and of the content of the file that `parallel.ds_config` names."""
+    return bytes_sha256(f"{config.sha256()} {ds_config_sha256(config)}".encode())
+
+
+def ds_config_sha256(config: Config) -> str | None:
+    """Hash of the file; none where no file is named, or this rank does not have it."""
+    try:
+        return None if config.parallel.ds_config is None else file_sha256(Path(config.parallel.ds_config))
+    except OSError:
+        return None
 
 
 def facts_of_model(model: nn.Module) -> dict[str, str | None]:
@@ -111,13 +125,6 @@ def _sha256(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(text.encode())
     return digest.hexdigest()[:12]
-
-
-def _file_sha256(path: str | None) -> str | None:
-    try:
-        return None if path is None else _sha256([Path(path).read_text(encoding="utf-8")])
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def _version(package: str) -> str | None:

@@ -4,16 +4,18 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
-from mres.parallel.place import local_size, world_size
+from mres.parallel.place import find_place, local_size, world_size
 from mres.stream.config import share_of_rank
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets, open_set
 from mres.train.ranks import check_ranks
+from mres.train.run_folder import held
 from mres.train.schedule import warmup_steps
 
 
@@ -41,9 +43,10 @@ def main(argv: Sequence[str]) -> int:
         print(config.to_yaml(), end="")
         print(plan(config, sets))
         return 0
-    from mres.train.session import train
+    with held(config.run_dir) if find_place().rank == 0 else nullcontext():
+        from mres.train.session import train
 
-    return train(config, sets)
+        return train(config, sets)
 
 
 def lanes_of_machine(config: Config) -> int:

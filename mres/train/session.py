@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from contextlib import nullcontext
@@ -21,7 +20,15 @@ from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
 from mres.parallel.world import World
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
-from mres.train.agree import check_agreement, facts_of_model, facts_of_run, git_sha, package_versions
+from mres.train.agree import (
+    check_agreement,
+    config_sha256,
+    ds_config_sha256,
+    facts_of_model,
+    facts_of_run,
+    git_sha,
+    package_versions,
+)
 from mres.train.flops import utilisation
 from mres.train.guard import guarded
 from mres.train.heartbeat import Heartbeat, NoHeartbeat
@@ -33,6 +40,7 @@ from mres.train.profile import Windows
 from mres.train.progress import Progress
 from mres.train.recorder import make_folder
 from mres.train.rollback import DivergenceError, last_good, note
+from mres.train.run_folder import write_start
 from mres.train.start import check_finite, first_weights, named_sources
 from mres.train.task import SegmentationTask
 from mres.train.trainer import Trainer
@@ -247,12 +255,8 @@ class _Session:
             raise UserError(problem)
 
     def _write_run_files(self) -> None:
-        run_dir = self.config.run_dir
-        run_dir.mkdir(parents=True, exist_ok=True)
-        make_folder(run_dir)
-        (run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-        facts = environment(self.world, self.stream.sets)
-        (run_dir / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        write_start(self.config, environment(self.config, self.world, self.stream.sets))
+        make_folder(self.config.run_dir)
 
     def _farewell(self, done: int) -> int:
         if done >= self.last_step:
@@ -279,10 +283,12 @@ def _check_frozen(checkpoint: store.Checkpoint, config: Config) -> None:
         )
 
 
-def environment(world: World, sets: TrainingSets) -> dict[str, Any]:
-    """What a run ran on: git sha, versions, world, data."""
+def environment(config: Config, world: World, sets: TrainingSets) -> dict[str, Any]:
+    """What a run ran on: git sha, hash of its config, versions, world, data."""
     return {
         "git_sha": git_sha(),
+        "config_sha256": config_sha256(config),
+        "ds_config_sha256": ds_config_sha256(config),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": package_versions(),

@@ -38,7 +38,7 @@ def test_without_a_launcher_one_rank_needs_no_address(environment: pytest.Monkey
         ({"RANK": "one", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK='one'"),
         ({"RANK": "0", "WORLD_SIZE": "-2", "LOCAL_RANK": "0"}, "WORLD_SIZE='-2'"),
         ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2 does not fit WORLD_SIZE=2"),
-        ({"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"}, "RANK=0 does not fit WORLD_SIZE=0"),
+        ({"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=0 is not a number of ranks"),
         ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=2 does not fit"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "LOCAL_RANK"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR"),

@@ -1,5 +1,7 @@
 """Ranks that would not run the same are told so before the start: all of them, with the ranks and keys named."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from tiny_run import TRAIN, start, wait, write_config
 from torch import nn
 
+from mres.config import load_config
 from mres.testing import free_port
 from mres.train import agree
 from mres.train.heartbeat import read_beats
@@ -46,6 +49,18 @@ def test_a_model_of_other_names_shapes_or_frozen_parts_is_another() -> None:
     assert facts(nn.Linear(2, 3), nn.Linear(3, 2, dtype=torch.float64)) != base
 
 
+def test_another_content_of_the_ds_config_is_another_config(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    config = load_config(None, ["parallel.strategy=zero", f"parallel.ds_config={file}"])
+    assert agree.ds_config_sha256(config) is None
+    found = set()
+    for content in ("{}", "{ }", "{}"):
+        file.write_text(content)
+        found.add((agree.config_sha256(config), agree.ds_config_sha256(config)))
+    assert len(found) == 2
+    assert len({of_all for of_all, _ in found}) == 2
+
+
 def test_source_that_no_commit_tells_apart_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agree, "_HERE", tmp_path)
     (tmp_path / "a.py").write_text("x = 1\n")
@@ -59,9 +74,10 @@ def test_source_that_no_commit_tells_apart_is_told_apart(tmp_path: Path, monkeyp
 @pytest.mark.slow
 def test_ranks_of_one_run_with_other_configs(tmp_path: Path, tiny_shards: Path) -> None:
     config = write_config(tmp_path, tiny_shards)
-    arguments = ["--config", str(config), "parallel.strategy=ddp"]
+    arguments = ["--config", str(config), "parallel.strategy=zero", "parallel.ds_config=ds.json"]
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "ds.json").write_text(json.dumps({"steps_per_print": rank + 1}))
     processes = [
         start(TRAIN, [*arguments, own], tmp_path / str(rank), environ=variables)[0]
         for rank, (own, variables) in enumerate(zip(["optim.lr=0.001", "train.steps=9"], environment(2), strict=True))
@@ -71,6 +87,7 @@ def test_ranks_of_one_run_with_other_configs(tmp_path: Path, tiny_shards: Path) 
         assert done.codes == [2], done.output
         if rank == 0:  # of one machine, it speaks for all
             assert "config optim.lr: rank 0 has 0.001, rank 1 has 0.002" in done.output
+            assert re.search(r"ds_config \(SHA-256 of the file\): rank 0 has [0-9a-f]{64}, rank 1 has", done.output)
             assert "planned steps: rank 0 has 20, rank 1 has 9" in done.output
             assert "Traceback" not in done.output
         assert not (tmp_path / str(rank) / "runs" / "run" / "metrics.jsonl").exists()
