@@ -110,7 +110,7 @@ class NativeStrategy(Strategy):
     def masters(self) -> Sequence[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
-    def _written(self) -> dict[str, Piece]:
+    def pieces(self) -> dict[str, Piece]:
         state = self._state(optimizer=True, average=self.average is not None)
         rank, num_writers = self.world.rank, self._ranks_of_a_copy()
         owners = assign_owners({n: t.shape for n, t in state.items() if not isinstance(t, DTensor)}, num_writers)
@@ -135,7 +135,7 @@ class NativeStrategy(Strategy):
         """The live tensors by their neutral names."""
         state: dict[str, Tensor] = {}
         for name, parameter in self._model.named_parameters():
-            state[f"model.{name}"] = parameter.detach()
+            state[f"model.{name}"] = parameter
             if not parameter.requires_grad:
                 continue
             if optimizer:

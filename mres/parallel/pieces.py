@@ -34,13 +34,13 @@ class Piece:
     boxes: Mapping[torch.Size, Tensor]
 
     @classmethod
+    @torch.no_grad()  # a DTensor then gives its shard away as it is
     def of(cls, tensor: Tensor) -> Piece:
         """A DTensor's local shard, or all of a plain tensor, in its own memory."""
-        tensor = tensor.detach()
         if not isinstance(tensor, DTensor):
-            return cls(tensor.shape, tensor.dtype, {torch.Size([0] * tensor.dim()): tensor})
+            return cls(tensor.shape, tensor.dtype, {torch.Size([0] * tensor.dim()): tensor.detach()})
         offset = _offset_of_shard(tensor.shape, tensor.device_mesh, tensor.placements)
-        shard = tensor.to_local()
+        shard = tensor.to_local().detach()
         return cls(tensor.shape, tensor.dtype, {offset: shard} if shard.numel() else {})
 
     @classmethod

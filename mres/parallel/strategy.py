@@ -133,15 +133,12 @@ class Strategy(ABC):
             self.publish()
 
     @abstractmethod
-    def _written(self) -> dict[str, Piece]:
-        """What this rank writes into a checkpoint, by neutral names, in its own memory; together, ranks have all, once.
-
-        Nothing is gathered for it, and no rank waits for another.
-        """
-
     def pieces(self) -> dict[str, Piece]:
-        """What `stage` copies, in the memory that training goes on in."""
-        return self._written()
+        """What this rank writes into a checkpoint, by neutral names: weights, moments, step counts, the average.
+
+        They lie in the memory that training goes on in. Together, ranks have all, once. Nothing is gathered for it, and
+        no rank waits for another.
+        """
 
     @property
     def save_group(self) -> dist.ProcessGroup:
@@ -149,20 +146,20 @@ class Strategy(ABC):
         return self._save_group
 
     def stage(self) -> dict[str, Piece]:
-        """A copy in host memory of what this rank writes: weights, moments, step counts, the average.
+        """A copy of `pieces` in host memory.
 
         It takes as much memory as that at the first call, and the same again at the next ones: write what one returned
         before the next.
         """
-        return self._staging.copy(self._written())
+        return self._staging.copy(self.pieces())
 
     def write_staged(self, state: dict[str, Piece], folder: Path) -> None:
         """Writes what `stage` returned into `folder` as DCP, from any one thread; called by all ranks together."""
         write_pieces(state, folder, self._save_group)
 
     def save_state(self, folder: Path) -> None:
-        """Writes what `stage` would copy, without a copy; called by all ranks together."""
-        self.write_staged(self._written(), folder)
+        """Writes `pieces` without a copy; called by all ranks together."""
+        self.write_staged(self.pieces(), folder)
 
     @abstractmethod
     def load_state(self, folder: Path, *, optimizer: bool) -> None:

@@ -165,7 +165,7 @@ class ZeroStrategy(Strategy):
         super().track_average()
         self._partition.average = self.average
 
-    def _written(self) -> dict[str, Piece]:
+    def pieces(self) -> dict[str, Piece]:
         partition, rank = self._partition, self.world.rank
         owners = assign_owners(partition.shapes, self.world.size)
         steps = {_STEP.format(n): Piece.of(partition.step_of(n)) for n in partition.moving if owners[n] == rank}
