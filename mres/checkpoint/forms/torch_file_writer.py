@@ -111,6 +111,11 @@ class TorchFileWriter:
         self._member.write(memoryview(flat.view(torch.uint8).numpy().data))
         self._close_if_full()
 
+    def fill(self) -> None:
+        """Zeros up to the end of what was begun: the little that alignment asks for."""
+        if self._left:
+            self.append(torch.zeros(self._left, dtype=torch.uint8))
+
     def put(self, tensor: Tensor) -> Written:
         """A whole tensor at once."""
         written = self.begin(tuple(tensor.shape), tensor.dtype)
