@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from mres.config import load_config
 from mres.errors import UserError, exit_on_user_error
@@ -129,11 +130,46 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+class Relay:
+    """While it is entered, what asks the demo to stop goes to the command that runs, once, and the demo waits for it.
+
+    The command has a session of its own. So nothing reaches it twice, whether a terminal, `timeout` or make sends its
+    signal to one process or to all: a second one would have torchrun leave its ranks behind.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Relay":
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        self._process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+        if self.received is not None:
+            self._pass_on()
+        return self._process
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._process is not None:  # a closed terminal is no reason not to save
+            self._process.send_signal(signal.SIGINT if self.received == signal.SIGINT else signal.SIGTERM)
+
+
 def run(stage: Stage, number: int, total: int) -> None:
-    """Runs a stage unless it is done; a Ctrl-C is waited out, since the command saves before it ends.
+    """Runs a stage unless it is done; asked to stop, it passes that on and waits, since the command saves before it ends.
 
     Raises:
-        KeyboardInterrupt: after a Ctrl-C, once the command has ended.
+        KeyboardInterrupt, SystemExit: after a Ctrl-C, or another signal to stop, once the command has ended.
         UserError: the command failed.
     """
     if stage.done():
@@ -141,22 +177,17 @@ def run(stage: Stage, number: int, total: int) -> None:
         return
     print(f"[{number}/{total}] {stage.title}", flush=True)
     started = time.monotonic()
-    interrupted: list[int] = []
-    process = subprocess.Popen(stage.command, cwd=ROOT, stderr=subprocess.PIPE)
-    assert process.stderr is not None, "asked for"
-    # The terminal sends Ctrl-C to the command as well; it saves and ends, and then we do.
-    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-    try:
+    with Relay() as relay:
+        process = relay.start(stage.command)
+        assert process.stderr is not None, "asked for"
         for line in process.stderr:
-            if not interrupted:  # from then on it is torchrun's traceback about having been interrupted
+            if relay.received is None:  # from then on it is torchrun's traceback about having been interrupted
                 sys.stderr.buffer.write(line)
                 sys.stderr.buffer.flush()
         code = process.wait()
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if interrupted:
+    if relay.received is not None:
         print("run make demo again to go on from here", flush=True)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if relay.received == signal.SIGINT else SystemExit(128 + relay.received)
     if code:
         raise UserError(
             f"the stage '{stage.title}' ended early (exit code {code}); run make demo again to go on from here"

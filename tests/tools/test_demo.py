@@ -1,9 +1,15 @@
 """The demo's stages: each is found done by what it left, and only then."""
 
 import json
+import os
 import runpy
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mres.config import load_config
@@ -68,3 +74,48 @@ def test_results_of_another_checkpoint_do_not_count(demo: dict, tmp_path: Path) 
     assert not evaluate.done()
     (run / "results.json").write_text('{"checkpoint": "runs/demo/checkpoints/step-00001300"}')
     assert evaluate.done()
+
+
+# As the trainer does it: a rank that is asked to stop saves, which takes a moment.
+RANK = """
+import os, signal, sys, time
+asked = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: asked.append(number))
+print("rank started", os.getpid(), flush=True)
+while not asked:
+    time.sleep(0.05)
+time.sleep(1)
+open(sys.argv[1], "a").write(f"saved by {asked}\\n")
+"""
+
+DEMO = """
+import runpy, sys
+demo = runpy.run_path(sys.argv.pop(1), run_name="demo")
+stage = demo["Stage"]("training", lambda: False, [sys.executable, *sys.argv[1:]])
+sys.exit(demo["exit_on_user_error"](lambda: demo["run"](stage, 1, 1))())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_nothing_is_left_training(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """The real torchrun between: it is sent one signal, waits for its ranks, and the demo waits for it."""
+    (tmp_path / "rank.py").write_text(RANK)
+    (tmp_path / "demo.py").write_text(DEMO)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "rank.py"]
+    command = [sys.executable, "demo.py", ROOT / "tools" / "demo.py", *torchrun, tmp_path / "saved"]
+    started = tmp_path / "out.txt"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with started.open("w") as out:
+        process = subprocess.Popen([str(word) for word in command], cwd=tmp_path, env=environ, stdout=out)
+    while started.read_text().count("rank started") < 2:
+        assert process.poll() is None, started.read_text()
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3, "torchrun and its ranks"
+    for _ in range(3):  # as `timeout make demo` does: to make, to the demo, and to both as a group
+        process.send_signal(number)
+    assert process.wait(timeout=120) == code
+    assert [child for child in family if child.is_running()] == []
+    assert (tmp_path / "saved").read_text().splitlines() == [f"saved by [{int(number)}]"] * 2
