@@ -1,4 +1,4 @@
-"""Progress of long work over records: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -8,11 +8,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _LINE_EVERY_S = 10.0
+_MB = 10**6
 
 
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """`items` unchanged, their progress shown on stderr."""
-    with _shown(total, label) as show:
+    with shown(total, label) as show:
         for done, item in enumerate(items, start=1):
             yield item
             show(done)
@@ -20,14 +21,28 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 def track_count(items: Iterable[T], count: Callable[[], int], total: int, label: str) -> Iterator[T]:
     """`items` unchanged; what is shown is `count()` of `total`, looked at whenever an item comes."""
-    with _shown(total, label) as show:
+    with shown(total, label) as show:
         for item in items:
             show(count())
             yield item
 
 
 @contextmanager
-def _shown(total: int, label: str) -> Iterator[Callable[[int], None]]:
+def count_bytes(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many bytes more are done, of `total`."""
+    done = 0
+    with shown(total // _MB, f"{label}, MB") as show:
+
+        def add(num_bytes: int) -> None:
+            nonlocal done
+            done += num_bytes
+            show(done // _MB)
+
+        yield add
+
+
+@contextmanager
+def shown(total: int, label: str) -> Iterator[Callable[[int], None]]:
     """A function that shows how many are done."""
     if not sys.stderr.isatty():
         yield _lines(total, label)

@@ -1,7 +1,8 @@
-"""Exports a run's weights to safetensors, or makes a checkpoint that a run can start from.
+"""Writes a checkpoint in another form, in little memory and without a GPU; killed, the same command goes on.
 
 python tools/convert.py runs/demo export --to safetensors
 python tools/convert.py export runs/new/checkpoints --to dcp
+python tools/convert.py runs/demo for_deepspeed --to zero3 --world-size 8
 """
 
 import argparse
@@ -15,30 +16,40 @@ def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(prog="convert.py", description=__doc__, formatter_class=formatter)
     p.add_argument(
-        "source", type=Path, metavar="SRC", help="a run, a checkpoint, an exported folder or a .safetensors file"
+        "source",
+        type=Path,
+        metavar="SRC",
+        help="a run, a checkpoint, an exported folder, a .safetensors file (or the index of several), a checkpoint folder "
+        "of DeepSpeed, or a DCP folder with tensors named model.…",
     )
     p.add_argument("out", type=Path, metavar="DST", help="the folder to make")
     p.add_argument(
         "--to",
         required=True,
         metavar="FORM",
-        help="safetensors: DST/model.safetensors with its config; dcp: DST/step-…, as in a run's checkpoints/ folder",
+        help="safetensors: weights and config, DST/model.safetensors; dcp: DST/step-…, as in a run's checkpoints/ folder; "
+        "zero1, zero2, zero3: a checkpoint folder of DeepSpeed",
     )
+    p.add_argument("--world-size", type=int, metavar="N", help="ranks that read what zero1 … zero3 make (default: 1)")
     p.add_argument(
         "--weights", choices=("model", "ema"), default="model", help="ema: the moving average that a run has kept"
     )
     p.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion made")
+    p.add_argument(
+        "--max-shard-size", metavar="SIZE", help="safetensors of more than this are several files (default: 5GB)"
+    )
     return p
 
 
 @exit_on_user_error
 def main() -> int:
     arguments = parser().parse_args()
-    from mres.checkpoint.convert import convert, parse_form
+    from mres.checkpoint.convert import convert, parse_form, parse_options
 
     form = parse_form(arguments.to)
+    options = parse_options(form, arguments.world_size, arguments.max_shard_size)
     overwrite, weights = arguments.overwrite, arguments.weights
-    print(convert(arguments.source, arguments.out, form, overwrite=overwrite, weights=weights))
+    print(convert(arguments.source, arguments.out, form, overwrite=overwrite, weights=weights, **options))
     return 0
 
 

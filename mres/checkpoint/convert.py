@@ -1,36 +1,35 @@
-"""A checkpoint into another form: weights in one safetensors file, or a checkpoint that a run can start from.
+"""A checkpoint into another form, tensor by tensor: in little memory, taken up after a kill, compared with its source.
 
-Needs no process group and no GPU: the checkpoints of all strategies have one form. No torch before the arguments hold.
+Needs no process group and no GPU. No torch before the arguments hold.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+import json
+import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from shutil import rmtree
+from typing import TYPE_CHECKING, Literal, get_args
 
-from mres.checkpoint.folder import DCP_METADATA, MANIFEST, SAFETENSORS, CheckpointError, seal, verify
-from mres.checkpoint.store import published, reason, step_folder
+from mres.checkpoint.folder import CheckpointError, seal
+from mres.checkpoint.outcome import check_apart, check_target
+from mres.checkpoint.store import step_folder
 from mres.errors import UserError
-from mres.files import free_bytes, fsync, publish_folder
-from mres.progress import track
+from mres.files import free_bytes, publish_folder
+from mres.progress import count_bytes
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mres.checkpoint.forms.form import TensorSource
+    from mres.checkpoint.forms.opening import Kind, Opened
+    from mres.checkpoint.forms.workspace import Workspace
 
-    from mres.checkpoint.weights import Kind, Source
-
-Form = Literal["safetensors", "dcp"]
-_STRATEGIES = {
-    "single": "parallel.strategy=single",
-    "ddp": "parallel.strategy=ddp",
-    "fsdp": "parallel.strategy=fsdp",
-    "zero": "parallel.strategy=zero",
-    **{f"zero{stage}": f"parallel.strategy=zero parallel.zero_stage={stage}" for stage in (1, 2, 3)},
-}
-_MARGIN_BYTES = 1 << 20
+Form = Literal["safetensors", "dcp", "zero1", "zero2", "zero3"]
+SHARD_BYTES = 5 * 10**9
+# What is promised of memory: so much, and twice the largest tensor (one of the source, one that is read back).
+MEMORY_BYTES = 600 * 10**6
+_MARGIN_BYTES, _BYTES_A_TENSOR = 1 << 20, 2048
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def parse_form(text: str) -> Form:
@@ -39,163 +38,221 @@ def parse_form(text: str) -> Form:
     Raises:
         UserError: something else, or a strategy, for which nothing needs to be converted.
     """
-    if text == "safetensors" or text == "dcp":
-        return "safetensors" if text == "safetensors" else "dcp"
-    if text in _STRATEGIES:
+    for form in get_args(Form):
+        if text == form:
+            return form
+    forms = ", ".join(get_args(Form))
+    if text in ("single", "ddp", "fsdp", "zero"):
         raise UserError(
-            f"--to {text} is not needed: checkpoints of all strategies have the same form; go on with, or start from, any "
-            f"of them under {_STRATEGIES[text]} directly (--to takes safetensors or dcp)"
+            f"--to {text}: checkpoints of all strategies have one form; go on with, or start from, any of them under "
+            f"parallel.strategy={text} directly; --to takes {forms}"
         )
-    raise UserError(f"--to '{text}': safetensors and dcp are what there is")
+    raise UserError(f"--to '{text}': it takes {forms}")
 
 
-def convert(source: Path, out: Path, form: Form, *, overwrite: bool = False, weights: Kind = "model") -> Path:
-    """Writes the weights in `source` into the folder `out`, which appears at the end, checked, or not at all.
+def parse_options(form: Form, world_size: int | None, max_shard_size: str | None) -> dict[str, int]:
+    """What `convert` takes of `--world-size` and `--max-shard-size`.
+
+    Raises:
+        UserError: a value that is none, or an option that the form does not have.
+    """
+    options = {}
+    if world_size is not None:
+        if not form.startswith("zero"):
+            raise UserError(
+                f"--world-size has no effect on --to {form}, which is read by any number of processes; drop it"
+            )
+        if world_size < 1:
+            raise UserError(f"--world-size {world_size} must be at least 1")
+        options["world_size"] = world_size
+    if max_shard_size is not None:
+        if form != "safetensors":
+            raise UserError(f"--max-shard-size has no effect on --to {form}; drop it")
+        options["max_shard_bytes"] = _parse_size(max_shard_size)
+    return options
+
+
+def _parse_size(text: str) -> int:
+    number, unit = (text[:-2], _UNITS[text[-2:].upper()]) if text[-2:].upper() in _UNITS else (text, 1)
+    try:
+        size = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise UserError(f"--max-shard-size '{text}' is no size; give bytes or a number with KB, MB or GB, such as 5GB")
+    return size
+
+
+def convert(
+    source: Path,
+    out: Path,
+    form: Form,
+    *,
+    overwrite: bool = False,
+    weights: Kind = "model",
+    world_size: int = 1,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Writes what is in `source` into the folder `out`, which appears at the end, checked, or not at all.
+
+    A conversion that was killed goes on when it is called with the same arguments. Whatever fails leaves nothing.
 
     Args:
-        source: a run's, checkpoint's or exported folder, or a .safetensors file that mres wrote.
-        out: for "safetensors" the folder of model.safetensors; for "dcp" the parent of a step-… folder, as a run's
-            checkpoints/ is. The optimizer comes along from one dcp to another.
+        source: what `open_checkpoint` takes: runs, checkpoints, exports, DeepSpeed's folders, bare DCP folders.
+        out: for "dcp" the parent of a step-… folder, as a run's checkpoints/ is; else the checkpoint's folder. What does
+            not say its model and step has no step-… folder and no manifest either.
         overwrite: replace `out` where it is the outcome of a conversion.
         weights: "ema" for the moving average in the place of the weights; no optimizer comes along with it.
+        world_size: of "zero1" … "zero3": the ranks that are to read it.
+        max_shard_bytes: of "safetensors": tensors of more bytes are spread over several files with an index.
 
     Returns:
-        The checkpoint's folder: `out` for "safetensors", `out`/step-… for "dcp".
+        The checkpoint's folder: `out`, or `out`/step-….
 
     Raises:
         CheckpointError: source or target cannot be used, no room, or what was written differs from what was read.
     """
     if not source.exists():
         raise CheckpointError(f"no such checkpoint or run: '{source}'")
-    _check_target(out, overwrite=overwrite)
-    from torch.distributed.checkpoint.api import CheckpointException
+    check_target(out, overwrite=overwrite)
+    from mres.checkpoint.forms.opening import open_checkpoint
 
-    from mres.checkpoint.weights import open_source
-
-    found = open_source(source, weights)
-    _check_apart(found.path.resolve(), out.resolve())
-    part = out.absolute().with_name(out.name + ".incomplete")
+    opened = open_checkpoint(source)
+    check_apart(opened.path.resolve(), out.resolve())
+    chosen = _choose(opened, form, weights)
+    options = {"world_size": world_size, "max_shard_bytes": max_shard_bytes}
+    root = out.absolute().with_name(out.name + ".incomplete")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # what a killed conversion left
-        part.mkdir(parents=True)
-        folder = _fill(found, part, form, weights)
-        publish_folder(part, out.absolute())
-    except (OSError, CheckpointException) as error:
-        raise CheckpointError(f"'{out}' was not written: {reason(error)}; nothing of it was left behind") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return out / folder.relative_to(part)
+        work = _open_workspace(root, _purpose(opened.path, form, weights, options), chosen, form)
+        _write(chosen, work, form, options)
+        check_same(chosen, _reopen(work.folder, form), work.folder)
+        if _is_sealed(chosen, form):
+            assert chosen.state is not None
+            assert chosen.config_yaml is not None
+            seal(work.folder, int(chosen.state["step"]), chosen.state, chosen.config_yaml, work.facts)
+        publish_folder(work.result, out.absolute())
+    except (OSError, RuntimeError) as error:  # the latter is what torch makes of an OSError
+        rmtree(root, ignore_errors=True)
+        raise CheckpointError(f"'{out}' was not written: {_reason(error)}; nothing of it was left behind") from None
+    except UserError:
+        rmtree(root, ignore_errors=True)
+        raise
+    rmtree(root, ignore_errors=True)
+    return out / work.folder.relative_to(work.result)
 
 
-def _check_target(out: Path, *, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(f"'{out}' exists and is not empty; name another folder, or --overwrite to replace it")
-    if not _is_outcome(out):
+def _choose(opened: Opened, form: Form, kind: Kind) -> TensorSource:
+    """All that the source has, or its weights alone where the form, or what is asked for, has no more."""
+    from mres.checkpoint.forms.opening import weights_of
+
+    exported = opened.source.state is not None and opened.source.state.get("weights_only")
+    if form == "safetensors" or kind == "ema" or exported:
+        return weights_of(opened, kind)
+    return opened.source
+
+
+def _is_sealed(chosen: TensorSource, form: Form) -> bool:
+    """Whether a state and a manifest stand beside the tensors: not of what others wrote, nor in DeepSpeed's folders."""
+    return chosen.state is not None and chosen.config_yaml is not None and not form.startswith("zero")
+
+
+def _purpose(source: Path, form: Form, kind: Kind, options: dict[str, int]) -> str:
+    """What a workspace is for: another time, another source or other options begin anew."""
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return json.dumps([str(source.absolute()), found, form, kind, options, metadata.version("mres")])
+
+
+def _open_workspace(root: Path, purpose: str, chosen: TensorSource, form: Form) -> Workspace:
+    """Says what will be written and what that takes.
+
+    Raises:
+        CheckpointError: there is no room for it.
+    """
+    from mres.checkpoint.forms.workspace import Workspace
+
+    sizes = [spec.num_bytes for spec in chosen.specs.values()]
+    total, largest = sum(sizes), max(sizes, default=0)
+    inside = ""
+    if form == "dcp" and _is_sealed(chosen, form):
+        assert chosen.state is not None
+        inside = step_folder(Path(), int(chosen.state["step"])).name
+    work = Workspace(root, purpose, inside)
+    needed, free = total + _BYTES_A_TENSOR * len(sizes) + _MARGIN_BYTES - work.taken_up, free_bytes(root)
+    _say(
+        f"{len(sizes):,} tensors, {total / 1e6:,.1f} MB, the largest {largest / 1e6:,.1f} MB: takes about "
+        f"{needed / 1e6:,.0f} MB of disk ({free / 1e6:,.0f} MB are free) and at most {(MEMORY_BYTES + 2 * largest) / 1e6:,.0f} "
+        "MB of memory" + (f"; {work.taken_up / 1e6:,.0f} MB are there already" if work.taken_up else "")
+    )
+    if free < needed:
         raise CheckpointError(
-            f"'{out}' is not what a conversion makes, so --overwrite does not remove it; name another"
+            f"there are {free / 1e6:,.0f} MB free in '{root.parent}' and {needed / 1e6:,.0f} MB are needed; name a folder "
+            "on another disk"
         )
+    return work
 
 
-def _is_outcome(out: Path) -> bool:
-    """A checkpoint, or a folder of just one."""
-    return out.is_dir() and ((out / MANIFEST).is_file() or list(out.iterdir()) == published(out)[:1])
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def _check_apart(source: Path, out: Path) -> None:
-    if source.is_relative_to(out) or out.is_relative_to(source):
-        raise CheckpointError(
-            f"'{out}' and what is to be converted, '{source}', lie inside each other; name another folder"
-        )
+def _write(chosen: TensorSource, work: Workspace, form: Form, options: dict[str, int]) -> None:
+    from mres.checkpoint.forms.dcp import write_dcp
+    from mres.checkpoint.forms.safetensors import write_safetensors
+
+    with count_bytes(sum(spec.num_bytes for spec in chosen.specs.values()), "writing") as progress:
+        progress(work.taken_up)
+        if form == "safetensors":
+            write_safetensors(chosen, work, progress, options["max_shard_bytes"], _header(chosen))
+        elif form == "dcp":
+            write_dcp(chosen, work, progress)
+        else:
+            from mres.checkpoint.forms.deepspeed import write_deepspeed
+
+            write_deepspeed(chosen, work.folder, int(form.removeprefix("zero")), options["world_size"], progress)
 
 
-def _fill(found: Source, part: Path, form: Form, kind: Kind) -> Path:
-    """Writes and checks the checkpoint's folder in (or as) `part`; returns it."""
-    from mres.checkpoint.weights import open_source, weights_state
+def _header(chosen: TensorSource) -> dict[str, str]:
+    """ "pt" is what other readers look for; config and step are for the file that lost its folder."""
+    header = {"format": "pt", "mres": metadata.version("mres")}
+    if chosen.state is not None and chosen.config_yaml is not None:
+        header |= {"step": str(chosen.state["step"]), "weights": chosen.state.get("weights", "model")}
+        header["config"] = chosen.config_yaml
+    return header
 
-    if found.state is None or found.config_yaml is None:
-        raise CheckpointError(
-            f"'{found.path}' does not say what model and step it is of (no config in its header); convert from the "
-            f"run's folder, or use it as it is: checkpoint.init_from={found.path}"
-        )
-    step = int(found.state["step"])
-    folder = part if form == "safetensors" else step_folder(part, step)
-    folder.mkdir(exist_ok=True)
-    kind = found.state.get("weights", kind)  # of what was exported before, whichever it is
-    if form == "dcp" and kind == "model" and (found.path / DCP_METADATA).is_file():
-        _copy_files(found.path, folder)
-        return folder
-    _check_room(part, found.weights.num_bytes)
-    tensors = dict(track(found.weights, len(found.weights), f"reading {found.path}"))
+
+def _reopen(folder: Path, form: Form) -> TensorSource:
+    from mres.checkpoint.forms.dcp import DcpSource
+    from mres.checkpoint.forms.safetensors import SafetensorsSource
+
+    if form == "dcp":
+        return DcpSource(folder)
     if form == "safetensors":
-        _write_safetensors(folder / SAFETENSORS, tensors, step, kind, found.config_yaml)
-    else:
-        _write_dcp(folder, tensors)
-    seal(folder, step, weights_state(step, found.state.get("model", {}), kind), found.config_yaml)
-    _check_same_bits(open_source(folder), tensors)
-    return folder
+        return SafetensorsSource(folder)
+    from mres.checkpoint.forms.deepspeed import open_deepspeed
+
+    return open_deepspeed(folder)
 
 
-def _copy_files(source: Path, folder: Path) -> None:
-    """Byte for byte, with the manifest that says what they must be."""
-    paths = sorted(source.iterdir())
-    _check_room(folder.parent, sum(path.stat().st_size for path in paths))
-    for path in track(paths, len(paths), f"copying {source}"):
-        fsync(Path(shutil.copyfile(path, folder / path.name)))
-    fsync(folder)
-    verify(folder)
+def check_same(given: TensorSource, written: TensorSource, where: Path) -> None:
+    """Reads both, tensor by tensor: the same names, types, shapes and bits.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    from mres.checkpoint.forms.raw import same_bits
+
+    differ = sorted(set(given.specs) ^ set(written.specs)) + sorted(set(given.aliases) ^ set(written.aliases))
+    if differ:
+        raise CheckpointError(f"'{where}': {differ[0]} is on one side only; please report it")
+    with count_bytes(sum(spec.num_bytes for spec in given.specs.values()), "checking") as progress:
+        for name, spec in given.specs.items():
+            if written.specs[name] != spec or not same_bits(given.read(name), written.read(name)):
+                raise CheckpointError(f"'{where}': {name} does not read back as it was written; is the disk sound?")
+            progress(spec.num_bytes)
 
 
-def _check_room(part: Path, num_bytes: int) -> None:
-    free = free_bytes(part)
-    if free < num_bytes + _MARGIN_BYTES:
-        raise CheckpointError(
-            f"there are {free / 1e6:,.0f} MB free in '{part.parent}' and {(num_bytes + _MARGIN_BYTES) / 1e6:,.0f} MB are "
-            "needed; name a folder on another disk"
-        )
+def _reason(error: Exception) -> str:
+    from mres.checkpoint.together import reason
 
-
-def _write_safetensors(path: Path, tensors: dict[str, Tensor], step: int, kind: Kind, config_yaml: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    # "pt" is what other readers of safetensors look for; config and step are for the file that lost its folder.
-    header = {
-        "format": "pt",
-        "mres": metadata.version("mres"),
-        "step": str(step),
-        "weights": kind,
-        "config": config_yaml,
-    }
-    try:
-        save_file(tensors, path, header)
-    except SafetensorError as error:
-        raise OSError(None, str(error), str(path)) from None
-
-
-def _write_dcp(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    import torch.distributed.checkpoint as dcp
-
-    from mres.checkpoint.weights import PREFIX, alone
-
-    with alone():
-        dcp.save({PREFIX + name: tensor for name, tensor in tensors.items()}, checkpoint_id=folder, no_dist=True)
-
-
-def _check_same_bits(written: Source, tensors: Mapping[str, Tensor]) -> None:
-    """Reads everything back: the same names, types, shapes and bits."""
-    import torch
-
-    def bits(tensor: Tensor) -> Tensor:
-        return tensor.reshape(-1).view(torch.uint8)
-
-    seen = 0
-    for name, tensor in track(written.weights, len(written.weights), "checking"):
-        given = tensors.get(name)
-        fits = given is not None and given.dtype == tensor.dtype and given.shape == tensor.shape
-        if given is None or not fits or not torch.equal(bits(given), bits(tensor)):
-            raise CheckpointError(f"'{written.path}': {name} does not read back as it was written; is the disk sound?")
-        seen += 1
-    if seen != len(tensors):
-        raise CheckpointError(f"'{written.path}': {seen} of {len(tensors)} tensors read back; is the disk sound?")
+    return reason(error)

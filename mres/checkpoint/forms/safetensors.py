@@ -1,0 +1,191 @@
+"""The form of exported weights: one .safetensors file, or several with model.safetensors.index.json, under plain names."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from mres.checkpoint.folder import SAFETENSORS, SAFETENSORS_INDEX, CheckpointError, FileFacts
+from mres.checkpoint.forms.form import MODEL, Progress, Spec, TensorSource
+from mres.checkpoint.forms.raw import raw, read_tensor
+from mres.checkpoint.forms.workspace import GrowingFile, Workspace
+from mres.files import write_durably
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_INDEX_MAX_BYTES = 1 << 27
+
+
+class SafetensorsSource:
+    """The tensors of a .safetensors file, of a folder's model.safetensors, or of the files that its index names.
+
+    Attributes:
+        header: the text in the file, or in the first of them. Whoever ties tensors (safetensors.torch.save_model) names
+            there, under the name of each one that is left out, the one that holds it.
+
+    Raises:
+        CheckpointError: no such file, or not one of safetensors, or the index does not fit.
+    """
+
+    state: dict[str, Any] | None = None
+    config_yaml: str | None = None
+
+    def __init__(self, path: Path) -> None:
+        files = _files_of(path)
+        self._places: dict[str, tuple[BinaryIO, int]] = {}
+        self.specs: dict[str, Spec] = {}
+        self.header: dict[str, str] = {}
+        for file, expected in files.items():
+            header = self._open(file)
+            self.header = {**header, **self.header}
+            missing = sorted(set(expected or ()) - {name.removeprefix(MODEL) for name in self.specs})
+            if missing:
+                raise CheckpointError(f"'{file}' lacks {missing[0]}, which {SAFETENSORS_INDEX} says is in it")
+        self.aliases = {
+            MODEL + alias: MODEL + name
+            for alias, name in self.header.items()
+            if MODEL + name in self.specs and MODEL + alias not in self.specs
+        }
+
+    def _open(self, path: Path) -> dict[str, str]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt"):
+                pass  # it checks that all offsets fit
+            file = path.open("rb", buffering=0)
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        except FileNotFoundError:
+            raise CheckpointError(f"no such file: '{path}'") from None
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"'{path}' is not a safetensors file that can be read: {error}") from None
+        text = header.pop("__metadata__", {})
+        for name, entry in header.items():
+            if entry["dtype"] not in _DTYPES:
+                raise CheckpointError(f"'{path}': {name} has type {entry['dtype']}, which this version does not read")
+            self.specs[MODEL + name] = Spec(torch.Size(entry["shape"]), _DTYPES[entry["dtype"]])
+            self._places[MODEL + name] = file, 8 + length + entry["data_offsets"][0]
+        return dict(text)
+
+    def read(self, name: str) -> Tensor:
+        file, offset = self._places[name]
+        try:
+            return read_tensor(file.fileno(), offset, self.specs[name])
+        except OSError as error:
+            raise CheckpointError(f"'{file.name}' cannot be read: {error.strerror}") from None
+
+
+def _files_of(path: Path) -> dict[Path, list[str] | None]:
+    """The files, each with the tensors that it must have, where an index says so."""
+    index = path / SAFETENSORS_INDEX if path.is_dir() else path
+    if index.name != SAFETENSORS_INDEX or not index.is_file():
+        return {path / SAFETENSORS if path.is_dir() else path: None}
+    try:
+        if index.stat().st_size > _INDEX_MAX_BYTES:
+            raise ValueError
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        files: dict[Path, list[str] | None] = {}
+        for name, file in weight_map.items():
+            if Path(file).name != file:
+                raise CheckpointError(f"{index} is refused: it names '{file}', which is not in its folder")
+            found = files.setdefault(index.parent / file, [])
+            assert found is not None
+            found.append(name)
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{index} is damaged: it has no weight_map of names and files") from None
+    return files
+
+
+def write_safetensors(
+    source: TensorSource, work: Workspace, progress: Progress, max_shard_bytes: int, header: Mapping[str, str]
+) -> None:
+    """Writes the source's weights, one tensor after another, into one file or into several with an index.
+
+    Raises:
+        CheckpointError: a type that the form does not have.
+    """
+    plain = {name.removeprefix(MODEL): spec for name, spec in source.specs.items() if name.startswith(MODEL)}
+    aliases = {alias.removeprefix(MODEL): name.removeprefix(MODEL) for alias, name in source.aliases.items()}
+    text = {**header, **aliases}
+    files = _named(list(_shards(plain, max_shard_bytes)))
+    for file, names in files.items():
+        _check_types(names, plain)
+        work.write_file(file, _items(source, {name: plain[name] for name in names}, text, progress))
+    if len(files) > 1:
+        total = sum(spec.num_bytes for spec in plain.values())
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {n: file for file, names in files.items() for n in names},
+        }
+        path = work.folder / SAFETENSORS_INDEX
+        write_durably(path, json.dumps(index, indent=1).encode())
+        work.facts[path.name] = FileFacts.of(path)
+
+
+def _check_types(names: list[str], specs: Mapping[str, Spec]) -> None:
+    for name in names:
+        if specs[name].dtype not in _NAMES:
+            raise CheckpointError(f"{name} has type {specs[name].dtype}, which safetensors has not; convert --to dcp")
+
+
+def _shards(specs: Mapping[str, Spec], max_bytes: int) -> Iterator[list[str]]:
+    shard: list[str] = []
+    used = 0
+    for name, spec in specs.items():
+        if shard and used + spec.num_bytes > max_bytes:
+            yield shard
+            shard, used = [], 0
+        shard.append(name)
+        used += spec.num_bytes
+    yield shard
+
+
+def _named(shards: list[list[str]]) -> dict[str, list[str]]:
+    if len(shards) == 1:
+        return {SAFETENSORS: shards[0]}
+    stem = Path(SAFETENSORS).stem
+    return {
+        f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors": names for number, names in enumerate(shards, start=1)
+    }
+
+
+def _items(
+    source: TensorSource, specs: Mapping[str, Spec], text: Mapping[str, str], progress: Progress
+) -> Iterator[tuple[str, Callable[[GrowingFile], None]]]:
+    # The widest types first, as the library does it: so every tensor is aligned.
+    names = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
+    yield "", partial(_write_header, {name: specs[name] for name in names}, text)
+    for name in names:
+        yield name, partial(_write_tensor, source, MODEL + name, progress)
+
+
+def _write_header(specs: Mapping[str, Spec], text: Mapping[str, str], file: GrowingFile) -> None:
+    header: dict[str, Any] = {"__metadata__": dict(text)}
+    end = 0
+    for name, spec in specs.items():
+        header[name] = {
+            "dtype": _NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.num_bytes],
+        }
+        end += spec.num_bytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(struct.pack("<Q", len(encoded)) + encoded)
+
+
+def _write_tensor(source: TensorSource, name: str, progress: Progress, file: GrowingFile) -> None:
+    progress(file.write(raw(source.read(name))))
