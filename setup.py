@@ -16,6 +16,7 @@ def version() -> str:
 MDS = ["mosaicml-streaming>=0.13.0"]  # to write MDS shards beside WebDataset tars
 REMOTE = ["aiohttp>=3.9", "gcsfs>=2025.3", "s3fs>=2025.3"]  # shards on https://, gs://, s3://
 LMDB = ["lmdb>=1.4"]  # to read the LMDBs that CRIS and its kin train on
+EXPORT = ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"]  # tools/export.py --program onnx
 DEV = [
     "flask>=3",  # moto's server needs it and flask-cors
     "flask-cors>=5",
@@ -63,7 +64,14 @@ setup(
         "torchvision>=0.21",
         "webdataset>=1.0",
     ],
-    extras_require={"mds": MDS, "remote": REMOTE, "lmdb": LMDB, "dev": DEV, "all": MDS + REMOTE + LMDB + DEV},
+    extras_require={
+        "mds": MDS,
+        "remote": REMOTE,
+        "lmdb": LMDB,
+        "export": EXPORT,
+        "dev": DEV,
+        "all": MDS + REMOTE + LMDB + EXPORT + DEV,
+    },
     classifiers=[
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",

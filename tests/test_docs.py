@@ -269,6 +269,7 @@ MAY_IMPORT = {
     "checkpoint": {"parallel", "model", "files", "progress"},
     "evaluate": {"records", "rle", "shards", "stream", "model", "parallel", "checkpoint", "files", "progress"},
     "train": {"records", "rle", "shards", "stream", "model", "parallel", "checkpoint", "files", "locks", "progress"},
+    "export": {"model", "stream", "checkpoint", "evaluate", "sources", "files", "progress"},
     "cluster": {"train.preempt", "train.ranks"},
     "doctor": {"files", "model", "stream", "train.heartbeat"},
     "cli": {"cluster.environment"},

@@ -5,6 +5,7 @@ Shapes: B images, K expressions, S side of the model's square, h side of the gri
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from mres.stream import transforms
 from mres.stream.image import place
 from mres.train.task import SegmentationTask
 
-ImageLike = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
 # Expressions that go through the decoder at once; for more, the image is encoded again.
 _MAX_EXPRESSIONS = 32
 
@@ -80,7 +81,7 @@ class Segmenter:
         """What `texts` name in `image`: boolean masks_KHW of the image's size, one an expression, in their order.
 
         Args:
-            image: a path, a Pillow image, or uint8 pixels_HW3 in RGB.
+            image: a path, the bytes of a file, a Pillow image, or uint8 pixels_HW3 in RGB.
             texts: one expression or several.
             threshold: probability from which a pixel is foreground; default: the run's.
 
@@ -135,12 +136,13 @@ def read_image(image: ImageLike) -> Image.Image:
     try:
         if isinstance(image, Image.Image):
             return ImageOps.exif_transpose(image).convert("RGB")
-        with Image.open(image) as opened:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
-        raise UserError(f"no image at '{image}'") from None
+        raise UserError(f"no image at '{image!s}'") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"'{image}' cannot be read as an image: {error}") from None
+        where = f"'{image}'" if isinstance(image, str | Path) else f"the given {type(image).__name__}"
+        raise UserError(f"{where} cannot be read as an image: {error}") from None
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -1,0 +1,160 @@
+"""Weights for others: a folder with all that it takes to use them and to judge them. No torch before the arguments hold.
+
+model.safetensors       or several files with an index
+config.yaml, state.json, tokenizer.json
+origin.json             where the weights come from; README.md, the model card, says it to people
+model.pt2, model.onnx   where they were asked for
+MANIFEST.json           size and SHA-256 of all of these but the card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any
+
+from mres.checkpoint.convert import SHARD_BYTES, convert
+from mres.checkpoint.folder import CONFIG, MANIFEST, CheckpointError, read_manifest, seal, verify
+from mres.checkpoint.outcome import check_apart, check_target
+from mres.errors import UserError
+from mres.files import publish_folder, write_durably
+from mres.progress import track
+
+if TYPE_CHECKING:
+    from mres.checkpoint.weights import Kind, Source
+    from mres.config import Config
+    from mres.export.origin import Facts
+    from mres.export.programs import Form
+
+_PACKAGES = ("mres", "torch", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime")
+
+
+def export(
+    source: Path,
+    out: Path,
+    *,
+    programs: Sequence[Form] = (),
+    results: Sequence[Path] = (),
+    weights: Kind = "model",
+    overwrite: bool = False,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Iterator[str]:
+    """Writes the folder `out`, which appears at the end, checked, or not at all; yields a line on each step.
+
+    Args:
+        source: a run, a checkpoint, an exported folder or a .safetensors file of mres.
+        programs: the model as a program too, each tried out beside it.
+        results: folders of evaluations for the card; default: the run's own.
+        weights: "ema" for the moving average in the place of the weights.
+        overwrite: replace what an earlier export or conversion made.
+        max_shard_bytes: of more than that, several files.
+
+    Raises:
+        UserError: source, target or results cannot be used, or what a program needs is not installed.
+        ParityError: a program does not compute what the model does.
+    """
+    from mres.export.programs import check_packages
+
+    for form in programs:
+        check_packages(form)
+    check_target(out, overwrite=overwrite)
+    found, config = _open(source, weights)
+    check_apart(found.path.resolve(), out.resolve())
+    from mres.export.origin import origin_of
+
+    origin = {**origin_of(found, config, weights, results), "exported_with": _versions(), "programs": []}
+    part = out.absolute().with_name(out.name + ".unfinished")
+    rmtree(part, ignore_errors=True)
+    try:
+        convert(found.path, part, "safetensors", weights=weights, max_shard_bytes=max_shard_bytes)
+        if programs:
+            yield from _add_programs(part, programs, origin)
+        _finish(part, config, origin, found)
+        publish_folder(part, out.absolute())
+    except OSError as error:
+        raise CheckpointError(f"'{out}' was not written: {error}; nothing of it was left behind") from None
+    finally:
+        rmtree(part, ignore_errors=True)
+    yield f"{out}: step {origin['step']:,}, {_said_of_results(origin)}; {out / 'README.md'} is the model card"
+
+
+def _open(source: Path, weights: Kind) -> tuple[Source, Config]:
+    """Raises: UserError: nothing there, damaged, without an average, or weights that do not say what they are of."""
+    from mres.checkpoint.pretrained import run_config
+    from mres.checkpoint.weights import open_source
+    from mres.config import load_config
+
+    found = open_source(source, weights)
+    if found.state is None or found.config_yaml is None:
+        raise CheckpointError(
+            f"'{found.path}' does not say what model and step it is of; export from the run's folder, or convert it "
+            "(tools/convert.py --to safetensors), which needs neither"
+        )
+    return found, load_config(found.path / CONFIG) if found.path.is_dir() else run_config(found.path)
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _add_programs(part: Path, programs: Sequence[Form], origin: Facts) -> Iterator[str]:
+    """Writes the programs of what was just exported and holds each beside it."""
+    from mres.evaluate.segmenter import load
+    from mres.export.parity import compare
+    from mres.export.programs import ParityError, open_program, trace, write_program
+
+    segmenter = load(part, device="cpu")
+    traced = trace(segmenter)
+    for form in track(programs, len(programs), "writing programs"):
+        path = write_program(traced, form, part)
+        compared = []
+        for row in compare(segmenter, open_program(path)):
+            yield f"{path.name}: {row}"
+            compared.append(row)
+        if not all(row.agrees for row in compared):
+            raise ParityError(f"{path.name} does not compute what the model does; nothing was written")
+        origin["programs"].append({"file": path.name, "compared": [asdict(row) for row in compared]})
+
+
+def _finish(part: Path, config: Config, origin: Facts, found: Source) -> None:
+    """Adds tokenizer, origin and card; the manifest covers all but the card, which its owner may edit."""
+    from mres.export.card import CARD_NAME, render_card
+    from mres.export.origin import ORIGIN_NAME
+    from mres.model.text import Tokenizer
+    from mres.model.tokenizer_file import TOKENIZER_NAME, tokenizer_json
+
+    checkpoint = verify(part)
+    config_yaml = (part / CONFIG).read_text(encoding="utf-8")
+    tensors = {name: facts for name, facts in read_manifest(part)[1].items() if "safetensors" in name}
+    (part / MANIFEST).unlink()
+    tokenizer = Tokenizer(config.model.text_vocab_size, config.model.text_length)
+    write_durably(part / TOKENIZER_NAME, tokenizer_json(tokenizer).encode())
+    write_durably(part / ORIGIN_NAME, _json(origin))
+    seal(part, checkpoint.step, checkpoint.state, config_yaml, tensors)
+    sizes = {name: facts.bytes for name, facts in read_manifest(part)[1].items()}
+    num_parameters = sum(shape.numel() for shape in found.weights.shapes.values())
+    write_durably(part / CARD_NAME, render_card(config, origin, sizes, num_parameters).encode())
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    except ValueError as error:
+        raise UserError(f"what is known of the weights cannot be written as JSON: {error}") from None
+
+
+def _said_of_results(origin: Facts) -> str:
+    if not origin["results"]:
+        return f"no figures in the card ({origin.get('results_left_out') or 'none were given'})"
+    return f"figures of {len(origin['results'])} evaluation(s) in the card"

@@ -1,0 +1,86 @@
+"""A program beside the model that it was made of, on drawn scenes and what is said about them.
+
+Shapes: B images, K expressions an image, S side of the model's square, T tokens, h side of the grid of logits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mres.evaluate.evaluator import predicted_masks
+from mres.evaluate.iou import intersection_union, iou
+from mres.evaluate.segmenter import Question, Segmenter, TextCut
+from mres.sources.scenes.scene import scene
+
+# Float32 in another order of summation: measured differences are below 1e-4.
+MAX_DIFFERENCE = 1e-3
+MIN_IOU = 0.99
+# Images and expressions of each; one of either, and more than a program was traced with.
+SIZES = ((1, 1), (1, 3), (1, 12), (3, 5))
+
+Run = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One call: the largest difference of a logit, the smallest IoU of a pair of masks, their foreground in pixels."""
+
+    images: int
+    expressions: int
+    difference: float
+    iou: float
+    pixels: int
+
+    @property
+    def agrees(self) -> bool:
+        return self.difference <= MAX_DIFFERENCE and self.iou >= MIN_IOU
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} x {self.expressions} expressions: logits differ by at most {self.difference:.1e}, "
+            f"IoU of the masks at least {self.iou:.4f} ({self.pixels:,} pixels)" + ("" if self.agrees else ": TOO FAR")
+        )
+
+
+def compare(segmenter: Segmenter, run: Run) -> Iterable[Compared]:
+    """`run` and the model on the same inputs, of several sizes."""
+    for (images, expressions), first in zip(SIZES, itertools.accumulate(images for images, _ in SIZES), strict=False):
+        questions = [_question(segmenter, first + i, expressions) for i in range(images)]
+        yield _compared(segmenter, run, questions)
+
+
+def _question(segmenter: Segmenter, index: int, expressions: int) -> Question:
+    record = scene(index, seed=0, split="parity")
+    texts = itertools.cycle([target.expressions[i].text for target, i in record.pairs()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # cut or not, both get the same
+        return segmenter.question(record.image, list(itertools.islice(texts, expressions)))
+
+
+def _compared(segmenter: Segmenter, run: Run, questions: list[Question]) -> Compared:
+    image_BCSS = torch.cat([question.image_1CSS for question in questions])
+    text_BKT = torch.stack([question.text_KT for question in questions])
+    with torch.no_grad():
+        own_BKhh = segmenter.task.logits(segmenter.model, image_BCSS, text_BKT)
+        their_BKhh = run(image_BCSS, text_BKT)
+    side, threshold = segmenter.task.shape.side, _threshold(segmenter.config.evaluate.threshold, own_BKhh)
+    ious, pixels = [], 0
+    for question, own_Khh, their_Khh in zip(questions, own_BKhh, their_BKhh, strict=True):
+        masks = (predicted_masks(logits, question.geometry, side, threshold) for logits in (own_Khh, their_Khh))
+        for own_HW, their_HW in zip(*masks, strict=True):
+            ious.append(iou(*intersection_union(their_HW, own_HW)))
+            pixels += int(own_HW.sum())
+    difference = float((own_BKhh - their_BKhh).abs().max())  # NaN stays NaN, and agrees with nothing
+    return Compared(len(questions), text_BKT.shape[1], difference, min(ious), pixels)
+
+
+def _threshold(threshold: float, logits_BKhh: Tensor) -> float:
+    """The run's, or the median where that finds nothing: two empty masks would say nothing."""
+    probabilities = logits_BKhh.float().sigmoid()
+    return threshold if bool((probabilities > threshold).any()) else float(probabilities.median())
