@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
@@ -55,11 +56,16 @@ def read_pieces(pieces: dict[str, Piece], folder: Path, group: dist.ProcessGroup
     """Fills the boxes' memory, each rank its own; called by all ranks of `group`.
 
     Raises:
-        UserError: a tensor that is not there or has another shape; nothing was read then.
+        UserError: a tensor that is not there or has another shape (nothing was read then), or that cannot be read as a
+            tensor and nothing else.
     """
     reader = dcp.FileSystemReader(folder)
     _check(pieces, reader.read_metadata(), folder)
-    dcp.load(dict(pieces), storage_reader=reader, planner=_LoadPlanner(), process_group=group)
+    try:
+        dcp.load(dict(pieces), storage_reader=reader, planner=_LoadPlanner(), process_group=group)
+    except CheckpointException as error:
+        cause = str(next(iter(error.failures.values()))[0]).strip().splitlines()[0]
+        raise UserError(f"the checkpoint '{folder}' cannot be read: {cause}; take another one") from None
 
 
 def _check(pieces: Mapping[str, Piece], metadata: Metadata, folder: Path) -> None:
