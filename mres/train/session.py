@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ class _Session:
         check_agreement(self.strategy, facts_of_model(model))
         for line in describe_groups(model, groups):
             self._say(line)
+        self.groups = groups
         adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
         self.strategy.wrap(model, model.blocks(), groups, adamw)
         self._say(f"strategy {self.strategy.describe()}; {torch.get_num_threads()} thread(s) each")
@@ -225,6 +227,7 @@ class _Session:
             "stream": self.stream.state(step + self.progress.skipped_batches).to_json(),
             **self.progress.to_json(),
             "frozen": sorted(self.config.optim.freeze),
+            "groups": [asdict(group) for group in self.groups],
             "model": self.config.model.model_dump(mode="json"),
         }
 

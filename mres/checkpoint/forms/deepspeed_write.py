@@ -7,6 +7,7 @@ written for, and its `zero_to_fp32.py` makes the weights of it.
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def write_deepspeed(source: TensorSource, folder: Path, stage: int, world_size: 
     assert world_size > 0
     layout = source.layout if isinstance(source, DeepSpeedSource) else layout_of(source)
     tag = f"global_step{layout.counts['global_steps']}"
+    shutil.rmtree(folder / tag, ignore_errors=True)  # what a writer that was killed left
     (folder / tag).mkdir()
     with ExitStack() as stack:
         writer = _Writer(source, layout, stage, world_size, progress)
