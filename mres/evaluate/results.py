@@ -154,6 +154,7 @@ def summarise(
     threshold: float,
     checkpoint: str,
     data: Mapping[str, Any],
+    weights: str = "model",
     trivial: Mapping[str, Sequence[ExpressionResult]] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
@@ -162,6 +163,7 @@ def summarise(
         results: every expression of the set once.
         threshold: probability from which a pixel was foreground.
         checkpoint: the checkpoint's folder, as the user may find it again.
+        weights: which of the checkpoint's, "model" or "ema".
         data: the set: "folder", "fingerprint" (`ShardSet.fingerprint`), "split".
         trivial: trivial answers to the same expressions by name (`mres.evaluate.trivial`).
     """
@@ -171,6 +173,7 @@ def summarise(
         **all_figures_of(results),
         "trivial": {name: all_figures_of(answers) for name, answers in (trivial or {}).items()},
         "checkpoint": checkpoint,
+        "weights": weights,
         "data": dict(data),
     }
 

@@ -101,6 +101,7 @@ def _publish(
         threshold=config.evaluate.threshold,
         checkpoint=checkpoint,
         data=data,
+        weights=config.evaluate.weights,
         trivial=trivial_answers(
             _readable(sample), track(map(shards.annotations, range(len(shards))), len(shards), "trivial answers")
         ),
