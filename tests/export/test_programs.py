@@ -1,0 +1,88 @@
+"""The model as a program: it computes what the model does, runs without mres, and is not given out where it differs."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trained_run import Trained
+
+from mres.errors import UserError
+from mres.evaluate.evaluator import predicted_masks
+from mres.evaluate.segmenter import load
+from mres.export import parity, programs
+from mres.export.folder import export
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained) -> Path:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    out = trained.folder / "exported" / "programs"
+    lines = list(export(trained.run, out, programs=["torch", "onnx"]))
+    for name in ("model.pt2", "model.onnx"):
+        shown = [line for line in lines if line.startswith(f"{name}: ")]
+        assert len(shown) == len(parity.SIZES)
+        assert all("IoU of the masks at least" in line and "(0 pixels)" not in line for line in shown)
+        assert f"| `{name}` | 1 × 12 |" in (out / "README.md").read_text(encoding="utf-8")
+    return out
+
+
+def test_onnx_and_the_tokenizers_file_are_enough(exported: Path) -> None:
+    """Text to masks with onnxruntime and `tokenizers` alone, for numbers of expressions that were never traced."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    segmenter = load(exported, device="cpu")
+    image_HW3 = np.random.default_rng(0).integers(0, 255, (37, 91, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
+    for texts in (["the red box"], [f"box number {i}" for i in range(17)]):
+        question = segmenter.question(image_HW3, texts)
+        ids_KT = np.array([encoded.ids for encoded in tokenizer.encode_batch(texts)], np.int32)
+        given = {"image": question.image_1CSS.numpy(), "text": ids_KT[None]}
+        logits_Khh = torch.from_numpy(session.run(["logits"], given)[0][0])
+        side, threshold = segmenter.task.shape.side, segmenter.config.evaluate.threshold
+        masks_KHW = np.stack(predicted_masks(logits_Khh, question.geometry, side, threshold))
+        assert np.mean(masks_KHW == segmenter.segment(image_HW3, texts)) > 0.999
+
+
+def test_a_program_that_differs_does_not_agree(exported: Path) -> None:
+    segmenter = load(exported, device="cpu")
+
+    def run(image_BCSS: torch.Tensor, text_BKT: torch.Tensor) -> torch.Tensor:
+        return segmenter.task.logits(segmenter.model, image_BCSS, text_BKT)
+
+    assert all(row.agrees and row.difference == 0 for row in parity.compare(segmenter, run))
+    for wrong in (lambda *given: run(*given) + 0.01, lambda *given: run(*given) * torch.nan):
+        rows = list(parity.compare(segmenter, wrong))
+        assert not any(row.agrees for row in rows)
+        assert "TOO FAR" in str(rows[0])
+
+
+def test_where_a_program_differs_nothing_is_written(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(parity, "MAX_DIFFERENCE", -1.0)
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["export.py", str(trained.run), str(out), "--program", "torch"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools" / "export.py"), run_name="__main__")
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert "model.pt2: 1 x 1 expressions: logits differ by at most 0.0e+00" in shown.out
+    assert "error: model.pt2 does not compute what the model does; nothing was written" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_installed_is_named(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(programs, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(
+        UserError, match="needs onnxscript, not installed here: pip install onnx onnxscript onnxruntime"
+    ):
+        list(export(trained.run, tmp_path / "out", programs=["onnx"]))
