@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mres.checkpoint.folder import MANIFEST, SAFETENSORS_INDEX, CheckpointError
+from mres.checkpoint.folder import (
+    CONFIG,
+    DCP_METADATA,
+    MANIFEST,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    STATE,
+    CheckpointError,
+)
 from mres.checkpoint.store import published
 
-# The files of a form alone, of weights that do not say whose they are.
-_BARE = re.compile(rf"\.metadata|__\d+_\d+\.distcp|model(-\d+-of-\d+)?\.safetensors|{re.escape(SAFETENSORS_INDEX)}")
+# What may lie in a folder that no manifest covers: weights that do not say whose they are, or DeepSpeed's checkpoints.
+_FILES = re.compile(
+    rf"\.metadata|__\d+_\d+\.distcp|model(-\d+-of-\d+)?\.safetensors|{re.escape(SAFETENSORS_INDEX)}|"
+    rf"latest|global_step\d+|{re.escape(STATE)}|{re.escape(CONFIG)}"
+)
+_MARKS = {DCP_METADATA, SAFETENSORS, SAFETENSORS_INDEX, "latest"}
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
@@ -33,7 +45,8 @@ def _is_outcome(out: Path) -> bool:
     if not out.is_dir():
         return False
     inside = list(out.iterdir())
-    bare = all(_BARE.fullmatch(path.name) for path in inside)
+    names = {path.name for path in inside}
+    bare = all(map(_FILES.fullmatch, names)) and bool(names & _MARKS)
     return bare or (out / MANIFEST).is_file() or inside == published(out)[:1]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
@@ -26,12 +27,23 @@ _FILE_BYTES = 1 << 30
 class DcpSource:
     """The tensors of a DCP folder, whoever wrote it.
 
+    Args:
+        check_sums: compare the checksums that torch.save left with every tensor, as there is no manifest.
+
     Raises:
         CheckpointError: it is none, or its index cannot be used.
     """
 
-    def __init__(self, folder: Path, state: dict[str, Any] | None = None, config_yaml: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: dict[str, Any] | None = None,
+        config_yaml: str | None = None,
+        *,
+        check_sums: bool = False,
+    ) -> None:
         self._folder, self.state, self.config_yaml = folder, state, config_yaml
+        self._check_sums = check_sums
         self._files: dict[str, BinaryIO] = {}
         self._chunks: dict[str, list[Chunk]] = {}
         self.specs: dict[str, Spec] = {}
@@ -62,6 +74,9 @@ class DcpSource:
             self._files[chunk.file] = (self._folder / chunk.file).open("rb", buffering=0)
         part = _Slice(self._files[chunk.file].fileno(), chunk.start, chunk.length)
         try:
+            if self._check_sums and (broken := ZipFile(part).testzip()):
+                raise BadZipFile(f"{broken} differs from its checksum")
+            part.seek(0)
             tensor = torch.load(part, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
         except Exception as error:  # torch raises a dozen types for what is damaged
             raise CheckpointError(f"{where} cannot be read: {str(error).splitlines()[0]}") from None

@@ -21,6 +21,7 @@ from mres.checkpoint.folder import (
     CheckpointError,
 )
 from mres.checkpoint.forms.dcp import DcpSource
+from mres.checkpoint.forms.deepspeed import is_deepspeed, open_deepspeed
 from mres.checkpoint.forms.form import EMA, MODEL, Spec, TensorSource
 from mres.checkpoint.forms.safetensors import SafetensorsSource
 from mres.checkpoint.store import locate
@@ -66,10 +67,12 @@ def _open_sealed(found: Checkpoint) -> Opened:
 
 def _foreign(path: Path) -> TensorSource | None:
     """What no manifest of mres covers, where it is another library's; none where it is a checkpoint of mres, or nothing."""
+    if is_deepspeed(path):
+        return open_deepspeed(path)
     if not path.is_dir() or (path / MANIFEST).is_file() or (path / STATE).is_file():
         return None
     if (path / DCP_METADATA).is_file() and path.suffix != ".incomplete":
-        source = DcpSource(path)
+        source = DcpSource(path, check_sums=True)
         if not any(name.startswith(MODEL) for name in source.specs):
             first = next(iter(source.specs), "nothing")
             raise CheckpointError(

@@ -104,6 +104,8 @@ def _files_of(path: Path) -> dict[Path, list[str] | None]:
             found = files.setdefault(index.parent / file, [])
             assert found is not None
             found.append(name)
+        if not files:
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{index} is damaged: it has no weight_map of names and files") from None
     return files

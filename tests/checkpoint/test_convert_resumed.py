@@ -1,0 +1,98 @@
+"""A conversion that was killed goes on; its memory does not grow with the model."""
+
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from saving import CONTEXT, in_process
+
+from mres.checkpoint.convert import Form, convert
+from mres.checkpoint.forms.dcp import DcpSource
+from mres.checkpoint.forms.opening import open_checkpoint
+from mres.checkpoint.forms.raw import same_bits
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+NUM_TENSORS = 12
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    state = {f"model.{number}": torch.randn(50, 40 + number) for number in range(NUM_TENSORS)}
+    dcp.save(state, checkpoint_id=tmp_path / "source", no_dist=True)
+    return tmp_path / "source"
+
+
+def killed_at_read(number: int, source: Path, out: Path, form: Form) -> None:
+    """SIGKILL comes when tensor `number` is read; what was written is noted every 20 kB."""
+    from mres.checkpoint.forms import workspace
+
+    reads = 0
+    read = DcpSource.read
+
+    def counted(self: DcpSource, name: str) -> torch.Tensor:
+        nonlocal reads
+        reads += 1
+        if reads == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, name)
+
+    workspace._NOTE_EVERY_BYTES = 20_000
+    DcpSource.read = counted  # type: ignore[method-assign]
+    convert(source, out, form, max_shard_bytes=40_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["safetensors", "dcp", "zero2"])
+def test_the_same_call_goes_on_after_a_kill(
+    source: Path, form: Form, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # While tensors are written, and while all are compared.
+    for number in (7, NUM_TENSORS + 5):
+        out = tmp_path / f"out{number}"
+        process = CONTEXT.Process(target=killed_at_read, args=(number, source, out, form))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        assert not out.exists()
+        convert(source, out, form, max_shard_bytes=40_000)
+        assert ("are there already" in capsys.readouterr().err) == (form != "zero2")
+        given, found = open_checkpoint(source).source, open_checkpoint(out).source
+        assert all(same_bits(given.read(name), found.read(name)) for name in given.specs)
+    assert not list(tmp_path.glob("*.incomplete"))
+
+
+def test_what_was_left_of_another_conversion_is_not_taken_up(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = CONTEXT.Process(target=killed_at_read, args=(NUM_TENSORS, source, tmp_path / "out", "safetensors"))
+    process.start()
+    process.join(60)
+    assert (tmp_path / "out.incomplete").exists()
+    shutil.rmtree(source)
+    dcp.save({"model.0": torch.zeros(3)}, checkpoint_id=source, no_dist=True)
+    convert(source, tmp_path / "out", "safetensors", max_shard_bytes=40_000)
+    assert "are there already" not in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+
+
+def peak_growth(source: Path, out: Path, form: Form) -> float:
+    """MB by which converting raises this process's peak, when everything has been imported and used once."""
+    small = out.with_name(f"small-{form}")
+    dcp.save({"model.w": torch.ones(1000)}, checkpoint_id=small, no_dist=True)
+    convert(small, small.with_name(f"{small.name}-out"), form)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    convert(source, out, form)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["safetensors", "dcp", "zero3"])
+def test_memory_is_of_the_largest_tensor_not_of_the_model(tmp_path: Path, form: Form) -> None:
+    state = {f"model.{number}": torch.ones(2_000_000) for number in range(18)}  # 8 MB each, 144 MB
+    dcp.save(state, checkpoint_id=tmp_path / "source", no_dist=True)
+    assert in_process(peak_growth, tmp_path / "source", tmp_path / "out", form) < 60
