@@ -113,11 +113,11 @@ def verify(folder: Path) -> Checkpoint:
 def _problem_of(folder: Path, name: str, facts: FileFacts) -> str:
     """What is wrong with a file, or ""."""
     path = folder / name
-    if Path(name).name != name or "\0" in name or path.resolve().parent != folder.resolve():
-        return f"{folder / MANIFEST} is refused: it names {name!r}, which is not in the checkpoint's folder"
-    if not path.is_file():
-        return f"{path} is {'no file' if path.exists() else 'missing'}"
     try:
+        if not _is_inside(path, folder):
+            return f"{folder / MANIFEST} is refused: it names {name!r}, which is not in the checkpoint's folder"
+        if not path.is_file():
+            return f"{path} is {'no file' if path.exists() else 'missing'}"
         size = path.stat().st_size
         if size != facts.bytes:
             return f"{path} is damaged: it has {size:,} bytes, {MANIFEST} says {facts.bytes:,}"
@@ -126,6 +126,14 @@ def _problem_of(folder: Path, name: str, facts: FileFacts) -> str:
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     return ""
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether it is a name in the folder, and no link that leads out of it."""
+    try:
+        return path.parent == folder and path.name != ".." and path.resolve().parent == folder.resolve()
+    except (ValueError, RuntimeError):  # a name with NUL in it, links in a circle
+        return False
 
 
 def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,16 +12,17 @@ from mres.files import write_atomically
 BEST = "best.json"
 
 
-def surplus(steps: Iterable[int], *, keep: int, keep_every: int | None, protected: Collection[int]) -> list[int]:
-    """The steps whose checkpoints may go, oldest first.
+def surplus(steps: Collection[int], *, keep: int, keep_every: int | None, protected: Collection[int]) -> set[int]:
+    """The steps whose checkpoints may go.
 
     Args:
+        steps: of all that there are.
         keep: so many newest stay.
         keep_every: steps that are multiples of it stay.
         protected: steps that stay.
     """
     older = sorted(steps)[:-keep]
-    return [step for step in older if not (step in protected or (keep_every and step % keep_every == 0))]
+    return {step for step in older if not (step in protected or (keep_every and step % keep_every == 0))}
 
 
 @dataclass(frozen=True, slots=True)

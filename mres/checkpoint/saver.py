@@ -158,9 +158,11 @@ class Saver:
 
     def _note_best(self, step: int, name: str, value: float | None) -> None:
         folder, there = step_folder(self._root, step), published(self._root)
+        if value is None or folder not in there:
+            return
         best = Best.read(self._root)
-        beaten = best is None or best.figure != name or self._root / best.folder not in there
-        if value is None or folder not in there or not (beaten or (best is not None and value > best.value)):
+        counts = best is not None and best.figure == name and best.step != step and self._root / best.folder in there
+        if counts and best is not None and value <= best.value:
             return
         try:
             Best(step, name, value, folder.name).write(self._root)

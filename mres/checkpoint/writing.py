@@ -6,7 +6,7 @@ Everything here is done by all ranks together, over a process group of their own
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,24 +117,19 @@ class Writer:
 
     def _prune(self, newest: Path, ranks: Together) -> None:
         """Removes what need not stay; never the last checkpoint that was read back whole."""
-        going = ranks.on_main(lambda: self._surplus())
-        if going and not self._verified_stays(going):
+        going, staying = ranks.on_main(self._going_and_staying)
+        self.verified &= staying | going
+        if going and not self.verified & staying:
             self._read_back(newest, ranks)
         if ranks.is_main:
-            _remove([step_folder(self._root, step) for step in going], self._root)
-        self.verified -= set(going)
+            _remove((step_folder(self._root, step) for step in sorted(going)), self._root)
 
-    def _surplus(self) -> list[int]:
+    def _going_and_staying(self) -> tuple[set[int], set[int]]:
+        steps = {step_of(folder) for folder in published(self._root)}
         best = Best.read(self._root) if self._config.keep_best else None
-        return surplus(
-            [step_of(folder) for folder in published(self._root)],
-            keep=self._config.keep,
-            keep_every=self._config.keep_every,
-            protected={best.step} if best else set(),
-        )
-
-    def _verified_stays(self, going: list[int]) -> bool:
-        return bool(self.verified - set(going))
+        protected = {best.step} if best else set()
+        going = surplus(steps, keep=self._config.keep, keep_every=self._config.keep_every, protected=protected)
+        return going, steps - going
 
     def _read_back(self, folder: Path, ranks: Together) -> None:
         """Each rank reads the files that it wrote, from the disk.
@@ -142,18 +137,18 @@ class Writer:
         Raises:
             CheckpointError: they are not what was written; all older checkpoints stay.
         """
-
-        def problems() -> list[str]:
-            _, facts = read_manifest(folder)
-            own = self._own_files(folder)
-            return [str(path) for path in own if FileFacts.of(path, from_disk=True) != facts.get(path.name)]
-
-        damaged = sorted(problem for of_rank in ranks.each(problems) for problem in of_rank)
+        damaged = sorted(path for of_rank in ranks.each(lambda: self._damaged(folder)) for path in of_rank)
         if damaged:
             raise CheckpointError(
                 f"the disk does not give back what was written: {damaged[0]} is damaged; check the disk, or set run.dir"
             )
         self.verified.add(step_of(folder))
+
+    def _damaged(self, folder: Path) -> list[Path]:
+        _, facts = read_manifest(folder)
+        rank = self._strategy.world.rank
+        own = [n for n in facts if n.startswith(f"__{rank}_") or (rank == 0 and not n.startswith("__"))]
+        return [folder / name for name in own if FileFacts.of(folder / name, from_disk=True) != facts[name]]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
@@ -187,7 +182,7 @@ def _publish(part: Path, final: Path, job: Job, written: Mapping[str, FileFacts]
     publish_folder(part, final)
 
 
-def _remove(folders: list[Path], root: Path) -> None:
+def _remove(folders: Iterable[Path], root: Path) -> None:
     """What cannot be removed is tried again at the next save."""
     for folder in folders:
         going = aside(folder, "incomplete")
