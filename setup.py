@@ -25,6 +25,7 @@ DEV = [
     "mypy>=1.11",
     "pytest>=8",
     "ruff>=0.15",
+    "transformers>=4.57",  # CLIPs as Hugging Face writes them
     "types-PyYAML",
 ]
 

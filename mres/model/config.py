@@ -115,11 +115,6 @@ class ModelConfig(BaseModel):
     filter_norm: bool = Field(True, description="… LayerNorm before the product and before the FFN")
     filter_shared: bool = Field(False, description="… one filter for both levels instead of one each")
 
-    @property
-    def image_quick_gelu(self) -> bool:
-        """Whether the image encoder has CLIP's activation."""
-        return self.quick_gelu if self.vision_quick_gelu is None else self.vision_quick_gelu
-
     @model_validator(mode="before")
     @classmethod
     def _fill_from_size(cls, values: Any) -> Any:

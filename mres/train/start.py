@@ -26,19 +26,19 @@ def first_weights(model: nn.Module, config: Config, say: Callable[[str], None]) 
     Raises:
         UserError: a file that is not there, is damaged or does not fit.
     """
-    wanted, drawn = config.checkpoint, initial_weights(model, config.run.seed)
+    strict = config.checkpoint.strict
     found: list[Matched] = []
-    if wanted.init_from:
-        source = Path(wanted.init_from)
-        found = [match_weights(model, config.model, source, fit_positions=True, strict=wanted.strict)]
-    if wanted.text_weights:
-        found.append(match_text_weights(model, config.model, Path(wanted.text_weights), strict=wanted.strict))
-    if wanted.image_weights:
-        found.append(match_image_weights(model, config.model, Path(wanted.image_weights), strict=wanted.strict))
+    if config.checkpoint.init_from:
+        source = Path(config.checkpoint.init_from)
+        found = [match_weights(model, config.model, source, fit_positions=True, strict=strict)]
+    if config.checkpoint.text_weights:
+        found.append(match_text_weights(model, config.model, Path(config.checkpoint.text_weights), strict=strict))
+    if config.checkpoint.image_weights:
+        found.append(match_image_weights(model, config.model, Path(config.checkpoint.image_weights), strict=strict))
     for matched in found:
         say(str(matched.restored))
-    whole = bool(wanted.init_from) and not found[0].restored.kept
-    return chain(*([] if whole else [drawn]), *found)
+    whole = config.checkpoint.init_from is not None and not found[0].restored.kept
+    return chain(*found) if whole else chain(initial_weights(model, config.run.seed), *found)
 
 
 def named_sources(config: Config) -> str:

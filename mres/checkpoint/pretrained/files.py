@@ -133,8 +133,7 @@ class _Pickled:
 
     def __init__(self, path: Path) -> None:
         try:
-            # Mapped, they are read when they are used.
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+            saved = _unpickled(path)
         except Exception as error:  # torch raises a dozen types for files that are not its own
             raise CheckpointError(
                 f"'{path}' cannot be read as tensors only ({str(error).splitlines()[0]}); a .safetensors file, or the "
@@ -149,6 +148,13 @@ class _Pickled:
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name]
+
+
+def _unpickled(path: Path) -> Any:
+    if is_zipfile(path) and path.suffix != ".safetensors":  # for torch, that name decides what the file is
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # read when they are used
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _holds_tensors(value: Any) -> bool:

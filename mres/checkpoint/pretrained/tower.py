@@ -24,6 +24,7 @@ from mres.checkpoint.pretrained.report import Restored, summary
 from mres.checkpoint.pretrained.text_names import WORDS, text_parts, text_sizes
 from mres.checkpoint.pretrained.vit_names import CLASS, PATCHES, image_parts, image_sizes
 from mres.model.config import ModelConfig
+from mres.model.vision import has_quick_gelu
 
 # What has no other shape where it differs, so that it may differ if not all of a tower need come.
 _DEPTHS = ("text_depth", "vision_depth", "vision_class_token", "vision_pre_norm")
@@ -152,7 +153,7 @@ def _check_same(
 
 
 def _own(config: ModelConfig, key: str) -> Any:
-    return config.image_quick_gelu if key == "vision_quick_gelu" else getattr(config, key)
+    return has_quick_gelu(config) if key == "vision_quick_gelu" else getattr(config, key)
 
 
 def _agrees(key: str, theirs: Any, mine: Any) -> bool:
