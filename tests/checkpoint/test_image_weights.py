@@ -107,12 +107,12 @@ def test_pickled_vits_are_found_where_training_scripts_put_them(key: str | None,
 
 
 def test_a_vit_of_timm_inside_open_clip(tmp_path: Path) -> None:
-    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "image_size": SIDE}
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "image_size": 224}
     clip = CustomTextCLIP(16, vision, TEXT).eval()
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    sizes = {"vision_width": 192, "vision_heads": 3, "vision_depth": 12, "patch_size": 16, "mask_stride": 2}
+    sizes = {"vision_width": 192, "vision_heads": 3, "vision_depth": 12, "patch_size": 16, "image_size": 224}
     model, restored = loaded(tmp_path / "clip.pt", config_of(**PLAIN, **sizes))
-    check_same_tokens(model, clip.visual.trunk)
+    check_same_tokens(model, clip.visual.trunk, side=224)
     assert restored.tensors == restored.all_tensors
 
 
@@ -199,7 +199,7 @@ def test_what_only_looks_alike_is_refused(tmp_path: Path) -> None:
 
 def test_less_than_strict_takes_what_fits_and_says_what_did_not(tmp_path: Path) -> None:
     torch.save(timm_of(init_values=0.1).state_dict(), tmp_path / "vit.pt")
-    config = config_of(**PLAIN, vision_depth=3, vision_class_token=False)
+    config = config_of(**PLAIN, vision_depth=3, split_block=1, vision_class_token=False)
     model = Towers(config)
     before = {name: value.clone() for name, value in model.vision.vit.named_parameters()}
     matched = match_image_weights(model, config, tmp_path / "vit.pt", strict=False)

@@ -76,3 +76,59 @@ def test_weights_that_are_not_finite_are_named_with_their_file(tmp_path: Path, s
         check_finite(strategy, str(path))
     strategy.load_weights(values(6).items())
     check_finite(strategy, str(path))
+
+
+def test_both_towers_of_one_file_take_the_place_of_the_drawn_ones(tmp_path: Path, strategy: Strategy) -> None:
+    """The group tokens, the stem and the decoder are UniRES's own, and keep the seed's values."""
+    path = tmp_path / "timm.safetensors"
+    vision = {n.removeprefix("vision.vit."): v for n, v in values(6).items() if n.startswith("vision.vit.")}
+    save_file(vision, path)
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"timm.safetensors' has no ViT \(patch_embed"):  # tiny has a stem in its place
+        first_weights(UniRES.outline(config_of().model), config_of(f"checkpoint.image_weights={path}"), said.append)
+    patches = {"patch_embed.proj.weight": torch.ones(32, 3, 8, 8), "patch_embed.proj.bias": torch.ones(32)}
+    save_file({**vision, **patches}, path)
+    config = config_of(f"checkpoint.image_weights={path}", "model.stem=patch")
+    found = dict(first_weights(UniRES.outline(config.model), config, said.append))
+    drawn = dict(initial_weights(UniRES.outline(config.model), 5))
+    assert found.keys() == drawn.keys()
+    for name, value in found.items():
+        inside = name.removeprefix("vision.vit.")
+        expected = {**vision, **patches}[inside] if inside != name else drawn[name]
+        assert torch.equal(value, expected), name
+    assert "of the image tower" in said[0]
+
+
+def test_a_run_at_another_resolution_starts_from_a_runs_weights(tmp_path: Path) -> None:
+    path, said = tmp_path / "small.safetensors", list[str]()
+    save_file(values(6), path)
+    config = config_of(f"checkpoint.init_from={path}", "model.image_size=64", "model.text_length=10")
+    found = dict(first_weights(UniRES.outline(config.model), config, said.append))
+    theirs = values(6)
+    changed = {name for name, value in found.items() if value.shape != theirs[name].shape}
+    assert changed == {"vision.vit.pos_embed", "text.tower.positional_embedding"}
+    assert all(torch.equal(found[name], theirs[name]) for name in theirs.keys() - changed)
+    assert "interpolated from 4×4 to 8×8" in said[0]
+    assert "the first 10 of 14 positions" in said[0]
+
+
+def test_what_a_source_lacks_keeps_the_seeds_value_where_it_may(tmp_path: Path) -> None:
+    path, said = tmp_path / "part.safetensors", list[str]()
+    save_file({name: value for name, value in values(6).items() if not name.startswith("head.")}, path)
+    config = config_of(f"checkpoint.init_from={path}")
+    with pytest.raises(UserError, match="tensors are missing"):
+        first_weights(UniRES.outline(config.model), config, said.append)
+    config = config_of(f"checkpoint.init_from={path}", "checkpoint.strict=false")
+    found = dict(first_weights(UniRES.outline(config.model), config, said.append))
+    drawn, theirs = values(5), values(6)
+    for name, value in found.items():
+        assert torch.equal(value, (drawn if name.startswith("head.") else theirs)[name]), name
+    assert "keep their first values: head." in said[0]
+
+
+@pytest.mark.parametrize("key", ["text_weights", "image_weights"])
+def test_keys_without_effect_are_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"so {key} would have no effect"):
+        config_of("checkpoint.init_from=a", f"checkpoint.{key}=b")
+    with pytest.raises(UserError, match="strict=false has no effect without init_from"):
+        config_of("checkpoint.strict=false")
