@@ -54,7 +54,10 @@ class CheckpointConfig(BaseModel):
     @classmethod
     def _known_figure(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"(object|part|object_part)\.(mIoU|oIoU|P@0\.[5-9])", name):
-            raise ValueError(f"{name!r} is none of object|part|object_part . mIoU|oIoU|P@0.5 … P@0.9")
+            raise ValueError(
+                f"{name!r} is no figure of an evaluation; give object, part or object_part, a dot, and mIoU, oIoU or "
+                "P@0.5 … P@0.9, such as object.mIoU"
+            )
         return name
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -181,7 +182,8 @@ def tensors(folder: Path) -> dict[str, Any]:
 
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     state = {name: torch.empty(entry.size) for name, entry in stored.items()}
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    with warnings.catch_warnings(action="ignore"):  # it is meant to be read by one process
+        dcp.load(state, checkpoint_id=folder, no_dist=True)
     return state
 
 
