@@ -6,6 +6,7 @@ as inert stand-ins.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -119,13 +120,10 @@ class TorchFile:
 
 def _reason(error: Exception) -> str:
     """Torch's advice on how to load it all the same is not ours."""
-    for line in str(error).splitlines():
-        line = line.strip()
-        if "Unsupported global" in line or "GLOBAL " in line:
-            name = line.split("GLOBAL ")[-1].split(" was not")[0]
-            return f"it names {name}, which no such checkpoint contains and which may run code"
-        if line.startswith("WeightsUnpickler error: "):
-            return line.removeprefix("WeightsUnpickler error: ")
+    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it names {named[1]}, which no such checkpoint contains and which may run code"
+    if found := re.search(r"WeightsUnpickler error: (.+)", str(error)):
+        return found[1]
     return f"it is torn or no file of torch.save ({(str(error).splitlines() or [type(error).__name__])[0]})"
 
 
