@@ -174,6 +174,12 @@ def test_config_keys_exist(page: Path) -> None:
     assert wrong == []
 
 
+def test_every_key_of_training_is_explained() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    own = [key for key in known_keys() if key.startswith(("optim.", "train.", "parallel."))]
+    assert [key for key in own if not re.search(rf"`{re.escape(key)}\b", page)] == []
+
+
 @lru_cache
 def example_configs() -> dict[str, dict[str, Any]]:
     """The configs that pages write out: a yaml block that opens with its name as a comment."""
@@ -284,6 +290,7 @@ MAY_IMPORT = {
         "stream",
         "model",
         "parallel",
+        "checkpoint",
         "testing",
         "train",
     },

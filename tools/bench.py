@@ -28,6 +28,7 @@ OPTIONS = {
     "batches": "batches that are read",
     "rounds": "measured rounds of each side",
     "threads": "CPU threads",
+    "mb": "megabytes of tensors",
 }
 _TRAINING: dict[str, int | str] = {"size": "tiny", "images": 4, "k": 16, "rounds": 9, "threads": 1}
 _DATA: dict[str, int | str] = {"size": "base", "images": 16, "k": 16}
@@ -62,6 +63,16 @@ BENCHES = {
         "peak.peak",
         "memory of each rank from a start without memory to the first step, against the model's",
         {"size": "smaller", "ranks": 4},
+    ),
+    "convert": Bench(
+        "convert.convert",
+        "conversions between forms of a checkpoint against cp, dcp_to_torch_save and zero_to_fp32; their peak memory",
+        {"mb": 1000},
+    ),
+    "checkpoint": Bench(
+        "checkpoint.checkpoint",
+        "how long training waits for a save, saving and loading, beside cp of the same bytes",
+        {"size": "middle", "ranks": 2, "rounds": 3, "threads": 1},
     ),
 }
 
