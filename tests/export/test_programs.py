@@ -1,13 +1,17 @@
 """The model as a program: it computes what the model does, runs without mres, and is not given out where it differs."""
 
+import math
+import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from trained_run import Trained
+from PIL import Image
+from trained_run import THRESHOLD, Trained
 
 from mres.errors import UserError
 from mres.evaluate.evaluator import predicted_masks
@@ -50,6 +54,22 @@ def test_onnx_and_the_tokenizers_file_are_enough(exported: Path) -> None:
         side, threshold = segmenter.task.shape.side, segmenter.config.evaluate.threshold
         masks_KHW = np.stack(predicted_masks(logits_Khh, question.geometry, side, threshold))
         assert np.mean(masks_KHW == segmenter.segment(image_HW3, texts)) > 0.999
+
+
+def test_the_example_of_the_documentation_works(exported: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime" in block)
+    rows = np.linspace(0, 255, 120, dtype=np.uint8)  # smooth: Pillow and torch do not resize to the same bits
+    image = Image.fromarray(
+        np.stack([np.tile(rows, (80, 1)), np.full((80, 120), 90, np.uint8), np.tile(rows[::-1], (80, 1))], -1)
+    )
+    image.save(tmp_path / "photo.jpg", quality=95)
+    code = example.replace("photo.jpg", str(tmp_path / "photo.jpg")).replace("exported/mine", str(exported))
+    found: dict[str, Any] = {}
+    exec(code.replace("> 0 ", f"> {math.log(THRESHOLD / (1 - THRESHOLD))} "), found)
+    expected = load(exported, device="cpu").segment(tmp_path / "photo.jpg", found["texts"])
+    assert 0 < expected.mean() < 1
+    assert np.mean(np.stack(found["masks"]) == expected) > 0.97
 
 
 def test_a_program_that_differs_does_not_agree(exported: Path) -> None:
