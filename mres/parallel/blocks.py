@@ -7,6 +7,7 @@ parameters and their names stay what they were.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -31,6 +32,13 @@ def prepare_blocks(blocks: Sequence[nn.Module], config: ParallelConfig) -> None:
             _recompute(block, selective=config.activation_checkpointing == "selective")
         if config.compile:
             block.forward = torch.compile(block.forward, options=_COMPILER)
+    if config.compile and config.activation_checkpointing == "selective":
+        # It asks that nothing that is kept be written in place. Without the compiler that would be an error, and it is none.
+        logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "does not contain in-place ops" not in record.getMessage()
 
 
 def _recompute(block: nn.Module, *, selective: bool) -> None:

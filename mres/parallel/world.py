@@ -59,8 +59,20 @@ def join_world(config: ParallelConfig) -> World:
         # Alone there is nobody to meet: no address, no port.
         store: dist.Store = dist.HashStore() if place.size == 1 else meet(place.rank, place.size, config.timeout_s)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size)
+        _wait_no_longer(timeout)
         atexit.register(_let_threads_rest)
     return World(place.rank, place.size, place.local_rank, place.local_size, device)
+
+
+def _wait_no_longer(timeout: datetime.timedelta) -> None:
+    """Groups that are opened later, also by device meshes and by DeepSpeed, which name no time-out, wait as long as the first.
+
+    By torch's own defaults those of gloo would wait 30 minutes, those of NCCL 10.
+    """
+    from torch.distributed import distributed_c10d
+
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(distributed_c10d, name, timeout)
 
 
 def leave_world() -> None:
