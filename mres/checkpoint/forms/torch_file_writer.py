@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,9 +87,11 @@ class TorchFileWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        if kind is not None and self._member is not None:
-            self._member.close()
-        self._zip.close()
+        if kind is not None:  # nothing to save, and what went wrong may go wrong again
+            with suppress(Exception):
+                if self._member is not None:
+                    self._member.close()
+                self._zip.close()
         self._file.close()
 
     def begin(self, shape: tuple[int, ...], dtype: torch.dtype) -> Written:
