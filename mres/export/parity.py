@@ -21,6 +21,7 @@ from mres.sources.scenes.scene import scene
 # Float32 in another order of summation: measured differences are below 1e-4.
 MAX_DIFFERENCE = 1e-3
 MIN_IOU = 0.99
+_MIN_FOREGROUND = 0.01
 # Images and expressions of each; one of either, and more than a program was traced with.
 SIZES = ((1, 1), (1, 3), (1, 12), (3, 5))
 
@@ -81,6 +82,7 @@ def _compared(segmenter: Segmenter, run: Run, questions: list[Question]) -> Comp
 
 
 def _threshold(threshold: float, logits_BKhh: Tensor) -> float:
-    """The run's, or the median where that finds nothing: two empty masks would say nothing."""
+    """The run's, or the median where that finds next to nothing: two empty masks would say nothing."""
     probabilities = logits_BKhh.float().sigmoid()
-    return threshold if bool((probabilities > threshold).any()) else float(probabilities.median())
+    enough = bool((probabilities > threshold).float().mean() > _MIN_FOREGROUND)
+    return threshold if enough else float(probabilities.median())
