@@ -1,5 +1,6 @@
 """tools/bench.py measures every side and its claims follow from what it printed; how large, a noisy machine cannot say."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mres.bench import data
+from mres.bench import checkpoint, data
 from mres.bench.limit import Decodable
 from mres.bench.memory import made_set
 from mres.bench.synthetic import made_source
 from mres.bench.timing import batch_rate, medians
 from mres.errors import UserError
+from mres.model.config import ModelConfig
+from mres.model.unires import UniRES
 from mres.shards.reader import ShardSet
 from mres.stream.transforms import fit
+from mres.testing import run_distributed
 
 BENCH = Path(__file__).parents[2] / "tools" / "bench.py"
 TINY = {
@@ -105,6 +109,17 @@ def test_memory_of_workers_and_what_a_kill_leaves() -> None:
     assert figures(value)["PSS above, MB"] == pytest.approx(late["PSS"] - idle["PSS"])
     left = value["left by kill -9"]
     assert (left["names in /dev/shm"], left["workers alive"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_saves_and_loads_are_timed_and_leave_nothing(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(size="tiny", rounds=1, threads=1)
+    measured, _ = run_distributed(checkpoint.measure, 2, "fsdp", tmp_path / "saves", arguments)
+    assert all(measured[name] > 0 for name in ("stall", "background", "synchronous", "load", "copy"))
+    assert measured["stall"] <= measured["background"]
+    parameters = sum(p.numel() for p in UniRES.outline(ModelConfig(size="tiny")).parameters())
+    assert 12 * parameters <= measured["bytes"] <= 15 * parameters, "float32 weights and two moments; small tensors"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
