@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, train nothing")
     arguments, config = parse(parser, argv)
+    is_main = arguments.dry_run or find_place().rank == 0  # a plan needs no place
     check_ranks(config, world_size(), local_size())
     sets = TrainingSets.open(config.data)
     check_evaluation(config)
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         print(config.to_yaml(), end="")
         print(plan(config, sets))
         return 0
-    with held(config.run_dir) if find_place().rank == 0 else nullcontext():
+    with held(config.run_dir) if is_main else nullcontext():
         from mres.train.session import train
 
         return train(config, sets)

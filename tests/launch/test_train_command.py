@@ -1,5 +1,7 @@
 """`launch/train.py` as it is typed: under every launcher, and by somebody who makes mistakes."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -42,6 +44,9 @@ LAUNCHERS = {
 def test_real_launchers(tmp_path: Path, config: Path, launcher: str, strategy: str) -> None:
     words = [str(word).replace("{port}", str(free_port())) for word in LAUNCHERS[launcher]]
     overrides = [f"parallel.strategy={strategy}", "train.steps=3", "model.dropout=0"]
+    if strategy == "zero":
+        (tmp_path / "ds.json").write_text('{"steps_per_print":  1000}')
+        overrides.append("parallel.ds_config=ds.json")
     done = command(*words, TRAIN, "--config", config, *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     world_size = 1 if launcher == "python" else 2
@@ -51,6 +56,11 @@ def test_real_launchers(tmp_path: Path, config: Path, launcher: str, strategy: s
     golden = (ROOT / "tests" / "golden" / "tiny_single.txt").read_text(encoding="utf-8").split()
     assert metrics[0]["loss"] == pytest.approx(float(golden[1]), rel=1e-4), "the first loss is that of one process"
     assert "Traceback" not in done.stderr
+    if strategy == "zero":
+        facts = json.loads((tmp_path / "runs" / "run" / "environment.json").read_text())
+        kept = (tmp_path / "runs" / "run" / "ds_config.json").read_bytes()
+        assert kept == (tmp_path / "ds.json").read_bytes()
+        assert facts["ds_config_sha256"] == hashlib.sha256(kept).hexdigest()
 
 
 @pytest.mark.slow
@@ -176,7 +186,7 @@ def test_environments_that_are_wrong(tmp_path: Path, config: Path) -> None:
 
     refused(with_environment(RANK="first"), "RANK='first' is not a whole number")
     refused(with_environment(WORLD_SIZE="two"), "WORLD_SIZE='two' is not ")
-    refused(with_environment("--dry-run", WORLD_SIZE="two"), "WORLD_SIZE='two' is not a number of ranks")
+    refused(with_environment("--dry-run", WORLD_SIZE="two"), "WORLD_SIZE='two' is not a whole number")
     refused(with_environment(RANK="3", WORLD_SIZE="2"), "RANK=3 does not fit WORLD_SIZE=2")
     refused(with_environment(LOCAL_RANK="-1"), "LOCAL_RANK='-1' is not a whole number")
     refused(
