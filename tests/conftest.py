@@ -1,5 +1,6 @@
 """What all tests share: one tiny shard set, no more threads than a test needs, and no clock that fails a test."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 # A suite that was started in the background ignores Ctrl-C and hands that on; tests send real ones to what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests are small, the machine is shared
+
+# Before anything starts the server that processes are forked from; there is one for all tests.
+multiprocessing.set_forkserver_preload(["preloaded"])
 
 hypothesis.settings.register_profile("mres", deadline=None)
 hypothesis.settings.load_profile("mres")

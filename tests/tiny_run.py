@@ -19,17 +19,7 @@ from mres.testing import free_port
 
 ROOT = Path(__file__).parents[1]
 TRAIN, EVALUATE = ROOT / "launch" / "train.py", ROOT / "launch" / "evaluate.py"
-PRELOAD = [
-    "mres.train.session",
-    "mres.evaluate.evaluator",
-    "mres.evaluate.run",
-    "timm.models.vision_transformer",
-    "open_clip.transformer",
-    "open_clip.tokenizer",
-    "torch.utils.tensorboard",
-    "torch.distributed.fsdp",
-    "pycocotools.mask",
-]
+PRELOAD = ["preloaded"]
 MODEL = {
     "size": "tiny", "image_size": 32, "vision_width": 32, "vision_depth": 2, "vision_heads": 2, "low_group_tokens": 4,
     "high_group_tokens": 3, "text_width": 32, "text_depth": 1, "text_vocab_size": 1024, "text_length": 14,
@@ -61,11 +51,15 @@ def write_config(folder: Path, shards: Path) -> Path:
 
 @dataclass(frozen=True)
 class Raise:
-    """A real signal that a rank sends itself when it is about to log `step`: the same moment on every machine."""
+    """A real signal that a rank sends itself when it is about to log `step`: the same moment on every machine.
+
+    With a `phase` (`heartbeat.PHASES`), when it enters that instead.
+    """
 
     step: int
     signal: signal.Signals
     rank: int = 0
+    phase: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,19 @@ def _rank(
 
 
 def _raise_at(raising: Raise) -> None:
+    from mres.train.instruments import Instruments
     from mres.train.monitor import Monitor
+
+    enter = Instruments.at
+
+    def signalled_in(self: Instruments, phase: str, step: int) -> None:
+        enter(self, phase, step)
+        if (phase, step) == (raising.phase, raising.step):
+            os.kill(os.getpid(), raising.signal)
+
+    if raising.phase is not None:
+        Instruments.at = signalled_in  # type: ignore[method-assign]
+        return
 
     metrics = Monitor.metrics
 
