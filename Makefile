@@ -16,8 +16,8 @@ setup: $(READY) ## build and check the environment in .venv: what every other ta
 demo: $(READY) ## scenes, shards, pre-training on 2 processes, fine-tuning, evaluation and the report in runs/demo
 	@$(BIN)/python tools/demo.py $(ARGS)
 
-test: $(READY) ## the whole test suite; one test: make test ARGS="tests/test_records.py -k rle"
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## the whole test suite; one test: make test ARGS="tests/test_records.py -k rle"; in two processes: JOBS=2
+	@$(BIN)/python -m pytest $(if $(JOBS),-n $(JOBS) --dist loadfile) $(ARGS)
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(BIN)/python -m ruff check .

@@ -24,6 +24,7 @@ DEV = [
     "moto[s3]>=5",  # an S3 server on loopback
     "mypy>=1.11",
     "pytest>=8",
+    "pytest-xdist>=3.6",  # make test JOBS=2
     "ruff>=0.15",
     "transformers>=4.57",  # CLIPs as Hugging Face writes them
     "types-PyYAML",

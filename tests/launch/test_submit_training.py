@@ -72,14 +72,19 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(work: Path) -> None:
 
 def test_preempted_under_slurm_saves_requeues_and_goes_on(work: Path, tmp_path: Path) -> None:
     fakes = ROOT / "tests" / "cluster" / "fake_slurm"
-    environ = {**os.environ, "PATH": f"{fakes}{os.pathsep}{os.environ['PATH']}", "FAKE_SLURM": str(tmp_path)}
+    environ = {
+        **os.environ,
+        "PATH": f"{fakes}{os.pathsep}{os.environ['PATH']}",
+        "FAKE_SLURM": str(tmp_path),
+        "FAKE_JOB_ID": "4343",
+    }
     submitted = submit(work, "--nodes", "2", "--tasks-per-node", "1", "run.name=slurm", environ=environ)
     out, err = submitted.communicate(timeout=60)
     assert submitted.returncode == 0, err
-    assert "scancel 4242" in out
+    assert "scancel 4343" in out
 
     batch = ["bash", str(tmp_path / "batch")]
-    environ |= {"FAKE_NODES": "2", "FAKE_TASKS": "1", "SLURM_JOB_ID": "4242"}
+    environ |= {"FAKE_NODES": "2", "FAKE_TASKS": "1", "SLURM_JOB_ID": "4343"}
     first = subprocess.Popen(batch, cwd=work, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run = work / "runs" / "slurm"
     wait_for_steps(run, 3, first)
@@ -87,15 +92,15 @@ def test_preempted_under_slurm_saves_requeues_and_goes_on(work: Path, tmp_path: 
         if "submitit.core._submit" in task.cmdline() and "srun" not in " ".join(task.cmdline()):
             task.send_signal(signal.SIGUSR2)  # SLURM's warning, to every task
     first.communicate(timeout=120)
-    log = (run / "submitit" / "4242_0_log.out").read_text()
+    log = (run / "submitit" / "4343_0_log.out").read_text()
     assert first.returncode == 0, log
-    assert (tmp_path / "scontrol.log").read_text() == "requeue 4242\n"
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4343\n"
     reached = steps_of(run)[-1]
     assert reached < STEPS
 
     environ["SLURM_RESTART_COUNT"] = "1"
     again = subprocess.run(batch, cwd=work, env=environ, timeout=120, check=False)
-    log = (run / "submitit" / "4242_0_log.out").read_text()
+    log = (run / "submitit" / "4343_0_log.out").read_text()
     assert again.returncode == 0, log
     assert f"going on at step {reached}" in log
     assert steps_of(run) == list(range(1, STEPS + 1))
