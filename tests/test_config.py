@@ -286,7 +286,7 @@ def test_no_option_is_without_effect() -> None:
     assert unread == {
         "data.test",  # read by the name that data.split has
         "model.size",  # stands for other keys
-        "run.dir", "run.name",  # read through Config.run_dir
+        "run.dir",  # read through Config.run_dir
         "train.steps", "train.epochs",  # read through TrainConfig.total_steps
     }  # fmt: skip
     assert load_config(None, ["run.dir=/a", "run.name=b"]).run_dir == Path("/a/b")
