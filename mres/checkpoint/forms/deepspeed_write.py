@@ -103,21 +103,23 @@ class _Writer:
     def _write_pieces(self, cut: Cut, pattern: str, sizes: list[int]) -> list[Written]:
         written = [file.begin((size,), torch.float32) for file, size in zip(self._optim, sizes, strict=True)]
         for name in cut.names:
-            whole = self._source.read(pattern.format(name)).to(torch.float32)
-            if whole.shape != self._shapes[name]:
-                raise CheckpointError(
-                    f"'{pattern.format(name)}' has another shape than the weight: {tuple(whole.shape)}"
-                )
-            flat = whole.reshape(-1)
-            for piece in cut.pieces(name):
-                self._optim[piece.rank].append(flat[piece.start : piece.stop])
-                self._optim[piece.rank].append(torch.zeros(piece.padding))
-            if pattern.startswith(MODEL) and self._stage < 3:
-                self._module[name] = self._model[0].put(whole.to(self._layout.compute))
-            self._progress(whole.nbytes)
+            self._append(cut, name, pattern)
         for file in self._optim:
             file.fill()
         return written
+
+    def _append(self, cut: Cut, name: str, pattern: str) -> None:
+        """One tensor, which is let go of before the next is read."""
+        whole = self._source.read(pattern.format(name)).to(torch.float32)
+        if whole.shape != self._shapes[name]:
+            raise CheckpointError(f"'{pattern.format(name)}' has another shape than the weight: {tuple(whole.shape)}")
+        flat = whole.reshape(-1)
+        for piece in cut.pieces(name):
+            self._optim[piece.rank].append(flat[piece.start : piece.stop])
+            self._optim[piece.rank].append(torch.zeros(piece.padding))
+        if pattern.startswith(MODEL) and self._stage < 3:
+            self._module[name] = self._model[0].put(whole.to(self._layout.compute))
+        self._progress(whole.nbytes)
 
     def _read_step(self, names: tuple[str, ...]) -> Tensor:
         """The one count that a flat tensor has."""
