@@ -65,7 +65,9 @@ class Bomb:
 def test_a_pickle_bomb_is_refused_and_never_runs(archive: Path, tmp_path: Path) -> None:
     bomb = pickle.dumps(Bomb(tmp_path / "owned"), protocol=2)
     path = edited_archive(archive, tmp_path / "b.pt", lambda n, c: bomb if n.endswith("data.pkl") else c)
-    with pytest.raises(CheckpointError, match=r"b.pt' cannot be read as a TorchScript archive.*it wants .*, which is no part of"):
+    with pytest.raises(
+        CheckpointError, match=r"b.pt' cannot be read as a TorchScript archive.*it wants .*, which is no part of"
+    ):
         load_text_weights(Towers(config_of()), config_of(), path)
     assert not (tmp_path / "owned").exists()
 
