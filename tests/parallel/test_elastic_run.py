@@ -78,7 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
     config = write_config(folder, tiny_shards)
     config.write_text(config.read_text().replace("dropout: 0.1", "dropout: 0.0"))
-    run_distributed(run_all, 1, folder, config, timeout_s=1200)
+    run_distributed(run_all, 1, folder, config, timeout_s=3000)
     return folder / "runs"
 
 
