@@ -36,6 +36,10 @@ _FLAGS: dict[str, dict] = {
     "f64": {"compute_dtype": "float64"},
     "offload": {"offload": "cpu"},
     "gathered": {"reshard_after_forward": False},
+    "block": {"activation_checkpointing": "block"},
+    "selective": {"activation_checkpointing": "selective"},
+    "compiled": {"compile": True},
+    "timed": {"timeout_s": 77},
     "tuned": {"ds_config": str(Path(__file__).with_name("tuned.json"))},
 }
 
@@ -81,7 +85,11 @@ def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
         type(strategy).persist_below = 1000  # some parameters whole, some partitioned, also in a tiny model
     if kind.startswith(("fsdp", "hsdp")):
         type(strategy).own_unit_from = 1000  # blocks of a tiny model as units of their own, as large ones are
-    strategy.wrap(model, model.blocks(), parameter_groups(model, 0.05), ADAMW)
+    blocks = model.blocks()
+    if strategy.config.compile:  # of all kinds of blocks one: each takes some seconds
+        torch._dynamo.reset()
+        blocks = blocks[-1:]
+    strategy.wrap(model, blocks, parameter_groups(model, 0.05), ADAMW)
     return strategy
 
 
