@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from tiny_run import PRELOAD, TRAIN, start, wait, write_config
+from tiny_run import PRELOAD, TRAIN, Done, Raise, start, wait, write_config
 
 from mres.config import load_config
 from mres.errors import UserError
@@ -53,16 +53,43 @@ def test_a_killed_rank_ends_the_others_and_is_named(
     finally:
         os.kill(processes[victim].pid, by)
     done = wait(processes, tmp_path, timeout_s=60)
-    others = [rank for rank in range(3) if rank != victim]
+    assert_named(done, victim, run_dir)
     assert done.codes[victim] == -by
-    for rank in others:
+
+
+def assert_named(done: Done, victim: int, run_dir: Path) -> None:
+    """All ranks but the victim ended and said once that it died."""
+    beats = read_beats(run_dir)
+    assert beats[victim].phase in PHASES
+    for rank in (rank for rank in range(len(done.codes)) if rank != victim):
         assert done.codes[rank] == LOST_RANK_EXIT, done.outputs[rank]
         assert done.outputs[rank].count(f"error: rank {victim} ") == 1
         assert "died: its process is gone without a word" in done.outputs[rank]
         assert "Traceback" not in done.outputs[rank]
-    beats = read_beats(run_dir)
-    assert beats[victim].phase in PHASES
-    assert all(beats[rank].phase == LOST and f"rank {victim} " in beats[rank].note for rank in others)
+        assert beats[rank].phase == LOST
+        assert f"rank {victim} " in beats[rank].note
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "victim", "phase"),
+    [
+        (["parallel.strategy=zero", "parallel.zero_stage=3"], 1, "checkpoint"),
+        (["parallel.strategy=zero", "parallel.zero_stage=3"], 0, "backward"),
+        (["parallel.strategy=fsdp"], 1, "evaluate"),
+        (["parallel.strategy=fsdp"], 0, "checkpoint"),
+    ],
+)
+def test_wherever_a_rank_is_killed(
+    tmp_path: Path, tiny_shards: Path, strategy: list[str], victim: int, phase: str
+) -> None:
+    """The others wait in collectives of the checkpoint, the evaluation or the backend, not in the loop's."""
+    config = write_config(tmp_path, tiny_shards)
+    arguments = ["--config", str(config), *strategy, "checkpoint.every=4", "evaluate.every=4"]
+    killing = Raise(4, signal.SIGKILL, victim, phase)
+    done = wait(start(TRAIN, arguments, tmp_path, world_size=2, raising=killing), tmp_path)
+    assert done.codes[victim] == -signal.SIGKILL
+    assert_named(done, victim, tmp_path / "runs" / "run")
 
 
 @pytest.mark.slow
