@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -105,13 +106,18 @@ def test_names_and_modules_stay() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "selective"])
 def test_compiled_blocks_compute_the_same(kind: str) -> None:
-    """With dropout, too; the two layers share what was compiled."""
+    """With dropout, too, and without advice; the two layers share what was compiled."""
     expected_loss, expected = step(model_of(0.3))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = model_of(0.3)
     prepare_blocks(model.stage2, options(activation_checkpointing=kind, compile=True))
+    heard: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = heard.append  # type: ignore[method-assign]
+    logging.getLogger("torch._higher_order_ops.wrap").addHandler(handler)
     loss, gradients = step(model)
+    assert [record.getMessage() for record in heard] == []
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
