@@ -34,7 +34,10 @@ RECOMPUTING = {
     3: ("ddp-block", "fsdp-selective", "zero3-block"),
     4: ("hsdp2-block", "hsdp2-selective", "zero2-block"),
 }  # fmt: skip
-COMPILED = {1: ("single-compiled",), 2: ("zero2-compiled",)}
+COMPILED = {
+    1: ("single-compiled",),
+    2: ("ddp-compiled", "fsdp-compiled", "fsdp-block-compiled", "zero1-compiled", "zero2-compiled"),
+}
 KINDS = {n: (*EVERYWHERE, *BESIDE.get(n, ()), *RECOMPUTING[n], *COMPILED.get(n, ())) for n in (1, 2, 3, 4)}
 FLOAT32 = [(world_size, kind) for world_size, kinds in KINDS.items() for kind in kinds if "f64" not in kind]
 FLOAT64 = [(world_size, kind) for world_size, kinds in KINDS.items() for kind in kinds if "f64" in kind]
