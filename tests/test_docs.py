@@ -26,7 +26,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SCRIPT = re.compile(r"(tools|launch)/\w+\.py")
 SECTIONS = "|".join(Config.model_fields)
 KEY = re.compile(rf"({SECTIONS})(\.[a-z_0-9]+)+")
-FILE_NAMES = re.compile(r".*\.(py|yaml|json|jsonl|pt|pt2|onnx|safetensors|weight)")
+FILE_NAMES = re.compile(r".*\.(py|yaml|json|jsonl|pt|pt2|onnx|safetensors|weight|lock)")
 FOREIGN_OPTIONS = {"--kill-on-bad-exit"}  # of srun
 
 
