@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import zipfile
@@ -132,6 +133,20 @@ def test_torch_and_unzip_take_the_files(tmp_path: Path, stage: int) -> None:
             )
             assert torch.equal(mapped, read)
             assert torch.equal(read, _source().read("model.a.weight").bfloat16())
+
+
+def test_more_ranks_than_open_files_are_allowed_by_default(tmp_path: Path) -> None:
+    """Every rank has two files; where the system does not allow them, it says so before any is made."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    source = Memory({"a": (3, 5)}, {}, None)
+    try:
+        write_deepspeed(source, tmp_path, 3, 200, lambda _: None)
+        with pytest.raises(CheckpointError, match=r"are \d+ open files, and the system allows \d+"):
+            write_deepspeed(source, tmp_path / "more", 3, hard, lambda _: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert torch.equal(open_deepspeed(tmp_path).read("model.a"), source.read("model.a"))
 
 
 def test_steps_of_a_group_that_differ_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ written for, and its `zero_to_fp32.py` makes the weights of it.
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,9 @@ from mres.checkpoint.forms.deepspeed_structure import ModelFile, OptimFile, Stat
 from mres.checkpoint.forms.form import EMA, MODEL, OPTIM, Progress, TensorSource
 from mres.checkpoint.forms.torch_file_writer import TorchFileWriter, Written
 from mres.files import fsync, write_durably
+
+# What is open beside them: the source, libraries.
+_OTHER_FILES = 128
 
 
 def write_deepspeed(source: TensorSource, folder: Path, stage: int, world_size: int, progress: Progress) -> list[str]:
@@ -43,6 +47,7 @@ def write_deepspeed(source: TensorSource, folder: Path, stage: int, world_size: 
     assert world_size > 0
     layout = source.layout if isinstance(source, DeepSpeedSource) else layout_of(source)
     tag = f"global_step{layout.counts['global_steps']}"
+    _allow_open_files(2 * world_size)
     shutil.rmtree(folder / tag, ignore_errors=True)  # what a writer that was killed left
     (folder / tag).mkdir()
     with ExitStack() as stack:
@@ -53,6 +58,23 @@ def write_deepspeed(source: TensorSource, folder: Path, stage: int, world_size: 
     _write_extra(source, folder / tag / EXTRA, progress)
     _write_beside(source, folder, tag)
     return layout.notes
+
+
+def _allow_open_files(count: int) -> None:
+    """Every rank's files are open at once, more than many shells allow by default.
+
+    Raises:
+        CheckpointError: the system allows fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise CheckpointError(
+            f"files for {count // 2} ranks are {count} open files, and the system allows {hard} (ulimit -Hn); raise it, or "
+            "convert for fewer ranks (--world-size)"
+        )
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class _Writer:
