@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mres.checkpoint.folder import CheckpointError, seal
+from mres.checkpoint.folder import MANIFEST, CheckpointError, seal
 from mres.checkpoint.outcome import check_apart, check_target
 from mres.checkpoint.store import step_folder
 from mres.errors import UserError
@@ -129,6 +129,7 @@ def convert(
         if _is_sealed(chosen, form):
             assert chosen.state is not None
             assert chosen.config_yaml is not None
+            (work.folder / MANIFEST).unlink(missing_ok=True)  # a killed one's would list itself
             seal(work.folder, int(chosen.state["step"]), chosen.state, chosen.config_yaml, work.facts)
         publish_folder(work.result, out.absolute())
     except (OSError, RuntimeError) as error:  # the latter is what torch makes of an OSError
