@@ -46,9 +46,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = parser().parse_args()
     from mres.checkpoint.convert import convert, parse_form, parse_options
+    from mres.checkpoint.heap import return_what_is_freed
 
     form = parse_form(arguments.to)
     options = parse_options(form, arguments.world_size, arguments.max_shard_size)
+    return_what_is_freed()
     overwrite, weights = arguments.overwrite, arguments.weights
     print(convert(arguments.source, arguments.out, form, overwrite=overwrite, weights=weights, **options))
     return 0
