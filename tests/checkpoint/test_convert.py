@@ -151,7 +151,7 @@ def test_a_kill_leaves_the_old_the_new_or_nothing(runs: Path, form: Form, tmp_pa
     export = convert(runs / "single", tmp_path / "export", "safetensors")
     out, seen = tmp_path / "out", set()
     convert(runs / "tied", out, "safetensors")
-    for kill_at in range(1, 99, 3):
+    for kill_at in range(1, 99, 6):
         process = CONTEXT.Process(target=killed_at, args=(kill_at, overwrite, export, out, form))
         process.start()
         process.join(60)
