@@ -242,7 +242,9 @@ from pathlib import Path
 import torch
 from mres.checkpoint.forms.deepspeed import open_deepspeed, write_deepspeed
 from mres.checkpoint.forms.form import Spec
+from mres.checkpoint.heap import return_what_is_freed
 
+return_what_is_freed()  # as tools/convert.py does
 NUM, SHAPE = 6, (4096, 4096)
 
 class Large:

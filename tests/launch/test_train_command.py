@@ -192,7 +192,8 @@ def test_environments_that_are_wrong(tmp_path: Path, config: Path) -> None:
     refused(
         with_environment("--local_rank=1", LOCAL_RANK="0"), "--local_rank=1 contradicts the environment's LOCAL_RANK=0"
     )
-    refused(with_environment("--dry-run", WORLD_SIZE="3"), "data.images_per_batch=4 cannot be split among 3 ranks")
+    on_three = with_environment("--dry-run", "parallel.strategy=ddp", WORLD_SIZE="3")
+    refused(on_three, "data.images_per_batch=4 cannot be split among 3 ranks")
 
 
 def test_world_sizes_that_do_not_fit(tmp_path: Path, config: Path) -> None:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from remote_server import exit_code, in_fork
 
 from mres.errors import UserError
+from mres.locks import locked
 from mres.shards.cache import BlockCache
-from mres.shards.locks import locked
 from mres.shards.storage import Block
 
 URL = "s3://bucket/set/shard-000000.tar"
