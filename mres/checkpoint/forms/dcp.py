@@ -28,7 +28,8 @@ class DcpSource:
     """The tensors of a DCP folder, whoever wrote it.
 
     Args:
-        check_sums: compare the checksums that torch.save left with every tensor, as there is no manifest.
+        check_sums: compare the checksums that torch.save left with every tensor when it is read first, as there is no
+            manifest.
 
     Raises:
         CheckpointError: it is none, or its index cannot be used.
@@ -44,6 +45,7 @@ class DcpSource:
     ) -> None:
         self._folder, self.state, self.config_yaml = folder, state, config_yaml
         self._check_sums = check_sums
+        self._checked: set[tuple[str, int]] = set()
         self._files: dict[str, BinaryIO] = {}
         self._chunks: dict[str, list[Chunk]] = {}
         self.specs: dict[str, Spec] = {}
@@ -74,8 +76,10 @@ class DcpSource:
             self._files[chunk.file] = (self._folder / chunk.file).open("rb", buffering=0)
         part = _Slice(self._files[chunk.file].fileno(), chunk.start, chunk.length)
         try:
-            if self._check_sums and (broken := ZipFile(part).testzip()):
-                raise BadZipFile(f"{broken} differs from its checksum")
+            if self._check_sums and (chunk.file, chunk.start) not in self._checked:
+                if broken := ZipFile(part).testzip():
+                    raise BadZipFile(f"{broken} differs from its checksum")
+                self._checked.add((chunk.file, chunk.start))
             part.seek(0)
             tensor = torch.load(part, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
         except Exception as error:  # torch raises a dozen types for what is damaged
