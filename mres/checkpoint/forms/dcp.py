@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mres.checkpoint.folder import DCP_METADATA, CheckpointError, FileFacts
 from mres.checkpoint.forms.dcp_metadata import Chunk, index_of, read_index
-from mres.checkpoint.forms.form import Progress, Spec, TensorSource
+from mres.checkpoint.forms.form import Progress, Spec, TensorSource, split_by_bytes
 from mres.checkpoint.forms.workspace import GrowingFile, Item, Workspace
 from mres.files import write_durably
 
@@ -120,23 +120,11 @@ class _Slice(io.RawIOBase):
 def write_dcp(source: TensorSource, work: Workspace, progress: Progress) -> None:
     """Writes every tensor of the source, one after another, as one process would."""
     items: list[Item] = []
-    for number, names in enumerate(_files(source)):
+    for number, names in enumerate(split_by_bytes(source.specs, _FILE_BYTES)):
         items += work.write_file(f"__0_{number}.distcp", _items(source, names, progress))
     path = work.folder / DCP_METADATA
     write_durably(path, index_of(source.specs, source.aliases, items))
     work.facts[path.name] = FileFacts.of(path)
-
-
-def _files(source: TensorSource) -> Iterator[list[str]]:
-    names: list[str] = []
-    used = 0
-    for name, spec in source.specs.items():
-        if names and used + spec.num_bytes > _FILE_BYTES:
-            yield names
-            names, used = [], 0
-        names.append(name)
-        used += spec.num_bytes
-    yield names
 
 
 def _items(

@@ -8,7 +8,7 @@ the form's own library loads; `progress(num_bytes)` is called after every tensor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,3 +57,16 @@ class TensorSource(Protocol):
     def read(self, name: str) -> Tensor:
         """The whole tensor on the CPU; it may be a view of a mapped file, and is not to be changed."""
         ...
+
+
+def split_by_bytes(specs: Mapping[str, Spec], max_bytes: int) -> Iterator[list[str]]:
+    """The names in their order, in lists of at most `max_bytes`, or of one tensor that is larger; at least one list."""
+    names: list[str] = []
+    used = 0
+    for name, spec in specs.items():
+        if names and used + spec.num_bytes > max_bytes:
+            yield names
+            names, used = [], 0
+        names.append(name)
+        used += spec.num_bytes
+    yield names

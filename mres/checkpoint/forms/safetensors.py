@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mres.checkpoint.folder import SAFETENSORS, SAFETENSORS_INDEX, CheckpointError, FileFacts
-from mres.checkpoint.forms.form import MODEL, Progress, Spec, TensorSource
+from mres.checkpoint.forms.form import MODEL, Progress, Spec, TensorSource, split_by_bytes
 from mres.checkpoint.forms.raw import raw, read_tensor
 from mres.checkpoint.forms.workspace import GrowingFile, Workspace
 from mres.files import write_durably
@@ -122,7 +122,7 @@ def write_safetensors(
     plain = {name.removeprefix(MODEL): spec for name, spec in source.specs.items() if name.startswith(MODEL)}
     aliases = {alias.removeprefix(MODEL): name.removeprefix(MODEL) for alias, name in source.aliases.items()}
     text = {**header, **aliases}
-    files = _named(list(_shards(plain, max_shard_bytes)))
+    files = _named(list(split_by_bytes(plain, max_shard_bytes)))
     for file, names in files.items():
         _check_types(names, plain)
         work.write_file(file, _items(source, {name: plain[name] for name in names}, text, progress))
@@ -141,18 +141,6 @@ def _check_types(names: list[str], specs: Mapping[str, Spec]) -> None:
     for name in names:
         if specs[name].dtype not in _NAMES:
             raise CheckpointError(f"{name} has type {specs[name].dtype}, which safetensors has not; convert --to dcp")
-
-
-def _shards(specs: Mapping[str, Spec], max_bytes: int) -> Iterator[list[str]]:
-    shard: list[str] = []
-    used = 0
-    for name, spec in specs.items():
-        if shard and used + spec.num_bytes > max_bytes:
-            yield shard
-            shard, used = [], 0
-        shard.append(name)
-        used += spec.num_bytes
-    yield shard
 
 
 def _named(shards: list[list[str]]) -> dict[str, list[str]]:
