@@ -9,11 +9,12 @@ from pathlib import Path
 def file_sha256(path: Path, *, from_disk: bool = False) -> str:
     """Hash of a file's bytes, read in pieces; `from_disk`, not from what memory still has of them."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    piece = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
         if from_disk and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while got := file.readinto(piece):
+            digest.update(piece[:got])
     return digest.hexdigest()
 
 

@@ -6,7 +6,6 @@ python tools/convert.py runs/demo for_deepspeed --to zero3 --world-size 8
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -46,19 +45,13 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = parser().parse_args()
     from mres.checkpoint.convert import convert, parse_form, parse_options
-    from mres.checkpoint.heap import return_what_is_freed
 
     form = parse_form(arguments.to)
     options = parse_options(form, arguments.world_size, arguments.max_shard_size)
-    return_what_is_freed()
     overwrite, weights = arguments.overwrite, arguments.weights
     print(convert(arguments.source, arguments.out, form, overwrite=overwrite, weights=weights, **options))
     return 0
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    if "torch" in sys.modules:  # its libraries touch 130 MB more when they are taken down
-        os._exit(code)
-    sys.exit(code)
+    sys.exit(main())

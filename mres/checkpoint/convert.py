@@ -1,12 +1,13 @@
 """A checkpoint into another form, tensor by tensor: in little memory, taken up after a kill, compared with its source.
 
-Needs no process group and no GPU. No torch before the arguments hold.
+Needs no process group, no GPU and not even torch.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from shutil import rmtree
@@ -20,7 +21,7 @@ from mres.files import free_bytes, publish_folder
 from mres.progress import count_bytes
 
 if TYPE_CHECKING:
-    from mres.checkpoint.forms.form import TensorSource
+    from mres.checkpoint.forms.form import Spec, TensorSource
     from mres.checkpoint.forms.opening import Kind, Opened
     from mres.checkpoint.forms.workspace import Workspace
 
@@ -132,7 +133,7 @@ def convert(
             (work.folder / MANIFEST).unlink(missing_ok=True)  # a killed one's would list itself
             seal(work.folder, int(chosen.state["step"]), chosen.state, chosen.config_yaml, work.facts)
         publish_folder(work.result, out.absolute())
-    except (OSError, RuntimeError) as error:  # the latter is what torch makes of an OSError
+    except (OSError, MemoryError) as error:
         rmtree(root, ignore_errors=True)
         raise CheckpointError(f"'{out}' was not written: {_reason(error)}; nothing of it was left behind") from None
     except UserError:
@@ -222,7 +223,7 @@ def _write(chosen: TensorSource, work: Workspace, form: Form, options: dict[str,
             from mres.checkpoint.forms.deepspeed import write_deepspeed
 
             stage = int(form.removeprefix("zero"))
-            for note in write_deepspeed(chosen, work.folder, stage, options["world_size"], progress):
+            for note in write_deepspeed(chosen, work, stage, options["world_size"], progress):
                 _say(f"note: {note}")
 
 
@@ -254,20 +255,39 @@ def check_same(given: TensorSource, written: TensorSource, where: Path) -> None:
     Raises:
         CheckpointError: they differ.
     """
-    from mres.checkpoint.forms.raw import same_bits
+    from mres.checkpoint.forms.memory import Reader
 
     differ = sorted(set(given.specs) ^ set(written.specs)) + sorted(set(given.aliases) ^ set(written.aliases))
     if differ:
         raise CheckpointError(f"'{where}': {differ[0]} is on one side only; please report it")
-    with count_bytes(sum(spec.num_bytes for spec in given.specs.values()), "checking") as progress:
+    one, other = Reader(given), Reader(written)
+    total = sum(spec.num_bytes for spec in given.specs.values())
+    with count_bytes(total, "checking") as progress, ThreadPoolExecutor(1) as aside:
         for name, spec in given.specs.items():
-            # DeepSpeed's form has float32 only, which holds what is narrower.
-            if not same_bits(given.read(name), written.read(name).to(spec.dtype)):
+            reading = aside.submit(other.read, name)
+            bits = one.read(name)
+            if not _same(bits, spec, reading.result(), written.specs[name]):
                 raise CheckpointError(
                     f"'{where}': {name} ({spec.dtype}) does not read back as it was written; is the disk sound, or has the "
                     f"form a narrower type ({written.specs[name].dtype})?"
                 )
             progress(spec.num_bytes)
+
+
+def _same(given: memoryview, spec: Spec, written: memoryview, as_written: Spec) -> bool:
+    """The same shape and bits. DeepSpeed's form has float32 only, which holds what is narrower."""
+    from mres.checkpoint.forms.casting import CASTABLE, cast_into
+    from mres.checkpoint.forms.memory import same_bytes
+
+    if spec.shape != as_written.shape:
+        return False
+    if spec.dtype != as_written.dtype:
+        if not {spec.dtype, as_written.dtype} <= set(CASTABLE):
+            return False
+        back = memoryview(bytearray(spec.num_bytes))
+        cast_into(written, as_written.dtype, back, spec.dtype)
+        written = back
+    return same_bytes(given, written)
 
 
 def _reason(error: Exception) -> str:

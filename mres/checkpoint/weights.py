@@ -14,7 +14,7 @@ from mres.checkpoint.forms.dcp import DcpSource
 from mres.checkpoint.forms.form import MODEL, TensorSource
 from mres.checkpoint.forms.opening import Kind, Opened, open_checkpoint, weights_of
 
-__all__ = ["DcpWeights", "Kind", "Source", "Weights", "open_source"]
+__all__ = ["DcpWeights", "Kind", "Source", "Weights", "open_source", "read_tensor"]
 
 
 class Weights(Protocol):
@@ -28,6 +28,15 @@ class Weights(Protocol):
     def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
 
 
+def read_tensor(source: TensorSource, name: str) -> Tensor:
+    """One tensor of a source, by its neutral name, on the CPU."""
+    spec = source.specs[name]
+    tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
+    if spec.num_bytes:
+        source.read_into(name, memoryview(tensor.view(-1).view(torch.uint8).numpy().data))
+    return tensor
+
+
 class SourceWeights:
     """The weights of a source, under the model's own names."""
 
@@ -35,14 +44,14 @@ class SourceWeights:
         self._source = source
         self._names = [name for name in source.specs if name.startswith(MODEL)]
         self.num_bytes = sum(source.specs[name].num_bytes for name in self._names)
-        self.shapes = {name.removeprefix(MODEL): source.specs[name].shape for name in self._names}
+        self.shapes = {name.removeprefix(MODEL): torch.Size(source.specs[name].shape) for name in self._names}
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name in self._names:
-            yield name.removeprefix(MODEL), self._source.read(name)
+            yield name.removeprefix(MODEL), read_tensor(self._source, name)
 
 
 class DcpWeights(SourceWeights):

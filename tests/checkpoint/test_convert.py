@@ -19,7 +19,7 @@ from mres.checkpoint import store
 from mres.checkpoint.convert import Form, convert
 from mres.checkpoint.forms.dcp import DcpSource
 from mres.checkpoint.store import CheckpointError
-from mres.checkpoint.weights import DcpWeights, open_source
+from mres.checkpoint.weights import DcpWeights, open_source, read_tensor
 
 LAST = "step-00000002"
 TOOL = tiny_run.ROOT / "tools" / "convert.py"
@@ -69,7 +69,7 @@ def test_from_dcp_to_dcp_the_optimizer_comes_along(runs: Path, tmp_path: Path) -
     assert found.state == store.verify(source).state
     one, other = DcpSource(source), DcpSource(folder)
     assert any(name.endswith(".exp_avg_sq") for name in one.specs)
-    assert same({name: one.read(name) for name in one.specs}, {name: other.read(name) for name in other.specs})
+    assert same(*({name: read_tensor(source, name) for name in source.specs} for source in (one, other)))
 
 
 def test_weights_alone_are_nothing_to_go_on_from(runs: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def tool(*arguments: object) -> "subprocess.CompletedProcess[str]":
         (["/tmp", "/", "--to", "dcp"], "'/' exists and is not empty"),
     ],
 )
-def test_mistakes_are_one_line_before_torch_loads(arguments: list[str], message: str) -> None:
+def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
     done = tool(*arguments)
     assert (done.returncode, done.stdout) == (2, "False\n")
     assert message in done.stderr

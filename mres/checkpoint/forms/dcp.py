@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import math
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import BadZipFile, ZipFile
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mres.checkpoint.folder import DCP_METADATA, CheckpointError, FileFacts
 from mres.checkpoint.forms.dcp_metadata import Chunk, index_of, read_index
-from mres.checkpoint.forms.form import Progress, Spec, TensorSource, split_by_bytes
-from mres.checkpoint.forms.workspace import GrowingFile, Item, Workspace
+from mres.checkpoint.forms.form import ITEM_BYTES, Progress, Spec, TensorSource, split_by_bytes
+from mres.checkpoint.forms.memory import Buffer, Reader
+from mres.checkpoint.forms.torch_archive import TorchArchive
+from mres.checkpoint.forms.torch_archive_writer import TorchArchiveWriter
+from mres.checkpoint.forms.torch_pickle import StoredTensor
+from mres.checkpoint.forms.workspace import HashedFile, Item, Workspace
 from mres.files import write_durably
 
 # So that a file is neither one of hundreds nor too large for a store to take at once.
@@ -45,7 +44,8 @@ class DcpSource:
     ) -> None:
         self._folder, self.state, self.config_yaml = folder, state, config_yaml
         self._check_sums = check_sums
-        self._checked: set[tuple[str, int]] = set()
+        self._checked: set[Chunk] = set()
+        self._buffer = Buffer()
         self._files: dict[str, BinaryIO] = {}
         self._chunks: dict[str, list[Chunk]] = {}
         self.specs: dict[str, Spec] = {}
@@ -56,87 +56,79 @@ class DcpSource:
             if holder != name:
                 self.aliases[name] = holder
                 continue
-            if sum(math.prod(chunk.sizes) for chunk in chunks) != spec.shape.numel():
+            if sum(chunk.numel for chunk in chunks) != spec.numel:
                 raise CheckpointError(f"{folder}: {name} is not whole: its pieces do not make its shape")
             self.specs[name], self._chunks[name] = spec, chunks
 
-    def read(self, name: str) -> Tensor:
-        spec, chunks = self.specs[name], self._chunks[name]
-        if len(chunks) == 1:
-            return self._read(name, spec, chunks[0])
-        whole = torch.empty(spec.shape, dtype=spec.dtype)
-        for chunk in chunks:
-            box = tuple(slice(start, start + size) for start, size in zip(chunk.offset, chunk.sizes, strict=True))
-            whole[box] = self._read(name, spec, chunk)
-        return whole
+    def read_into(self, name: str, target: memoryview) -> None:
+        spec = self.specs[name]
+        row_bytes = spec.num_bytes // spec.shape[0] if spec.numel and spec.shape else spec.num_bytes
+        for chunk in self._chunks[name]:
+            if chunk.sizes[1:] == spec.shape[1:]:  # whole rows lie one after another
+                start = chunk.offset[0] * row_bytes if chunk.offset else 0
+                self._read(name, spec, chunk, target[start : start + chunk.numel * ITEM_BYTES[spec.dtype]])
+            else:
+                box = self._buffer.take(chunk.numel * ITEM_BYTES[spec.dtype])
+                self._read(name, spec, chunk, box)
+                _elements(target, spec.dtype, spec.shape)[chunk.slices] = _elements(box, spec.dtype, chunk.sizes)
 
-    def _read(self, name: str, spec: Spec, chunk: Chunk) -> Tensor:
+    def _read(self, name: str, spec: Spec, chunk: Chunk, target: memoryview) -> None:
         where = f"{self._folder / chunk.file}: {name}"
         if chunk.file not in self._files:
             self._files[chunk.file] = (self._folder / chunk.file).open("rb", buffering=0)
-        part = _Slice(self._files[chunk.file].fileno(), chunk.start, chunk.length)
         try:
-            if self._check_sums and (chunk.file, chunk.start) not in self._checked:
-                if broken := ZipFile(part).testzip():
-                    raise BadZipFile(f"{broken} differs from its checksum")
-                self._checked.add((chunk.file, chunk.start))
-            part.seek(0)
-            tensor = torch.load(part, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
-        except Exception as error:  # torch raises a dozen types for what is damaged
-            raise CheckpointError(f"{where} cannot be read: {str(error).splitlines()[0]}") from None
-        if not isinstance(tensor, Tensor) or tensor.shape != chunk.sizes or tensor.dtype != spec.dtype:
-            raise CheckpointError(f"{where} is damaged: it is not of the shape and type that {DCP_METADATA} says")
-        return tensor
+            archive = TorchArchive(self._files[chunk.file].fileno(), chunk.start, chunk.length)
+            tensor = archive.structure
+            if not isinstance(tensor, StoredTensor) or (tensor.shape, tensor.dtype) != (chunk.sizes, spec.dtype):
+                raise ValueError(f"it is not of the shape and type that {DCP_METADATA} says")
+            if self._check_sums and chunk not in self._checked:
+                archive.check(tensor, Buffer())
+                self._checked.add(chunk)
+            if tensor.is_contiguous:
+                archive.read_into(tensor, target)
+            else:
+                self._read_strided(archive, tensor, target)
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{where} cannot be read: {error}") from None
+
+    def _read_strided(self, archive: TorchArchive, tensor: StoredTensor, target: memoryview) -> None:
+        """Of what was transposed: its elements lie in another order, perhaps with others between them."""
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+        lying = StoredTensor(tensor.key, tensor.dtype, tensor.offset, (last + 1,), (1,))
+        memory = np.empty((last + 1) * ITEM_BYTES[tensor.dtype], np.uint8)
+        archive.read_into(lying, memory.data)
+        flat = _elements(memory.data, tensor.dtype, (last + 1,))
+        strides = [stride * flat.itemsize for stride in tensor.strides]
+        found = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+        _elements(target, tensor.dtype, tensor.shape)[...] = found
 
 
-class _Slice(io.RawIOBase):
-    """A part of a file, to read and to seek in."""
-
-    def __init__(self, descriptor: int, start: int, length: int) -> None:
-        self._descriptor, self._start, self._length = descriptor, start, length
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(0, self._length - self._at)]
-        got = os.preadv(self._descriptor, [view], self._start + self._at)
-        self._at += got
-        return got
+def _elements(memory: memoryview, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Elements to be moved, whatever they mean."""
+    return np.frombuffer(memory, f"V{ITEM_BYTES[dtype]}").reshape(shape)
 
 
 def write_dcp(source: TensorSource, work: Workspace, progress: Progress) -> None:
     """Writes every tensor of the source, one after another, as one process would."""
     items: list[Item] = []
+    reader = Reader(source)
     for number, names in enumerate(split_by_bytes(source.specs, _FILE_BYTES)):
-        items += work.write_file(f"__0_{number}.distcp", _items(source, names, progress))
+        items += work.write_file(f"__0_{number}.distcp", _items(source, reader, names, progress))
     path = work.folder / DCP_METADATA
     write_durably(path, index_of(source.specs, source.aliases, items))
     work.facts[path.name] = FileFacts.of(path)
 
 
 def _items(
-    source: TensorSource, names: list[str], progress: Progress
-) -> Iterator[tuple[str, Callable[[GrowingFile], None]]]:
+    source: TensorSource, reader: Reader, names: list[str], progress: Progress
+) -> Iterator[tuple[str, Callable[[HashedFile], None]]]:
     for name in names:
-        yield name, partial(_write_tensor, source, name, progress)
+        yield name, partial(_write_tensor, reader, name, source.specs[name], progress)
 
 
-def _write_tensor(source: TensorSource, name: str, progress: Progress, file: GrowingFile) -> None:
-    tensor = source.read(name).detach().contiguous()
-    if tensor.untyped_storage().nbytes() != tensor.nbytes:  # torch.save would write all that it is a part of
-        tensor = tensor.clone()
-    torch.save(tensor, file)  # type: ignore[arg-type]
-    progress(tensor.nbytes)
+def _write_tensor(reader: Reader, name: str, spec: Spec, progress: Progress, file: HashedFile) -> None:
+    archive = TorchArchiveWriter(file)
+    written = archive.begin(spec)
+    archive.append(reader.read(name))
+    archive.finish(written)
+    progress(spec.num_bytes)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mres.checkpoint.dcp_index import CheckpointError, check_index
-from mres.checkpoint.forms.form import Spec
+from mres.checkpoint.forms.form import ITEM_BYTES, Spec
+from mres.checkpoint.forms.pickling import Made, Name, Pickler, Record, record_class
 from mres.checkpoint.forms.workspace import Item
 
 
@@ -26,8 +26,16 @@ class Chunk:
     start: int
     length: int
 
+    @property
+    def numel(self) -> int:
+        return math.prod(self.sizes)
 
-class _Record:
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(slice(start, start + size) for start, size in zip(self.offset, self.sizes, strict=True))
+
+
+class _Found:
     """Stands for any of DCP's dataclasses: its fields, as they were pickled."""
 
     def __init__(self, *_: Any) -> None: ...
@@ -35,22 +43,18 @@ class _Record:
     def __setstate__(self, state: Any) -> None:
         self.fields = state
 
-    def __getstate__(self) -> Any:
-        return self.fields
 
-
-class _Contiguous(_Record):
-    """Stands for a member of an enum, which is made from its value."""
-
-    def __reduce__(self) -> Any:
-        return type(self), (0,)
+def _size(items: Sequence[int] = ()) -> tuple[int, ...]:
+    return tuple(items)
 
 
 class _Records(pickle.Unpickler):
     """Builds records, sizes and types; `check_index` has seen that nothing else is named."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        found: Any = getattr(torch, name) if module == "torch" else _Record
+        if module != "torch":
+            return _Found
+        found: Any = _size if name == "Size" else name  # else a type of elements
         return found
 
 
@@ -73,7 +77,9 @@ def read_index(folder: Path) -> dict[str, tuple[Spec, list[Chunk]]]:
 
 
 def _tensor(name: str, fields: Mapping[str, Any], places: Mapping[Any, Mapping[str, Any]]) -> tuple[Spec, list[Chunk]]:
-    spec = Spec(torch.Size(fields["size"]), fields["properties"].fields[0])
+    spec = Spec(tuple(fields["size"]), fields["properties"].fields[0])
+    if spec.dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{name} has type {spec.dtype}, which is not read here")
     chunks = []
     for chunk in (chunk.fields for chunk in fields["chunks"]):
         place = places[name, chunk["offsets"]]
@@ -86,36 +92,22 @@ def _tensor(name: str, fields: Mapping[str, Any], places: Mapping[Any, Mapping[s
     return spec, chunks
 
 
-# The pickler in C would import what a class stands for.
-_PythonPickler: Any = vars(pickle)["_Pickler"]
+class _Enum(Record):
+    """A member of an enum, which is made from its value."""
+
+    def __reduce__(self) -> Any:
+        return type(self), (0,)
 
 
-class _Pickler(_PythonPickler):
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        if isinstance(obj, type) and issubclass(obj, _Record):
-            self.write(pickle.GLOBAL + f"{obj.__module__}\n{obj.__name__}\n".encode())
-            self.memoize(obj)
-        else:
-            super().save_global(obj, name)
-
-
-def _dcp_class(name: str, module: str = "metadata", base: type[_Record] = _Record) -> type[_Record]:
-    """Stands for a class of DCP in what is pickled."""
-    return type(name, (base,), {"__module__": f"torch.distributed.checkpoint.{module}"})
-
-
-_METADATA, _INDEX, _TENSOR, _CHUNK, _PROPERTIES, _META = map(
-    _dcp_class,
-    ("Metadata", "MetadataIndex", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties", "StorageMeta"),
-)
-_PLACE = _dcp_class("_StorageInfo", "filesystem")
-_MEMORY_FORMAT = _dcp_class("_MEM_FORMAT_ENCODING", base=_Contiguous)
-
-
-def _record(cls: type[_Record], state: Any) -> _Record:
-    record = cls()
-    record.fields = state
-    return record
+_DCP = "torch.distributed.checkpoint"
+_METADATA = record_class(f"{_DCP}.metadata.Metadata")
+_INDEX = record_class(f"{_DCP}.metadata.MetadataIndex")
+_TENSOR = record_class(f"{_DCP}.metadata.TensorStorageMetadata")
+_CHUNK = record_class(f"{_DCP}.metadata.ChunkStorageMetadata")
+_PROPERTIES = record_class(f"{_DCP}.metadata.TensorProperties")
+_META = record_class(f"{_DCP}.metadata.StorageMeta")
+_PLACE = record_class(f"{_DCP}.filesystem._StorageInfo")
+_MEMORY_FORMAT = record_class(f"{_DCP}.metadata._MEM_FORMAT_ENCODING", _Enum)
 
 
 def index_of(specs: Mapping[str, Spec], aliases: Mapping[str, str], items: Sequence[Item]) -> bytes:
@@ -125,22 +117,23 @@ def index_of(specs: Mapping[str, Spec], aliases: Mapping[str, str], items: Seque
     tensors, places = {}, {}
     for name, holder in held.items():
         spec, item = specs[holder], by_name[holder]
-        start = torch.Size([0] * len(spec.shape))
-        chunk = _record(_CHUNK, {"offsets": start, "sizes": spec.shape})
-        tensors[name] = _record(_TENSOR, {"properties": _properties(spec.dtype), "size": spec.shape, "chunks": [chunk]})
-        index = _record(_INDEX, {"fqn": name, "offset": start, "index": 0})
-        places[index] = _record(_PLACE, {"relative_path": item.file, "offset": item.offset, "length": item.length})
+        start, size = (Made("torch.Size", (box,)) for box in ((0,) * len(spec.shape), spec.shape))
+        chunk = _CHUNK.of({"offsets": start, "sizes": size})
+        tensors[name] = _TENSOR.of({"properties": _properties(spec.dtype), "size": size, "chunks": [chunk]})
+        index = _INDEX.of({"fqn": name, "offset": start, "index": 0})
+        places[index] = _PLACE.of({"relative_path": item.file, "offset": item.offset, "length": item.length})
     fields = {
         "state_dict_metadata": tensors,
         "planner_data": {name: (name,) for name in held},
         "storage_data": places,
-        "storage_meta": _record(_META, {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}),
+        "storage_meta": _META.of({"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}),
         "version": "1.0.0",
     }
     with io.BytesIO() as file:
-        _Pickler(file, protocol=2).dump(_record(_METADATA, fields))
+        Pickler(file).dump(_METADATA.of(fields))
         return file.getvalue()
 
 
-def _properties(dtype: torch.dtype) -> _Record:
-    return _record(_PROPERTIES, (dtype, torch.strided, False, _MEMORY_FORMAT(), False))
+def _properties(dtype: str) -> Record:
+    strided = Made("torch.serialization._get_layout", ("torch.strided",))
+    return _PROPERTIES.of((Name(f"torch.{dtype}"), strided, False, _MEMORY_FORMAT(), False))

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from mres.checkpoint.forms.deepspeed_layout import Group
 
 _ALIGNMENT = 2  # elements a rank, for NCCL
@@ -41,13 +39,13 @@ class Cut(Protocol):
 class FlatCut:
     """Stages 1 and 2: parameters one after another, padded, cut into a piece a rank."""
 
-    def __init__(self, names: Sequence[str], shapes: Mapping[str, torch.Size], world_size: int) -> None:
+    def __init__(self, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], world_size: int) -> None:
         self.names = tuple(names)
         self._spans: dict[str, tuple[int, int]] = {}
         end = 0
         for name in names:
-            self._spans[name] = (end, end + shapes[name].numel())
-            end += shapes[name].numel()
+            self._spans[name] = (end, end + math.prod(shapes[name]))
+            end += math.prod(shapes[name])
         self._size = math.ceil(end / (_ALIGNMENT * world_size)) * _ALIGNMENT
         self.sizes = [self._size] * world_size
         self.filled = [min(max(end - rank * self._size, 0), self._size) for rank in range(world_size)]
@@ -64,7 +62,7 @@ class FlatCut:
 class ShardCut:
     """Stage 3: every parameter cut into a piece a rank, the last ones padded."""
 
-    def __init__(self, names: Sequence[str], shapes: Mapping[str, torch.Size], world_size: int) -> None:
+    def __init__(self, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], world_size: int) -> None:
         self.names = tuple(names)
         self._shapes, self._world_size = shapes, world_size
         self._offsets: dict[str, int] = {}
@@ -75,7 +73,7 @@ class ShardCut:
         self.sizes = self.filled = [end] * world_size
 
     def pieces(self, name: str) -> list[Piece]:
-        numel, size = self._shapes[name].numel(), shard_size(self._shapes[name], self._world_size)
+        numel, size = math.prod(self._shapes[name]), shard_size(self._shapes[name], self._world_size)
         found = []
         for rank in range(self._world_size):
             start, stop = min(rank * size, numel), min((rank + 1) * size, numel)
@@ -83,19 +81,21 @@ class ShardCut:
         return found
 
 
-def shard_size(shape: torch.Size, world_size: int) -> int:
+def shard_size(shape: tuple[int, ...], world_size: int) -> int:
     """Elements of a rank's piece of a parameter in stage 3."""
-    return math.ceil(shape.numel() / world_size)
+    return math.ceil(math.prod(shape) / world_size)
 
 
-def cuts_of(groups: Sequence[Group], shapes: Mapping[str, torch.Size], stage: int, world_size: int) -> list[list[Cut]]:
+def cuts_of(
+    groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], stage: int, world_size: int
+) -> list[list[Cut]]:
     """The flat tensors of each group."""
     if stage < 3:
         return [[FlatCut(group.names, shapes, world_size)] for group in groups]
     return [[ShardCut(names, shapes, world_size) for names in _sub_groups(g, shapes, world_size)] for g in groups]
 
 
-def _sub_groups(group: Group, shapes: Mapping[str, torch.Size], world_size: int) -> Iterator[list[str]]:
+def _sub_groups(group: Group, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> Iterator[list[str]]:
     names: list[str] = []
     size = 0
     for name in group.names:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mres.checkpoint.folder import CheckpointError
-from mres.checkpoint.forms.torch_file import Inert, TorchFile
+from mres.checkpoint.forms.torch_file import TorchFile
+from mres.checkpoint.forms.torch_pickle import Inert
 
 EXTRA = "mres_ema.pt"  # what DeepSpeed has no place for
 _OPTIM = re.compile(r"(bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_?optim_states\.pt")

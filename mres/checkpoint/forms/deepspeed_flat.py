@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mres.checkpoint.folder import CheckpointError
+from mres.checkpoint.forms.casting import HALF, cast_into
 from mres.checkpoint.forms.deepspeed_files import Files
 from mres.checkpoint.forms.deepspeed_layout import MOMENTS, Group
-from mres.checkpoint.forms.form import Spec
+from mres.checkpoint.forms.form import ITEM_BYTES, Spec
+from mres.checkpoint.forms.memory import Buffer
 from mres.checkpoint.forms.torch_file import Chain
+from mres.checkpoint.forms.torch_pickle import StoredTensor
 
 MASTER = "fp32"
-_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +32,39 @@ class Plan:
     `order`: the dimensions as they lie in the file, where that is not their order.
     """
 
-    shape: torch.Size
-    dtype: torch.dtype
+    shape: tuple[int, ...]
+    dtype: str
     pieces: Sequence[tuple[Chain, int, int]]
     order: tuple[int, ...] | None = None
 
     @property
     def spec(self) -> Spec:
-        return Spec(self.shape, torch.float32 if self.dtype in _HALF else self.dtype)
+        return Spec(self.shape, "float32" if self.dtype in HALF else self.dtype)
 
-    def read(self) -> Tensor:
-        flat, done = torch.empty(self.shape.numel(), dtype=self.dtype), 0
+    def read_into(self, target: memoryview, buffer: Buffer) -> None:
+        """`buffer` holds what does not come as it lies."""
+        if self.dtype not in HALF and self.order is None:
+            self._read(target)
+            return
+        lying = buffer.take(math.prod(self.shape) * ITEM_BYTES[self.dtype])
+        self._read(lying)
+        if self.order is not None:
+            lying = memoryview(bytearray(self._ordered(lying)))
+        if self.dtype in HALF:
+            cast_into(lying, self.dtype, target, "float32")
+        else:
+            target[:] = lying
+
+    def _read(self, target: memoryview) -> None:
+        width, done = ITEM_BYTES[self.dtype], 0
         for chain, start, num in self.pieces:
-            chain.read_into(flat.narrow(0, done, num), start)
+            chain.read_into(target[done * width : (done + num) * width], start)
             done += num
-        flat = flat.to(self.spec.dtype)
-        if self.order is None:
-            return flat.view(self.shape)
-        lying = flat.view([self.shape[dim] for dim in self.order])
-        return lying.permute(sorted(range(len(self.order)), key=self.order.__getitem__)).contiguous()
+
+    def _ordered(self, lying: memoryview) -> bytes:
+        assert self.order is not None
+        elements = np.frombuffer(lying, f"V{ITEM_BYTES[self.dtype]}").reshape([self.shape[dim] for dim in self.order])
+        return elements.transpose(sorted(range(len(self.order)), key=self.order.__getitem__)).tobytes()
 
 
 class Flats:
@@ -109,11 +124,11 @@ class Flats:
 
     def _read_step(self, rank: int, flat: int) -> float:
         step = self._states[rank][flat].get("step", 0)
-        if not isinstance(step, Tensor):
+        if not isinstance(step, StoredTensor):
             return float(step)
-        value = torch.empty(1, dtype=step.dtype)
-        self._files.optim[rank].stored(step).read_into(value, 0)
-        return float(value)
+        value = bytearray(ITEM_BYTES[step.dtype])
+        self._files.optim[rank].stored(step).read_into(memoryview(value), 0)
+        return float(np.frombuffer(value, step.dtype)[0])
 
 
 def _optimizer_states(state: Mapping[str, Any], stage: int) -> list[dict[str, Any]]:
@@ -166,9 +181,9 @@ def _cut_groups(files: Files, flats: Flats, key: str) -> Iterator[tuple[str, Pla
         _check_even(files, chain)
         offset = 0
         for (name, shape), pad in zip(named.items(), padding, strict=True):
-            _check_end(files, chain, name, offset + shape.numel())
-            yield name, Plan(shape, chain.dtype, [(chain, offset, shape.numel())])
-            offset += shape.numel() + pad
+            _check_end(files, chain, name, offset + math.prod(shape))
+            yield name, Plan(shape, chain.dtype, [(chain, offset, math.prod(shape))])
+            offset += math.prod(shape) + pad
 
 
 def _cut_parameters(files: Files, flats: Flats, key: str) -> Iterator[tuple[str, Plan]]:
@@ -176,8 +191,8 @@ def _cut_parameters(files: Files, flats: Flats, key: str) -> Iterator[tuple[str,
     chains = [flats.chain(key, [rank], range(flats.num)) for rank in range(files.world_size)]
     offset = 0
     for name, shape in ((n, s) for named in files.model[0].structure["param_shapes"] for n, s in named.items()):
-        size = math.ceil(shape.numel() / files.world_size)
-        nums = [min(size, shape.numel() - size * rank) for rank in range(files.world_size)]
+        size = math.ceil(math.prod(shape) / files.world_size)
+        nums = [min(size, math.prod(shape) - size * rank) for rank in range(files.world_size)]
         for chain in chains:
             _check_end(files, chain, name, offset + size)
         yield name, Plan(shape, chains[0].dtype, [(c, offset, n) for c, n in zip(chains, nums, strict=True) if n > 0])

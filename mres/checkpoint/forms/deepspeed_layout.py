@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import yaml
 
 from mres.checkpoint.folder import CheckpointError
@@ -41,7 +40,7 @@ class Layout:
     groups: tuple[Group, ...]
     frozen: tuple[str, ...]
     buffers: tuple[str, ...]
-    compute: torch.dtype
+    compute: str
     counts: dict[str, int]
     notes: list[str] = field(default_factory=list)
 
@@ -63,19 +62,19 @@ def layout_of(source: TensorSource) -> Layout:
         groups = (Group(tuple(trained), _options(config.get("optim", {}))),)
         notes.append("the source does not say the optimizer's groups: one group of all trained parameters was written")
     others = [name for name in names if name not in set(trained)]
-    buffers = [name for name in others if not source.specs[MODEL + name].dtype.is_floating_point]
+    buffers = [name for name in others if not source.specs[MODEL + name].is_floating]
     steps = int(state.get("step", 0))
     counts = {"global_steps": steps, "skipped_steps": 0}
     counts["global_samples"] = steps * int(config.get("data", {}).get("images_per_batch", 1))
     half = config.get("parallel", {}).get("compute_dtype") == "bfloat16"
     frozen = tuple(name for name in others if name not in set(buffers))
-    return Layout(groups, frozen, tuple(buffers), torch.bfloat16 if half else torch.float32, counts, notes)
+    return Layout(groups, frozen, tuple(buffers), "bfloat16" if half else "float32", counts, notes)
 
 
 def _trained(source: TensorSource, names: Sequence[str]) -> list[str]:
     """What has moments; of weights alone, all that could have them."""
     specs = {name: source.specs[MODEL + name] for name in names}
-    filled = [n for n, spec in specs.items() if spec.dtype.is_floating_point and spec.shape.numel()]
+    filled = [n for n, spec in specs.items() if spec.is_floating and spec.numel]
     moved = [name for name in filled if f"{OPTIM}{name}.exp_avg" in source.specs]
     if moved or not source.state:
         return moved or filled

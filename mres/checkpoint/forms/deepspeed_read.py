@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mres.checkpoint.folder import CONFIG, STATE, CheckpointError
 from mres.checkpoint.forms.deepspeed_files import Files, open_extra, open_files, tag_folder
 from mres.checkpoint.forms.deepspeed_flat import MASTER, Flats, Plan, groups_of, trained_plans
 from mres.checkpoint.forms.deepspeed_layout import MOMENTS, Layout
 from mres.checkpoint.forms.form import MODEL, OPTIM, Spec
+from mres.checkpoint.forms.memory import Buffer
 from mres.checkpoint.forms.torch_file import Chain, TorchFile
+from mres.checkpoint.forms.torch_pickle import StoredTensor
 
 
 def is_deepspeed(folder: Path) -> bool:
@@ -53,6 +56,7 @@ class DeepSpeedSource:
         trained = trained_plans(files, flats)
         others = {n: _other(files, n, t) for n, t in model["module"].items() if n not in trained and n not in shared}
         self._plans: dict[str, Plan] = {}
+        self._buffer = Buffer()
         for name in [*model["module"], *(name for name in trained if name not in model["module"])]:
             for key, plan in trained.get(name, {}).items():
                 self._plans[MODEL + name if key == MASTER else f"{OPTIM}{name}.{key}"] = plan
@@ -65,41 +69,35 @@ class DeepSpeedSource:
         self.state, self.config_yaml = _beside(files.folder)
         self.layout = _layout(files, list(others))
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor.
-
-        Raises:
-            CheckpointError: its bytes are not those that were written.
-        """
-        return self._steps[name].clone() if name in self._steps else self._plans[name].read()
+    def read_into(self, name: str, target: memoryview) -> None:
+        if name in self._steps:
+            target[:] = np.float32(self._steps[name]).tobytes()
+        else:
+            self._plans[name].read_into(target, self._buffer)
 
 
-def _specs(plans: Mapping[str, Plan], steps: Mapping[str, Tensor]) -> dict[str, Spec]:
+def _specs(plans: Mapping[str, Plan], steps: Mapping[str, float]) -> dict[str, Spec]:
     """A parameter's step count stands behind its moments."""
     specs = {}
     for name, plan in plans.items():
         specs[name] = plan.spec
         step = name.removesuffix(MOMENTS[-1]) + "step"
         if name.startswith(OPTIM) and step in steps:
-            specs[step] = Spec(torch.Size(()), torch.float32)
+            specs[step] = Spec((), "float32")
     return specs
 
 
-def _steps(files: Files, flats: Flats) -> dict[str, Tensor]:
+def _steps(files: Files, flats: Flats) -> dict[str, float]:
     """Of every trained parameter; a flat tensor has one count. Stage 3 may have several flat tensors a group."""
     shapes = files.model[0].structure["param_shapes"]
     counts = [flats.step(flat) for flat in range(flats.num)]
     if len(shapes) != len(counts) and len(set(counts)) > 1:
         raise CheckpointError(f"{files.folder} counts steps for {len(counts)} flat tensors of {len(shapes)} groups")
     by_group = counts if len(shapes) == len(counts) else counts[:1] * len(shapes)
-    return {
-        f"{OPTIM}{name}.step": torch.tensor(count)
-        for named, count in zip(shapes, by_group, strict=True)
-        for name in named
-    }
+    return {f"{OPTIM}{name}.step": count for named, count in zip(shapes, by_group, strict=True) for name in named}
 
 
-def _other(files: Files, name: str, tensor: Tensor) -> Plan:
+def _other(files: Files, name: str, tensor: StoredTensor) -> Plan:
     """A frozen parameter or a buffer; stage 3 keeps a piece of each frozen parameter a rank."""
     shapes = files.model[0].structure.get("frozen_param_shapes") or {}
     if name not in shapes:
@@ -110,21 +108,20 @@ def _other(files: Files, name: str, tensor: Tensor) -> Plan:
     if files.stage != 3:
         return _whole(files.model[0], fragments[0])
     chain = Chain([file.stored(piece) for file, piece in zip(files.model, fragments, strict=True)])
-    if chain.numel < shapes[name].numel():
+    numel = math.prod(shapes[name])
+    if chain.numel < numel:
         raise CheckpointError(f"{files.folder} has {chain.numel} elements of '{name}', whose shape is {shapes[name]}")
-    return Plan(shapes[name], chain.dtype, [(chain, 0, shapes[name].numel())])
+    return Plan(shapes[name], chain.dtype, [(chain, 0, numel)])
 
 
-def _whole(file: TorchFile, tensor: Tensor) -> Plan:
+def _whole(file: TorchFile, tensor: StoredTensor) -> Plan:
     """A tensor as it lies in the file; of images' kernels, channels may lie last."""
-    order = None
-    if not tensor.is_contiguous():
-        strides = tensor.stride()
-        order = tuple(sorted(range(tensor.ndim), key=lambda dim: -strides[dim]))
-        shape, tensor = tensor.shape, tensor.permute(order)
-    else:
-        shape = tensor.shape
-    return Plan(shape, tensor.dtype, [(Chain([file.stored(tensor)]), 0, tensor.numel())], order)
+    order, lying = None, tensor
+    if not tensor.is_contiguous:
+        order = tuple(sorted(range(len(tensor.shape)), key=lambda dim: -tensor.strides[dim]))
+        shape, strides = (tuple(of[dim] for dim in order) for of in (tensor.shape, tensor.strides))
+        lying = replace(tensor, shape=shape, strides=strides)
+    return Plan(tensor.shape, tensor.dtype, [(Chain([file.stored(lying)]), 0, tensor.numel)], order)
 
 
 def _extra(folder: Path) -> dict[str, Plan]:
@@ -140,7 +137,7 @@ def _layout(files: Files, others: list[str]) -> Layout:
         groups=groups_of(files),
         frozen=tuple(name for name in others if name not in buffers),
         buffers=tuple(name for name in others if name in buffers),
-        compute=torch.bfloat16 if files.half else torch.float32,
+        compute="bfloat16" if files.half else "float32",
         counts={key: int(model.get(key) or 0) for key in ("global_steps", "skipped_steps", "global_samples")},
     )
 

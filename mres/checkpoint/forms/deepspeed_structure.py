@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from mres.checkpoint.forms.deepspeed_cut import Cut
 from mres.checkpoint.forms.deepspeed_layout import Layout
-from mres.checkpoint.forms.torch_file_writer import Foreign, Written
+from mres.checkpoint.forms.pickling import Made
+from mres.checkpoint.forms.torch_archive_writer import Written
 
 _VERSION = "0.19.8"
 
@@ -54,7 +53,7 @@ class OptimFile:
         }
 
     def _sharded(self) -> dict[str, Any]:
-        scaler = Foreign("deepspeed.runtime.fp16.loss_scaler.LossScaler", (1.0,), {"cur_scale": 1.0, "dynamic": False})
+        scaler = Made("deepspeed.runtime.fp16.loss_scaler.LossScaler", (1.0,), {"cur_scale": 1.0, "dynamic": False})
         return {
             "zero_stage": 3,
             "loss_scaler": scaler,
@@ -75,18 +74,18 @@ class OptimFile:
             "param_slice_mappings": [self._slices(cut) for cut in cuts],
         }
 
-    def _slices(self, cut: Cut) -> OrderedDict[str, Foreign]:
+    def _slices(self, cut: Cut) -> OrderedDict[str, Made]:
         """Where this rank's pieces lie; DeepSpeed's conversion to its universal form reads it."""
         pieces = [(name, p) for name in cut.names for p in cut.pieces(name) if p.rank == self._rank]
         address = "deepspeed.utils.tensor_fragment.fragment_address"
-        return OrderedDict((name, Foreign(address, (p.stop - p.start, p.offset))) for name, p in pieces)
+        return OrderedDict((name, Made(address, (p.stop - p.start, p.offset))) for name, p in pieces)
 
 
 class ModelFile:
     """…_model_states.pt; `module` and `frozen` are filled before it is built."""
 
     def __init__(
-        self, layout: Layout, cuts: Sequence[Sequence[Cut]], stage: int, shapes: Mapping[str, torch.Size]
+        self, layout: Layout, cuts: Sequence[Sequence[Cut]], stage: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self._layout, self._cuts, self._stage, self._shapes = layout, cuts, stage, shapes
         self.module: dict[str, Written] = {}
@@ -114,9 +113,9 @@ class ModelFile:
             "ds_version": _VERSION,
         }
 
-    def _shapes_of(self, names: Sequence[str]) -> OrderedDict[str, torch.Size]:
-        return OrderedDict((name, self._shapes[name]) for name in names)
+    def _shapes_of(self, names: Sequence[str]) -> OrderedDict[str, Made]:
+        return OrderedDict((name, Made("torch.Size", (self._shapes[name],))) for name in names)
 
 
 def _config(layout: Layout, stage: int) -> dict[str, Any]:
-    return {"bf16": {"enabled": layout.compute == torch.bfloat16}, "zero_optimization": {"stage": stage}}
+    return {"bf16": {"enabled": layout.compute == "bfloat16"}, "zero_optimization": {"stage": stage}}

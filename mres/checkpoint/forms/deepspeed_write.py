@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mres.checkpoint.folder import CONFIG, STATE, CheckpointError
+from mres.checkpoint.forms.casting import cast_into
 from mres.checkpoint.forms.deepspeed_cut import Cut, ShardCut, cuts_of
 from mres.checkpoint.forms.deepspeed_files import EXTRA
 from mres.checkpoint.forms.deepspeed_layout import MOMENTS, Layout, layout_of
 from mres.checkpoint.forms.deepspeed_read import DeepSpeedSource
 from mres.checkpoint.forms.deepspeed_structure import ModelFile, OptimFile, State
-from mres.checkpoint.forms.form import EMA, MODEL, OPTIM, Progress, TensorSource
-from mres.checkpoint.forms.torch_file_writer import TorchFileWriter, Written
+from mres.checkpoint.forms.form import EMA, ITEM_BYTES, MODEL, OPTIM, Progress, Spec, TensorSource
+from mres.checkpoint.forms.memory import Buffer, Reader
+from mres.checkpoint.forms.torch_archive_writer import TorchArchiveWriter, Written
+from mres.checkpoint.forms.workspace import NOTE_EVERY_BYTES, AppendedFile, Workspace
 from mres.files import fsync, write_durably
 
 # What is open beside them: the source, libraries.
 _OTHER_FILES = 128
+# As waiting for a file to be on the disk takes about as long as writing so much.
+_BYTES_A_SYNC = 1 << 20
 
 
-def write_deepspeed(source: TensorSource, folder: Path, stage: int, world_size: int, progress: Progress) -> list[str]:
-    """Writes `latest` and the folder that it names into `folder`, with state.json and config.yaml where there are any.
+def write_deepspeed(
+    source: TensorSource, work: Workspace, stage: int, world_size: int, progress: Progress
+) -> list[str]:
+    """Writes `latest` and the folder that it names, with state.json and config.yaml where there are any.
 
     Args:
         source: read one tensor after another, each once.
@@ -48,15 +56,13 @@ def write_deepspeed(source: TensorSource, folder: Path, stage: int, world_size: 
     layout = source.layout if isinstance(source, DeepSpeedSource) else layout_of(source)
     tag = f"global_step{layout.counts['global_steps']}"
     _allow_open_files(2 * world_size)
-    shutil.rmtree(folder / tag, ignore_errors=True)  # what a writer that was killed left
-    (folder / tag).mkdir()
     with ExitStack() as stack:
-        writer = _Writer(source, layout, stage, world_size, progress)
-        writer.open(folder / tag, stack)
+        files = _Files(work, tag, stack)
+        writer = _Writer(source, layout, stage, world_size, files, progress)
         writer.write_trained()
         writer.write_others()
-    _write_extra(source, folder / tag / EXTRA, progress)
-    _write_beside(source, folder, tag)
+        files.note()
+    _write_beside(source, work.folder, tag)
     return layout.notes
 
 
@@ -77,29 +83,59 @@ def _allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-class _Writer:
-    """All files of a tag at once: every piece of a tensor goes to the end of the file that it belongs to."""
+class _Files:
+    """The files of a tag's folder, open until `stack` ends; what they hold is noted all at once."""
 
-    def __init__(self, source: TensorSource, layout: Layout, stage: int, world_size: int, progress: Progress) -> None:
+    def __init__(self, work: Workspace, tag: str, stack: ExitStack) -> None:
+        self._work, self._tag, self._stack = work, tag, stack
+        self._open: dict[str, tuple[AppendedFile, TorchArchiveWriter]] = {}
+        self._noted = 0
+
+    def begin(self, name: str) -> TorchArchiveWriter:
+        path = f"{self._tag}/{name}"
+        file = self._stack.enter_context(closing(self._work.append_to(path)))
+        writer = TorchArchiveWriter(file, Path(name).stem, self._work.states.get(path))
+        self._open[path] = file, writer
+        self._noted += file.tell()
+        return writer
+
+    def note_if_due(self) -> None:
+        """After so much that a kill should not cost it again, and that bringing every file to the disk is worth it."""
+        written = sum(file.tell() for file, _ in self._open.values()) - self._noted
+        if written >= max(NOTE_EVERY_BYTES, _BYTES_A_SYNC * len(self._open)):
+            self.note()
+
+    def note(self) -> None:
+        self._work.note_states({path: (file, writer.state) for path, (file, writer) in self._open.items()})
+        self._noted = sum(file.tell() for file, _ in self._open.values())
+
+
+class _Writer:
+    """Fills the files of all ranks; what a writer that was killed has noted is neither read nor written again."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        layout: Layout,
+        stage: int,
+        world_size: int,
+        files: _Files,
+        progress: Progress,
+    ) -> None:
         self._source, self._layout, self._stage, self._world_size = source, layout, stage, world_size
-        self._progress = progress
+        self._files, self._progress = files, progress
+        self._reader = Reader(source)
+        self._buffers: defaultdict[str, Buffer] = defaultdict(Buffer)  # by what was cast to
         names = (*(name for group in layout.groups for name in group.names), *layout.frozen, *layout.buffers)
         self._shapes = {name: source.specs[MODEL + name].shape for name in names}
         self._cuts = cuts_of(layout.groups, self._shapes, stage, world_size)
         self._moments = MOMENTS if any(name.startswith(OPTIM) for name in source.specs) else ()
         self._module: dict[str, Written] = {}
-
-    def open(self, folder: Path, stack: ExitStack) -> None:
-        """Begins every file; they are closed with `stack`."""
-
-        def begin(name: str) -> TorchFileWriter:
-            return stack.enter_context(TorchFileWriter(folder / name))
-
-        half = "bf16_" if self._layout.compute == torch.bfloat16 else ""
-        ranks = range(self._world_size)
-        self._optim = [begin(f"{half}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for rank in ranks]
+        half = "bf16_" if layout.compute == "bfloat16" else ""
+        ranks = range(world_size)
+        self._optim = [files.begin(f"{half}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for rank in ranks]
         by_rank = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in ranks]
-        self._model = [begin(name) for name in (by_rank if self._stage == 3 else ["mp_rank_00_model_states.pt"])]
+        self._model = [files.begin(name) for name in (by_rank if stage == 3 else ["mp_rank_00_model_states.pt"])]
 
     def write_trained(self) -> None:
         """The optimizer's files; of stages 1 and 2, what forward computes with goes into the model's file meanwhile."""
@@ -117,94 +153,135 @@ class _Writer:
         moments = {key: self._write_pieces(cut, f"{OPTIM}{{}}.{key}", cut.sizes) for key in self._moments}
         states = [State(master, {key: of[rank] for key, of in moments.items()}) for rank, master in enumerate(masters)]
         if self._moments:
-            step = self._read_step(cut.names)
+            step = np.float32(self._read_step(cut.names)).tobytes()
             for file, state in zip(self._optim, states, strict=True):
-                state.optimizer["step"] = file.put(step)
+                state.optimizer["step"] = _put(file, Spec((), "float32"), lambda: memoryview(step))
         return states
 
     def _write_pieces(self, cut: Cut, pattern: str, sizes: list[int]) -> list[Written]:
-        written = [file.begin((size,), torch.float32) for file, size in zip(self._optim, sizes, strict=True)]
+        written = [file.begin(Spec((size,), "float32")) for file, size in zip(self._optim, sizes, strict=True)]
         for name in cut.names:
             self._append(cut, name, pattern)
+            self._files.note_if_due()
         for file in self._optim:
             file.fill()
         return written
 
     def _append(self, cut: Cut, name: str, pattern: str) -> None:
         """One tensor, which is let go of before the next is read."""
-        whole = self._source.read(pattern.format(name)).to(torch.float32)
-        if whole.shape != self._shapes[name]:
-            raise CheckpointError(f"'{pattern.format(name)}' has another shape than the weight: {tuple(whole.shape)}")
-        flat = whole.reshape(-1)
-        for piece in cut.pieces(name):
-            self._optim[piece.rank].append(flat[piece.start : piece.stop])
-            self._optim[piece.rank].append(torch.zeros(piece.padding))
+        full = pattern.format(name)
+        spec = Spec(self._shapes[name], "float32")
+        if self._source.specs[full].shape != spec.shape:
+            raise CheckpointError(f"'{full}' has another shape than the weight: {self._source.specs[full].shape}")
+        module = None
         if pattern.startswith(MODEL) and self._stage < 3:
-            self._module[name] = self._model[0].put(whole.to(self._layout.compute))
-        self._progress(whole.nbytes)
+            module = self._model[0]
+            self._module[name] = module.begin(Spec(spec.shape, self._layout.compute))
+        pieces = [
+            p for p in cut.pieces(name) if self._optim[p.rank].num_there < 4 * (p.offset + p.stop - p.start + p.padding)
+        ]
+        missing = module is not None and module.num_there < spec.numel * ITEM_BYTES[self._layout.compute]
+        if not pieces and not missing:
+            return
+        whole = self._read(full, "float32")
+        for piece in pieces:
+            self._optim[piece.rank].append(whole[4 * piece.start : 4 * piece.stop])
+            self._optim[piece.rank].fill(4 * piece.padding)
+        if module is not None and missing:
+            module.append(self._cast(whole, "float32", self._layout.compute))
+        self._progress(self._source.specs[full].num_bytes)
 
-    def _read_step(self, names: tuple[str, ...]) -> Tensor:
+    def _read(self, name: str, dtype: str) -> memoryview:
+        """A tensor as elements of a type."""
+        return self._cast(self._reader.read(name), self._source.specs[name].dtype, dtype)
+
+    def _cast(self, elements: memoryview, dtype: str, wanted: str) -> memoryview:
+        if dtype == wanted:
+            return elements
+        out = self._buffers[wanted].take(elements.nbytes // ITEM_BYTES[dtype] * ITEM_BYTES[wanted])
+        cast_into(elements, dtype, out, wanted)
+        return out
+
+    def _read_step(self, names: tuple[str, ...]) -> float:
         """The one count that a flat tensor has."""
-        steps = {name: self._source.read(f"{OPTIM}{name}.step").to(torch.float32) for name in names}
+        steps = {name: float(np.frombuffer(self._read(f"{OPTIM}{name}.step", "float32"), "f4")[0]) for name in names}
         first = steps[names[0]]
         for name, step in steps.items():
             if step != first:
                 raise CheckpointError(
-                    f"the optimizer counts {float(first):.0f} steps for '{names[0]}' and {float(step):.0f} for '{name}'; "
+                    f"the optimizer counts {first:.0f} steps for '{names[0]}' and {step:.0f} for '{name}'; "
                     "DeepSpeed keeps one count for both, so this checkpoint cannot take its form"
                 )
-            self._progress(step.nbytes)
-        return first.reshape(())
+            self._progress(4)
+        return first
 
     def write_others(self) -> None:
         """The model's files: what is frozen, buffers, and the names of everything."""
         structures = [ModelFile(self._layout, self._cuts, self._stage, self._shapes) for _ in self._model]
         for name in self._layout.frozen:
-            whole = self._source.read(MODEL + name)
-            self._progress(whole.nbytes)
-            for structure, written in zip(structures, self._write_frozen(name, whole.to(torch.float32)), strict=True):
+            for structure, written in zip(structures, self._write_frozen(name), strict=True):
                 structure.frozen[name] = written
+            self._files.note_if_due()
         for name in self._layout.buffers:
-            whole = self._source.read(MODEL + name)
-            self._progress(whole.nbytes)
+            spec = self._source.specs[MODEL + name]
+            whole = self._whole(MODEL + name, spec.dtype)
             for file, structure in zip(self._model, structures, strict=True):
-                structure.module[name] = file.put(whole)
+                structure.module[name] = _put(file, spec, whole)
         names = [name.removeprefix(MODEL) for name in self._source.specs if name.startswith(MODEL)]
         aliases = {a.removeprefix(MODEL): n.removeprefix(MODEL) for a, n in self._source.aliases.items()}
         for file, structure in zip(self._model, structures, strict=True):
             if self._stage == 3:  # parameters are not here: something without elements stands for them
-                nothing = file.put(torch.empty(0, dtype=self._layout.compute))
+                nothing = file.begin(Spec((0,), self._layout.compute))
                 structure.module |= {name: nothing for name in names if name not in structure.module}
             else:
                 structure.module |= self._module | structure.frozen
             file.finish(structure.build(names, aliases))
+        self._write_averages()
 
-    def _write_frozen(self, name: str, whole: Tensor) -> list[Written]:
+    def _write_frozen(self, name: str) -> list[Written]:
+        spec = Spec(self._shapes[name], "float32")
+        whole = self._whole(MODEL + name, "float32")
         if self._stage < 3:
-            return [self._model[0].put(whole)]
+            return [_put(self._model[0], spec, whole)]
         cut = ShardCut([name], self._shapes, self._world_size)
-        flat = whole.reshape(-1)
         written = []
         for piece in cut.pieces(name):
             file = self._model[piece.rank]
-            written.append(file.begin((cut.sizes[piece.rank],), torch.float32))
-            file.append(flat[piece.start : piece.stop])
-            file.fill()
+            written.append(file.begin(Spec((cut.sizes[piece.rank],), "float32")))
+            if not file.is_full:
+                file.append(whole()[4 * piece.start : 4 * piece.stop])
+                file.fill()
         return written
 
-
-def _write_extra(source: TensorSource, path: Path, progress: Progress) -> None:
-    """Moving averages, which DeepSpeed has no place for."""
-    names = [name for name in source.specs if name.startswith(EMA)]
-    if not names:
-        return
-    with TorchFileWriter(path) as file:
-        tensors = {}
+    def _write_averages(self) -> None:
+        """Moving averages, which DeepSpeed has no place for."""
+        names = [name for name in self._source.specs if name.startswith(EMA)]
+        if not names:
+            return
+        file, tensors = self._files.begin(EXTRA), {}
         for name in names:
-            whole = source.read(name)
-            tensors[name] = file.put(whole)
-            progress(whole.nbytes)
+            spec = self._source.specs[name]
+            tensors[name] = _put(file, spec, self._whole(name, spec.dtype))
+            self._files.note_if_due()
         file.finish({"tensors": tensors})
+
+    def _whole(self, name: str, dtype: str) -> Callable[[], memoryview]:
+        """Reads a tensor when it is asked for first."""
+
+        @cache
+        def read() -> memoryview:
+            self._progress(self._source.specs[name].num_bytes)
+            return self._read(name, dtype)
+
+        return read
+
+
+def _put(file: TorchArchiveWriter, spec: Spec, whole: Callable[[], memoryview]) -> Written:
+    """A whole tensor, unless it is there."""
+    written = file.begin(spec)
+    if not file.is_full:
+        file.append(whole())
+    return written
 
 
 def _write_beside(source: TensorSource, folder: Path, tag: str) -> None:

@@ -2,34 +2,46 @@
 
 Neutral names: "model.<name>" (parameters and buffers), "optim.<name>.exp_avg", ".exp_avg_sq", ".step", "ema.<name>".
 
-A form's sink is a function `write(source, folder, progress)` that reads one tensor after another and leaves files that
-the form's own library loads; `progress(num_bytes)` is called after every tensor that is written.
+Tensors are bytes here, of a shape and a type: nothing below this folder loads torch, whose libraries alone take more
+memory (and longer to load) than most conversions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
 MODEL, OPTIM, EMA = "model.", "optim.", "ema."
 # Told how many bytes of tensors were written since it was called last.
 Progress = Callable[[int], None]
+# Types of elements by torch's names, and the bytes that one takes.
+ITEM_BYTES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "complex128": 16, "complex64": 8, "bool": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What is known of a tensor before it is read."""
+    """What is known of a tensor before it is read; `dtype` is one of `ITEM_BYTES`."""
 
-    shape: torch.Size
-    dtype: torch.dtype
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        return self.shape.numel() * self.dtype.itemsize
+        return self.numel * ITEM_BYTES[self.dtype]
+
+    @property
+    def is_floating(self) -> bool:
+        return "float" in self.dtype
 
 
 class TensorSource(Protocol):
@@ -54,8 +66,12 @@ class TensorSource(Protocol):
     @property
     def config_yaml(self) -> str | None: ...
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor on the CPU; it may be a view of a mapped file, and is not to be changed."""
+    def read_into(self, name: str, target: memoryview) -> None:
+        """Fills `target`, as many bytes as the tensor has, with its elements in their order.
+
+        Raises:
+            CheckpointError: they cannot be read, or are not those that were written.
+        """
         ...
 
 

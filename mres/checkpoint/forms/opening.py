@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from torch import Tensor
 
 from mres.checkpoint.folder import (
     CONFIG,
@@ -119,8 +118,8 @@ class Selection:
         self.aliases = {alias: name for alias, name in source.aliases.items() if name in names}
         self.state, self.config_yaml = state, source.config_yaml
 
-    def read(self, name: str) -> Tensor:
-        return self._source.read(self._names[name])
+    def read_into(self, name: str, target: memoryview) -> None:
+        self._source.read_into(self._names[name], target)
 
 
 def weights_of(opened: Opened, kind: Kind) -> Selection:

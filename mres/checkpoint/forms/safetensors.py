@@ -9,20 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
 from mres.checkpoint.folder import SAFETENSORS, SAFETENSORS_INDEX, CheckpointError, FileFacts
-from mres.checkpoint.forms.form import MODEL, Progress, Spec, TensorSource, split_by_bytes
-from mres.checkpoint.forms.raw import raw, read_tensor
-from mres.checkpoint.forms.workspace import GrowingFile, Workspace
+from mres.checkpoint.forms.form import ITEM_BYTES, MODEL, Progress, Spec, TensorSource, split_by_bytes
+from mres.checkpoint.forms.memory import Reader, read_at
+from mres.checkpoint.forms.workspace import HashedFile, Workspace
 from mres.files import write_durably
 
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _INDEX_MAX_BYTES = 1 << 27
@@ -63,7 +60,7 @@ class SafetensorsSource:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="pt"):
+            with safe_open(path, framework="numpy"):
                 pass  # it checks that all offsets fit
             file = path.open("rb", buffering=0)
             (length,) = struct.unpack("<Q", file.read(8))
@@ -76,14 +73,14 @@ class SafetensorsSource:
         for name, entry in header.items():
             if entry["dtype"] not in _DTYPES:
                 raise CheckpointError(f"'{path}': {name} has type {entry['dtype']}, which this version does not read")
-            self.specs[MODEL + name] = Spec(torch.Size(entry["shape"]), _DTYPES[entry["dtype"]])
+            self.specs[MODEL + name] = Spec(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
             self._places[MODEL + name] = file, 8 + length + entry["data_offsets"][0]
         return dict(text)
 
-    def read(self, name: str) -> Tensor:
+    def read_into(self, name: str, target: memoryview) -> None:
         file, offset = self._places[name]
         try:
-            return read_tensor(file.fileno(), offset, self.specs[name])
+            read_at(file.fileno(), offset, target)
         except OSError as error:
             raise CheckpointError(f"'{file.name}' cannot be read: {error.strerror}") from None
 
@@ -123,9 +120,10 @@ def write_safetensors(
     aliases = {alias.removeprefix(MODEL): name.removeprefix(MODEL) for alias, name in source.aliases.items()}
     text = {**header, **aliases}
     files = _named(list(split_by_bytes(plain, max_shard_bytes)))
+    reader = Reader(source)
     for file, names in files.items():
         _check_types(names, plain)
-        work.write_file(file, _items(source, {name: plain[name] for name in names}, text, progress))
+        work.write_file(file, _items(reader, {name: plain[name] for name in names}, text, progress))
     if len(files) > 1:
         total = sum(spec.num_bytes for spec in plain.values())
         index = {
@@ -153,16 +151,16 @@ def _named(shards: list[list[str]]) -> dict[str, list[str]]:
 
 
 def _items(
-    source: TensorSource, specs: Mapping[str, Spec], text: Mapping[str, str], progress: Progress
-) -> Iterator[tuple[str, Callable[[GrowingFile], None]]]:
+    reader: Reader, specs: Mapping[str, Spec], text: Mapping[str, str], progress: Progress
+) -> Iterator[tuple[str, Callable[[HashedFile], None]]]:
     # The widest types first, as the library does it: so every tensor is aligned.
-    names = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
+    names = sorted(specs, key=lambda name: -ITEM_BYTES[specs[name].dtype])
     yield "", partial(_write_header, {name: specs[name] for name in names}, text)
     for name in names:
-        yield name, partial(_write_tensor, source, MODEL + name, progress)
+        yield name, partial(_write_tensor, reader, MODEL + name, progress)
 
 
-def _write_header(specs: Mapping[str, Spec], text: Mapping[str, str], file: GrowingFile) -> None:
+def _write_header(specs: Mapping[str, Spec], text: Mapping[str, str], file: HashedFile) -> None:
     header: dict[str, Any] = {"__metadata__": dict(text)}
     end = 0
     for name, spec in specs.items():
@@ -177,5 +175,5 @@ def _write_header(specs: Mapping[str, Spec], text: Mapping[str, str], file: Grow
     file.write(struct.pack("<Q", len(encoded)) + encoded)
 
 
-def _write_tensor(source: TensorSource, name: str, progress: Progress, file: GrowingFile) -> None:
-    progress(file.write(raw(source.read(name))))
+def _write_tensor(reader: Reader, name: str, progress: Progress, file: HashedFile) -> None:
+    progress(file.write(reader.read(name)))

@@ -1,8 +1,9 @@
-"""The folder in which a checkpoint is made: files grow item by item and are hashed as they do; a kill loses little.
+"""The folder in which a checkpoint is made: files grow by appending, and a kill loses little of them.
 
     <out>.incomplete/{journal.jsonl, result/…}
 
-The journal's first line says what is made of what; every other one an item that is on the disk, or a whole file.
+The journal's first line says what is made of what; every other one an item that is on the disk, a whole file, or the
+states of files that grow together.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 from mres.checkpoint.folder import FileFacts
+from mres.checkpoint.forms.memory import read_at
 from mres.files import fsync, make_folder
 
 # What a kill may lose; each time, the disk is waited for.
-_NOTE_EVERY_BYTES = 1 << 28
+NOTE_EVERY_BYTES = 1 << 28
 _PIECE_BYTES = 1 << 22
+_HASHED_AT_ONCE_BYTES = 1 << 17  # handing it to another thread would take as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Workspace:
         result: what is to be published.
         folder: of the files, in the result or the result itself.
         facts: of the files that are whole.
+        states: of files that grow together, what whoever wrote them last noted.
         taken_up: bytes that were there.
     """
 
@@ -50,12 +54,15 @@ class Workspace:
         self.result, self._journal = root / "result", root / "journal.jsonl"
         self.folder = self.result / inside
         self.facts: dict[str, FileFacts] = {}
+        self.states: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}
         self._items: dict[str, list[Item]] = {}
         if not self._take_up(purpose):
             rmtree(root, ignore_errors=True)
             make_folder(self.folder)
             self._note([{"purpose": purpose}])
-        self.taken_up = sum(item.length for items in self._items.values() for item in items)
+        items = sum(item.length for items in self._items.values() for item in items)
+        self.taken_up = items + sum(self._sizes.values())
 
     def _take_up(self, purpose: str) -> bool:
         lines = _lines_of(self._journal)
@@ -64,19 +71,25 @@ class Workspace:
         for line in lines[1:]:
             if "sha256" in line:
                 self.facts[line["file"]] = FileFacts(line["bytes"], line["sha256"])
+            elif "states" in line:
+                self.states |= line["states"]
+                self._sizes |= line["sizes"]
             else:
                 self._items.setdefault(line["file"], []).append(Item(**line))
-        sizes = {path.name: path.stat().st_size for path in self.folder.iterdir() if path.is_file()}
-        whole = all(sizes.get(name) == facts.bytes for name, facts in self.facts.items())
-        return whole and all(
-            sizes.get(name, 0) >= items[-1].offset + items[-1].length for name, items in self._items.items()
+        ends = {name: items[-1].offset + items[-1].length for name, items in self._items.items()}
+        return all(self._size(name) == facts.bytes for name, facts in self.facts.items()) and all(
+            self._size(name) >= end for name, end in (ends | self._sizes).items()
         )
+
+    def _size(self, name: str) -> int:
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else -1
 
     def _note(self, lines: list[dict[str, Any]]) -> None:
         with self._journal.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    def write_file(self, name: str, items: Iterator[tuple[str, Callable[[GrowingFile], None]]]) -> list[Item]:
+    def write_file(self, name: str, items: Iterator[tuple[str, Callable[[HashedFile], None]]]) -> list[Item]:
         """Writes what is not there of a file, the items one after another; returns where all of them lie."""
         noted = self._items.setdefault(name, [])
         if name in self.facts:
@@ -90,7 +103,7 @@ class Workspace:
                 start = file.tell()
                 write(file)
                 pending.append(Item(name, key, start, file.tell() - start))
-                if sum(item.length for item in pending) >= _NOTE_EVERY_BYTES:
+                if file.tell() - pending[0].offset >= NOTE_EVERY_BYTES:
                     file.sync()
                     self._note([asdict(item) for item in pending])
                     noted, pending = noted + pending, []
@@ -99,6 +112,21 @@ class Workspace:
             self.facts[name] = file.facts()
         self._note([*map(asdict, pending), {"file": name, **asdict(self.facts[name])}])
         return noted
+
+    def append_to(self, name: str) -> AppendedFile:
+        """A file that ends where its noted state is; the caller closes it."""
+        path = self.folder / name
+        make_folder(path.parent)
+        return AppendedFile(path, self._sizes.get(name, 0))
+
+    def note_states(self, files: Mapping[str, tuple[AppendedFile, Any]]) -> None:
+        """Brings files to the disk that grow together; from now on a kill costs nothing of them."""
+        for file, _ in files.values():
+            file.sync()
+        for folder in {(self.folder / name).parent for name in files}:
+            fsync(folder)
+        sizes = {name: file.tell() for name, (file, _) in files.items()}
+        self._note([{"states": {name: state for name, (_, state) in files.items()}, "sizes": sizes}])
 
 
 def _lines_of(journal: Path) -> list[dict[str, Any]]:
@@ -113,13 +141,14 @@ def _lines_of(journal: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class GrowingFile:
-    """A file to append to; every byte is hashed while the disk takes it."""
+class AppendedFile:
+    """A file to append to, cut off behind its first `size` bytes."""
 
-    def __init__(self, descriptor: int, hasher: ThreadPoolExecutor) -> None:
-        self._descriptor, self._hasher = descriptor, hasher
-        self._digest = hashlib.sha256()
-        self._size = 0
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._descriptor, size)
+        os.lseek(self._descriptor, size, os.SEEK_SET)
+        self._size = size
 
     def write(self, data: Any) -> int:
         """Bytes, or what has a buffer of them; all of it is written.
@@ -128,55 +157,56 @@ class GrowingFile:
             OSError: it was not.
         """
         view = memoryview(data)
-        if not view.nbytes:
-            return 0
-        view = view.cast("B")
-        hashed = self._hasher.submit(self._digest.update, view) if view.nbytes > _PIECE_BYTES else None
-        try:
-            done = 0
-            while done < view.nbytes:
-                done += os.write(self._descriptor, view[done : done + _PIECE_BYTES])
-        finally:
-            if hashed is not None:
-                hashed.result()
-        if hashed is None:
-            self._digest.update(view)
-        self._size += view.nbytes
+        if view.nbytes:
+            self._write(view.cast("B"))
+            self._size += view.nbytes
         return view.nbytes
 
-    def skip(self, num_bytes: int) -> None:
-        """Goes behind bytes that the file has already."""
-        while num_bytes:
-            piece = os.read(self._descriptor, min(num_bytes, _PIECE_BYTES))
-            assert piece, "the file was as long as was noted"
-            self._digest.update(piece)
-            self._size += len(piece)
-            num_bytes -= len(piece)
+    def _write(self, view: memoryview) -> None:
+        done = 0
+        while done < view.nbytes:
+            done += os.write(self._descriptor, view[done : done + _PIECE_BYTES])
 
     def tell(self) -> int:
         return self._size
 
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
     def sync(self) -> None:
         os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class HashedFile(AppendedFile):
+    """Every byte is hashed while the disk takes it; what the file has already, first."""
+
+    def __init__(self, path: Path, size: int, hasher: ThreadPoolExecutor) -> None:
+        super().__init__(path, size)
+        self._hasher, self._digest = hasher, hashlib.sha256()
+        piece = memoryview(bytearray(min(size, _PIECE_BYTES)))
+        for at in range(0, size, _PIECE_BYTES):
+            read_at(self._descriptor, at, piece[: size - at])
+            self._digest.update(piece[: size - at])
+
+    def _write(self, view: memoryview) -> None:
+        if view.nbytes < _HASHED_AT_ONCE_BYTES:
+            super()._write(view)
+            self._digest.update(view)
+            return
+        hashed = self._hasher.submit(self._digest.update, view)
+        try:
+            super()._write(view)
+        finally:
+            hashed.result()
 
     def facts(self) -> FileFacts:
         return FileFacts(self._size, self._digest.hexdigest())
 
 
 @contextmanager
-def _grow(path: Path, noted: list[Item]) -> Iterator[GrowingFile]:
+def _grow(path: Path, noted: list[Item]) -> Iterator[HashedFile]:
     """The file, cut off behind its last noted item."""
     end = noted[-1].offset + noted[-1].length if noted else 0
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        os.ftruncate(descriptor, end)
-        with ThreadPoolExecutor(1) as hasher:
-            file = GrowingFile(descriptor, hasher)
-            file.skip(end)
-            yield file
-    finally:
-        os.close(descriptor)
+    with ThreadPoolExecutor(1) as hasher, closing(HashedFile(path, end, hasher)) as file:
+        yield file
     fsync(path.parent)
