@@ -7,14 +7,12 @@ file or several with an index (what is exported).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.dcp_index import DCP_METADATA, CheckpointError, check_index
+from mres.checkpoint.dcp_index import DCP_METADATA, CheckpointError
 from mres.files import file_sha256, fsync, write_durably
 
 __all__ = [
@@ -28,9 +26,9 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "FileFacts",
+    "read_json",
     "read_manifest",
     "seal",
-    "verify",
 ]
 
 FORMAT = "mres-checkpoint-1"
@@ -90,52 +88,6 @@ def seal(
     fsync(folder)
 
 
-def verify(folder: Path) -> Checkpoint:
-    """Checks every file's size and hash, and that the files agree with each other.
-
-    Raises:
-        CheckpointError: naming the file that is missing or damaged.
-    """
-    step, files = read_manifest(folder)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing lets go of the interpreter
-        for problem in pool.map(lambda name: _problem_of(folder, name, files[name]), files):
-            if problem:
-                raise CheckpointError(problem)
-    tensors = next((name for name in (SAFETENSORS, SAFETENSORS_INDEX) if name in files), DCP_METADATA)
-    for name in (STATE, CONFIG, tensors):
-        if name not in files:
-            raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not list {name}")
-    if tensors == DCP_METADATA:
-        check_index(folder / DCP_METADATA, {name: facts.bytes for name, facts in files.items()})
-    return Checkpoint(folder, step, _read_state(folder / STATE, step))
-
-
-def _problem_of(folder: Path, name: str, facts: FileFacts) -> str:
-    """What is wrong with a file, or ""."""
-    path = folder / name
-    try:
-        if not _is_inside(path, folder):
-            return f"{folder / MANIFEST} is refused: it names {name!r}, which is not in the checkpoint's folder"
-        if not path.is_file():
-            return f"{path} is {'no file' if path.exists() else 'missing'}"
-        size = path.stat().st_size
-        if size != facts.bytes:
-            return f"{path} is damaged: it has {size:,} bytes, {MANIFEST} says {facts.bytes:,}"
-        if file_sha256(path) != facts.sha256:
-            return f"{path} is damaged: its content is not what {MANIFEST} says (SHA-256)"
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    return ""
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether it is a name in the folder, and no link that leads out of it."""
-    try:
-        return path.parent == folder and path.name != ".." and path.resolve().parent == folder.resolve()
-    except (ValueError, RuntimeError):  # a name with NUL in it, links in a circle
-        return False
-
-
 def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:
     """Step and files of a checkpoint, as they were written.
 
@@ -144,7 +96,7 @@ def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:
     """
     path = folder / MANIFEST
     try:
-        manifest = _read_json(path)
+        manifest = read_json(path)
         form = manifest["format"]
         if form == FORMAT:
             step = manifest["step"]
@@ -166,18 +118,8 @@ def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:
     return step, files
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Raises: ValueError: it is none, or too large to be one of a checkpoint's."""
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise ValueError
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_state(path: Path, step: int) -> dict[str, Any]:
-    try:
-        state = dict(_read_json(path))
-        found = state["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path} is not what mres writes: no JSON object with a step") from None
-    if found != step:
-        raise CheckpointError(f"{path} is of step {found}, {MANIFEST} of step {step}: one of them is damaged")
-    return state

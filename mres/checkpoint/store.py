@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mres.checkpoint.folder import FORMAT, MANIFEST, SAFETENSORS, Checkpoint, CheckpointError, verify
+from mres.checkpoint.folder import FORMAT, MANIFEST, SAFETENSORS, Checkpoint, CheckpointError
+from mres.checkpoint.verifying import verify
 
 __all__ = ["FORMAT", "Checkpoint", "CheckpointError", "locate", "newest", "published", "verify"]
 

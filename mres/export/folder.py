@@ -18,8 +18,9 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from mres.checkpoint.convert import SHARD_BYTES, convert
-from mres.checkpoint.folder import CONFIG, MANIFEST, CheckpointError, read_manifest, seal, verify
+from mres.checkpoint.folder import CONFIG, MANIFEST, CheckpointError, read_manifest, seal
 from mres.checkpoint.outcome import check_apart, check_target
+from mres.checkpoint.verifying import verify
 from mres.errors import UserError
 from mres.files import publish_folder, write_durably
 from mres.progress import track

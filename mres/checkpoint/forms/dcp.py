@@ -45,7 +45,7 @@ class DcpSource:
         self._folder, self.state, self.config_yaml = folder, state, config_yaml
         self._check_sums = check_sums
         self._checked: set[Chunk] = set()
-        self._buffer = Buffer()
+        self._buffer, self._checking = Buffer(), Buffer()
         self._files: dict[str, BinaryIO] = {}
         self._chunks: dict[str, list[Chunk]] = {}
         self.specs: dict[str, Spec] = {}
@@ -72,24 +72,40 @@ class DcpSource:
                 self._read(name, spec, chunk, box)
                 _elements(target, spec.dtype, spec.shape)[chunk.slices] = _elements(box, spec.dtype, chunk.sizes)
 
-    def _read(self, name: str, spec: Spec, chunk: Chunk, target: memoryview) -> None:
-        where = f"{self._folder / chunk.file}: {name}"
+    def check_items(self) -> None:
+        """Looks at what torch.load would unpickle, so that nobody comes to load what could run.
+
+        Raises:
+            CheckpointError: an item is something else than the tensor that the index says.
+        """
+        for name, chunks in self._chunks.items():
+            for chunk in chunks:
+                try:
+                    self._open(self.specs[name], chunk)
+                except (ValueError, OSError) as error:
+                    raise CheckpointError(f"{self._folder / chunk.file}: {name} is refused: {error}") from None
+
+    def _open(self, spec: Spec, chunk: Chunk) -> tuple[TorchArchive, StoredTensor]:
         if chunk.file not in self._files:
             self._files[chunk.file] = (self._folder / chunk.file).open("rb", buffering=0)
+        archive = TorchArchive(self._files[chunk.file].fileno(), chunk.start, chunk.length)
+        tensor = archive.structure
+        if not isinstance(tensor, StoredTensor) or (tensor.shape, tensor.dtype) != (chunk.sizes, spec.dtype):
+            raise ValueError(f"it is not of the shape and type that {DCP_METADATA} says")
+        return archive, tensor
+
+    def _read(self, name: str, spec: Spec, chunk: Chunk, target: memoryview) -> None:
         try:
-            archive = TorchArchive(self._files[chunk.file].fileno(), chunk.start, chunk.length)
-            tensor = archive.structure
-            if not isinstance(tensor, StoredTensor) or (tensor.shape, tensor.dtype) != (chunk.sizes, spec.dtype):
-                raise ValueError(f"it is not of the shape and type that {DCP_METADATA} says")
+            archive, tensor = self._open(spec, chunk)
             if self._check_sums and chunk not in self._checked:
-                archive.check(tensor, Buffer())
+                archive.check(tensor, self._checking)
                 self._checked.add(chunk)
             if tensor.is_contiguous:
                 archive.read_into(tensor, target)
             else:
                 self._read_strided(archive, tensor, target)
         except (ValueError, OSError) as error:
-            raise CheckpointError(f"{where} cannot be read: {error}") from None
+            raise CheckpointError(f"{self._folder / chunk.file}: {name} cannot be read: {error}") from None
 
     def _read_strided(self, archive: TorchArchive, tensor: StoredTensor, target: memoryview) -> None:
         """Of what was transposed: its elements lie in another order, perhaps with others between them."""
