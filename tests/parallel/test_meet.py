@@ -21,6 +21,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def met(*ranks_and_sizes: tuple[int, int], timeout_s: float = 30) -> list[str]:
     """What came of it for each, in threads: the stores and their connections are those of processes."""
+    held = []  # rank 0's serves the others: a process keeps it as long as its group
 
     def one(rank_and_size: tuple[int, int]) -> str:
         rank, size = rank_and_size
@@ -28,6 +29,7 @@ def met(*ranks_and_sizes: tuple[int, int], timeout_s: float = 30) -> list[str]:
             store = meet(rank, size, timeout_s)
         except UserError as error:
             return str(error)
+        held.append(store)
         store.set(f"there/{rank}", "x")
         store.wait([f"there/{r}" for r in range(size)])  # what the process group does first
         return "met"
