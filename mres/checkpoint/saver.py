@@ -6,6 +6,7 @@ ranks tell each other there, `settle` is what all of them then call.
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from mres.checkpoint.folder import CheckpointError
 from mres.checkpoint.retention import BEST, Best
 from mres.checkpoint.store import published, step_folder
 from mres.checkpoint.writing import Job, NotFiniteError, Writer
+from mres.host_memory import available_bytes, machines_without_room
+from mres.parallel.staging import host_bytes
 
 if TYPE_CHECKING:
     from mres.parallel.strategy import Strategy
@@ -77,6 +80,7 @@ class Saver:
         self._writer = Writer(root, strategy, config)
         self._flight: _Flight | None = None
         self._failures = 0
+        self._has_room: bool | None = None
         self._stall_s = self._wait_s = self._write_s = 0.0
 
     def resumed(self, folder: Path, step: int) -> None:
@@ -97,7 +101,7 @@ class Saver:
         started = time.perf_counter()
         self.settle()
         self._wait_s += time.perf_counter() - started
-        asynchronous = self._config.async_save and not last
+        asynchronous = self._config.async_save and not last and self._has_room_for_copies()
         pieces = self._strategy.stage() if asynchronous else self._strategy.pieces()
         flight = _Flight(self._writer, Job(step, pieces, self._state_of(step), self._config_yaml))
         self._flight = flight
@@ -107,6 +111,19 @@ class Saver:
             flight.run()
             self.settle(last=last)
         self._stall_s += time.perf_counter() - started
+
+    def _has_room_for_copies(self) -> bool:
+        """Whether every machine has memory for its ranks' staged state; looked at once, before it is taken."""
+        if self._has_room is None:
+            mine = platform.node(), host_bytes(self._strategy.pieces()), available_bytes()
+            lacking = machines_without_room(self._strategy.same_everywhere(mine))
+            self._has_room = not lacking
+            if lacking:
+                self._say(
+                    f"warning: {lacking[0]}: checkpoints are written while training waits, as with "
+                    "checkpoint.async_save=false; ask for more memory, or use more ranks"
+                )
+        return self._has_room
 
     def failed(self) -> bool:
         """Whether this rank knows that the save in flight has failed; the others know it, or will in a moment."""

@@ -38,6 +38,12 @@ class Staging:
         return staged
 
 
+def host_bytes(pieces: Mapping[str, Piece]) -> int:
+    """What copies of them take; of a GPU's, torch rounds every pinned piece up to a power of two."""
+    boxes = (box for piece in pieces.values() for box in piece.boxes.values() if box.nbytes)
+    return sum(1 << (box.nbytes - 1).bit_length() if box.device.type == "cuda" else box.nbytes for box in boxes)
+
+
 def _host_memory(piece: Piece) -> Piece:
     # Every box by itself: of a view into something larger, torch.save would make a copy first.
     boxes = {

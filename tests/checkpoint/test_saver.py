@@ -93,3 +93,20 @@ def test_a_failure_in_the_background_is_told_to_all_at_a_boundary(tmp_path: Path
         assert said[1].startswith(f"warning: {words}")
         assert failures == 1
         assert [path.name for path in store.published(tmp_path)] == ["step-00000003", "step-00000001"]
+
+
+def _without_memory(root: Path) -> tuple[list[str], dict[str, float]]:
+    from mres.checkpoint import saver as module
+
+    module.available_bytes = lambda: 10_000  # rank 1's copies of 4 kB each do not fit beside rank 0's
+    said: list[str] = []
+    *_, saver = saves(root, [1, 2], width=32, say=said.append)
+    return said, saver.figures()
+
+
+def test_without_memory_for_copies_training_waits_and_nothing_is_lost(tmp_path: Path) -> None:
+    one, other = on_ranks(_without_memory, 2, tmp_path)
+    assert one[0] == other[0]
+    assert [text.split()[0] for text in one[0]] == ["warning:", "checkpoint", "checkpoint"]
+    assert "MB of memory left, and copies of its ranks' state take 0 MB: checkpoints are written while" in one[0][0]
+    assert [store.verify(folder).step for folder in store.published(tmp_path)] == [2, 1]
