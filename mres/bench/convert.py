@@ -135,7 +135,7 @@ def _report(mb: int, largest: int, found: dict[str, dict[str, float]]) -> dict[s
         "conversion / cp": {name: figures["s"] / figures["cp"] for name, figures in ours.items()},
         "peak memory, MB": {name: figures["MB"] for name, figures in found.items()} | {"limit": limit},
         "claims": {
-            "peak memory / (600 MB + 2 × the largest tensor)": claim(memory / limit, "<=", 1),
+            "peak memory / (200 MB + 2 × the largest tensor)": claim(memory / limit, "<=", 1),
             **{f"{one} / {other}": claim(found[one]["s"] / found[other]["s"], "<=", 1) for one, other in pairs.items()},
         },
     }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Form = Literal["safetensors", "dcp", "zero1", "zero2", "zero3"]
 SHARD_BYTES = 5 * 10**9
 # What is promised of memory: so much, and twice the largest tensor (one of the source, one that is read back).
-MEMORY_BYTES = 600 * 10**6
+MEMORY_BYTES = 200 * 10**6
 _MARGIN_BYTES, _BYTES_A_TENSOR = 1 << 20, 2048
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
