@@ -30,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 def killed_at_read(number: int, source: Path, out: Path, form: Form) -> None:
     """SIGKILL comes when tensor `number` is read; what was written is noted every 20 kB."""
-    from mres.checkpoint.forms import deepspeed_write, workspace
+    from mres.checkpoint.forms import files_together, workspace
 
     reads = 0
     read = DcpSource.read_into
@@ -42,8 +42,8 @@ def killed_at_read(number: int, source: Path, out: Path, form: Form) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         read(self, name, target)
 
-    workspace.NOTE_EVERY_BYTES = deepspeed_write.NOTE_EVERY_BYTES = 20_000
-    deepspeed_write._BYTES_A_SYNC = 0
+    workspace.NOTE_EVERY_BYTES = files_together.NOTE_EVERY_BYTES = 20_000
+    files_together._BYTES_A_SYNC = 0
     DcpSource.read_into = counted  # type: ignore[method-assign]
     convert(source, out, form, max_shard_bytes=40_000)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mres.checkpoint.forms.casting import CASTABLE, cast_into
 from mres.checkpoint.forms.form import ITEM_BYTES, Spec
 from mres.checkpoint.forms.memory import Buffer
+from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.torch_archive import TorchArchive
 from mres.checkpoint.forms.torch_archive_writer import TorchArchiveWriter
 from mres.checkpoint.forms.workspace import AppendedFile
@@ -40,8 +41,7 @@ def drawn(shape: tuple[int, ...], dtype: str, seed: int = 0) -> Tensor:
 
 
 def opened(path: Path, start: int = 0, length: int | None = None) -> TorchArchive:
-    descriptor = os.open(path, os.O_RDONLY)  # as long as the test
-    return TorchArchive(descriptor, start, path.stat().st_size - start if length is None else length)
+    return TorchArchive(OpenFiles(), path, start, length)
 
 
 def read(archive: TorchArchive, stored: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from mres.checkpoint.folder import DCP_METADATA, CheckpointError, FileFacts
 from mres.checkpoint.forms.dcp_metadata import Chunk, index_of, read_index
 from mres.checkpoint.forms.form import ITEM_BYTES, Progress, Spec, TensorSource, split_by_bytes
 from mres.checkpoint.forms.memory import Buffer, Reader
+from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.torch_archive import TorchArchive
 from mres.checkpoint.forms.torch_archive_writer import TorchArchiveWriter
 from mres.checkpoint.forms.torch_pickle import StoredTensor
@@ -46,7 +47,7 @@ class DcpSource:
         self._check_sums = check_sums
         self._checked: set[Chunk] = set()
         self._buffer, self._checking = Buffer(), Buffer()
-        self._files: dict[str, BinaryIO] = {}
+        self._files = OpenFiles()
         self._chunks: dict[str, list[Chunk]] = {}
         self.specs: dict[str, Spec] = {}
         self.aliases: dict[str, str] = {}
@@ -86,9 +87,7 @@ class DcpSource:
                     raise CheckpointError(f"{self._folder / chunk.file}: {name} is refused: {error}") from None
 
     def _open(self, spec: Spec, chunk: Chunk) -> tuple[TorchArchive, StoredTensor]:
-        if chunk.file not in self._files:
-            self._files[chunk.file] = (self._folder / chunk.file).open("rb", buffering=0)
-        archive = TorchArchive(self._files[chunk.file].fileno(), chunk.start, chunk.length)
+        archive = TorchArchive(self._files, self._folder / chunk.file, chunk.start, chunk.length)
         tensor = archive.structure
         if not isinstance(tensor, StoredTensor) or (tensor.shape, tensor.dtype) != (chunk.sizes, spec.dtype):
             raise ValueError(f"it is not of the shape and type that {DCP_METADATA} says")

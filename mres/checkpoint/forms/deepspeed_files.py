@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mres.checkpoint.folder import CheckpointError
+from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.torch_file import TorchFile
 from mres.checkpoint.forms.torch_pickle import Inert
 
@@ -74,7 +75,8 @@ def open_files(folder: Path) -> Files:
         CheckpointError: one is missing, damaged, refused, or of something else than plain ZeRO.
     """
     paths = _optim_paths(folder)
-    first = TorchFile(paths[0], _INERT)
+    files = OpenFiles()
+    first = TorchFile(files, paths[0], _INERT)
     count = _world_size(first)
     if len(paths) != count:
         raise CheckpointError(
@@ -85,10 +87,12 @@ def open_files(folder: Path) -> Files:
                 else "files of two checkpoints lie in it"
             )
         )
-    optim = [first, *(TorchFile(path, _INERT) for path in paths[1:])]
+    optim = [first, *(TorchFile(files, path, _INERT) for path in paths[1:])]
     stage = _stage(first)
     names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(count)]
-    model = [TorchFile(folder / name, _INERT) for name in (names if stage == 3 else ["mp_rank_00_model_states.pt"])]
+    model = [
+        TorchFile(files, folder / name, _INERT) for name in (names if stage == 3 else ["mp_rank_00_model_states.pt"])
+    ]
     for file in model:
         if not isinstance(file.structure.get("module"), dict) or not file.structure.get("param_shapes"):
             raise CheckpointError(f"{file.path} has no module or no param_shapes: it was not written under ZeRO")
@@ -98,7 +102,7 @@ def open_files(folder: Path) -> Files:
 def open_extra(folder: Path) -> TorchFile | None:
     """What mres put beside DeepSpeed's files."""
     path = folder / EXTRA
-    return TorchFile(path, ()) if path.is_file() else None
+    return TorchFile(OpenFiles(), path) if path.is_file() else None
 
 
 def _optim_paths(folder: Path) -> list[Path]:

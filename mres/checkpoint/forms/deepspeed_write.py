@@ -7,10 +7,9 @@ written for, and its `zero_to_fp32.py` makes the weights of it.
 from __future__ import annotations
 
 import json
-import resource
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -23,16 +22,12 @@ from mres.checkpoint.forms.deepspeed_files import EXTRA
 from mres.checkpoint.forms.deepspeed_layout import MOMENTS, Layout, layout_of
 from mres.checkpoint.forms.deepspeed_read import DeepSpeedSource
 from mres.checkpoint.forms.deepspeed_structure import ModelFile, OptimFile, State
+from mres.checkpoint.forms.files_together import FilesTogether, allow_open_files
 from mres.checkpoint.forms.form import EMA, ITEM_BYTES, MODEL, OPTIM, Progress, Spec, TensorSource
 from mres.checkpoint.forms.memory import Buffer, Reader
 from mres.checkpoint.forms.torch_archive_writer import TorchArchiveWriter, Written
-from mres.checkpoint.forms.workspace import NOTE_EVERY_BYTES, AppendedFile, Workspace
+from mres.checkpoint.forms.workspace import Workspace
 from mres.files import fsync, write_durably
-
-# What is open beside them: the source, libraries.
-_OTHER_FILES = 128
-# As waiting for a file to be on the disk takes about as long as writing so much.
-_BYTES_A_SYNC = 1 << 20
 
 
 def write_deepspeed(
@@ -55,59 +50,15 @@ def write_deepspeed(
     assert world_size > 0
     layout = source.layout if isinstance(source, DeepSpeedSource) else layout_of(source)
     tag = f"global_step{layout.counts['global_steps']}"
-    _allow_open_files(2 * world_size)
+    allow_open_files(2 * world_size)
     with ExitStack() as stack:
-        files = _Files(work, tag, stack)
+        files = FilesTogether(work, tag, stack)
         writer = _Writer(source, layout, stage, world_size, files, progress)
         writer.write_trained()
         writer.write_others()
         files.note()
     _write_beside(source, work.folder, tag)
     return layout.notes
-
-
-def _allow_open_files(count: int) -> None:
-    """Every rank's files are open at once, more than many shells allow by default.
-
-    Raises:
-        CheckpointError: the system allows fewer.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + _OTHER_FILES
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise CheckpointError(
-            f"files for {count // 2} ranks are {count} open files, and the system allows {hard} (ulimit -Hn); raise it, or "
-            "convert for fewer ranks (--world-size)"
-        )
-    if soft != resource.RLIM_INFINITY and needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-class _Files:
-    """The files of a tag's folder, open until `stack` ends; what they hold is noted all at once."""
-
-    def __init__(self, work: Workspace, tag: str, stack: ExitStack) -> None:
-        self._work, self._tag, self._stack = work, tag, stack
-        self._open: dict[str, tuple[AppendedFile, TorchArchiveWriter]] = {}
-        self._noted = 0
-
-    def begin(self, name: str) -> TorchArchiveWriter:
-        path = f"{self._tag}/{name}"
-        file = self._stack.enter_context(closing(self._work.append_to(path)))
-        writer = TorchArchiveWriter(file, Path(name).stem, self._work.states.get(path))
-        self._open[path] = file, writer
-        self._noted += file.tell()
-        return writer
-
-    def note_if_due(self) -> None:
-        """After so much that a kill should not cost it again, and that bringing every file to the disk is worth it."""
-        written = sum(file.tell() for file, _ in self._open.values()) - self._noted
-        if written >= max(NOTE_EVERY_BYTES, _BYTES_A_SYNC * len(self._open)):
-            self.note()
-
-    def note(self) -> None:
-        self._work.note_states({path: (file, writer.state) for path, (file, writer) in self._open.items()})
-        self._noted = sum(file.tell() for file, _ in self._open.values())
 
 
 class _Writer:
@@ -119,7 +70,7 @@ class _Writer:
         layout: Layout,
         stage: int,
         world_size: int,
-        files: _Files,
+        files: FilesTogether,
         progress: Progress,
     ) -> None:
         self._source, self._layout, self._stage, self._world_size = source, layout, stage, world_size

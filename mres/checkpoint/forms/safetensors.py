@@ -7,11 +7,12 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mres.checkpoint.folder import SAFETENSORS, SAFETENSORS_INDEX, CheckpointError, FileFacts
 from mres.checkpoint.forms.form import ITEM_BYTES, MODEL, Progress, Spec, TensorSource, split_by_bytes
 from mres.checkpoint.forms.memory import Reader, read_at
+from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.workspace import HashedFile, Workspace
 from mres.files import write_durably
 
@@ -41,7 +42,8 @@ class SafetensorsSource:
 
     def __init__(self, path: Path) -> None:
         files = _files_of(path)
-        self._places: dict[str, tuple[BinaryIO, int]] = {}
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._open_files = OpenFiles()
         self.specs: dict[str, Spec] = {}
         self.header: dict[str, str] = {}
         for file, expected in files.items():
@@ -62,9 +64,9 @@ class SafetensorsSource:
         try:
             with safe_open(path, framework="numpy"):
                 pass  # it checks that all offsets fit
-            file = path.open("rb", buffering=0)
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(length))
         except FileNotFoundError:
             raise CheckpointError(f"no such file: '{path}'") from None
         except (SafetensorError, OSError, ValueError) as error:
@@ -74,15 +76,15 @@ class SafetensorsSource:
             if entry["dtype"] not in _DTYPES:
                 raise CheckpointError(f"'{path}': {name} has type {entry['dtype']}, which this version does not read")
             self.specs[MODEL + name] = Spec(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
-            self._places[MODEL + name] = file, 8 + length + entry["data_offsets"][0]
+            self._places[MODEL + name] = path, 8 + length + entry["data_offsets"][0]
         return dict(text)
 
     def read_into(self, name: str, target: memoryview) -> None:
-        file, offset = self._places[name]
+        path, offset = self._places[name]
         try:
-            read_at(file.fileno(), offset, target)
+            read_at(self._open_files.descriptor(path), offset, target)
         except OSError as error:
-            raise CheckpointError(f"'{file.name}' cannot be read: {error.strerror}") from None
+            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
 
 
 def _files_of(path: Path) -> dict[Path, list[str] | None]:

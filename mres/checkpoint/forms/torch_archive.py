@@ -9,12 +9,14 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile
 
 from mres.checkpoint.forms import torch_pickle
 from mres.checkpoint.forms.form import ITEM_BYTES
 from mres.checkpoint.forms.memory import Buffer, read_at
+from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.torch_pickle import RefusedError, StoredTensor
 
 _MAX_PICKLE_BYTES = 1 << 30  # names and shapes: a hundred bytes a tensor
@@ -26,18 +28,23 @@ class TorchArchive:
     """What torch.save wrote; tensors in `structure` are descriptions, which `read_into` takes.
 
     Args:
-        descriptor: of an open file, which stays open as long as this is used.
+        files: open it when it is read.
+        length: of the part from `start` on; up to the file's end without.
         inert: full names of classes that may be in it beside torch's own.
 
     Raises:
         ValueError: it is torn, no file of torch.save, or has something in it that is not allowed; says what.
+        OSError: it cannot be opened or read.
     """
 
-    def __init__(self, descriptor: int, start: int, length: int, inert: Sequence[str] = ()) -> None:
-        self._descriptor, self._start, self._length = descriptor, start, length
+    def __init__(
+        self, files: OpenFiles, path: Path, start: int = 0, length: int | None = None, inert: Sequence[str] = ()
+    ) -> None:
+        self._files, self._path, self._start = files, path, start
+        self._length = path.stat().st_size - start if length is None else length
         self._checked: set[str] = set()
         try:
-            with ZipFile(io.BufferedReader(_Part(descriptor, start, length), 1 << 12)) as archive:
+            with ZipFile(io.BufferedReader(_Part(files.descriptor(path), start, self._length), 1 << 12)) as archive:
                 pickled = next((n for n in archive.namelist() if re.fullmatch("[^/]+/data[.]pkl", n)), None)
                 if pickled is None:
                     raise ValueError("it is no file of torch.save: no data.pkl")
@@ -45,7 +52,7 @@ class TorchArchive:
                 self._members = {m.filename.removeprefix(self._root): m for m in archive.infolist()}
                 self._check_order(archive)
                 self.structure: Any = torch_pickle.load(self._pickled(archive, pickled), inert)
-        except RefusedError:
+        except (RefusedError, OSError):
             raise
         except Exception as error:  # zips and pickles can fail in any way
             raise ValueError(f"it is torn or no file of torch.save ({_first_line(error)})") from None
@@ -71,7 +78,7 @@ class TorchArchive:
         first = (tensor.offset + start) * ITEM_BYTES[tensor.dtype]
         if first + target.nbytes > size:
             raise ValueError(f"a tensor of it ends {first + target.nbytes - size} bytes after its storage")
-        read_at(self._descriptor, offset + first, target)
+        read_at(self._files.descriptor(self._path), offset + first, target)
 
     def check(self, tensor: StoredTensor, buffer: Buffer) -> None:
         """Compares the CRC of the storage that the tensor is in, at the first time; torch itself does not.
@@ -86,7 +93,7 @@ class TorchArchive:
         found = 0
         for at in range(0, size, _PIECE_BYTES):
             piece = buffer.take(min(_PIECE_BYTES, size - at))
-            read_at(self._descriptor, offset + at, piece)
+            read_at(self._files.descriptor(self._path), offset + at, piece)
             found = zlib.crc32(piece, found)
         if found != self._members[f"data/{tensor.key}"].CRC:
             raise ValueError(f"bytes from {offset} on are not those that were written (CRC)")
@@ -100,7 +107,7 @@ class TorchArchive:
         if member.compress_type != ZIP_STORED or member.header_offset + _LOCAL_HEADER.size > self._length:
             raise ValueError(f"its data/{key} is compressed or lies outside of it")
         header = bytearray(_LOCAL_HEADER.size)
-        read_at(self._descriptor, self._start + member.header_offset, memoryview(header))
+        read_at(self._files.descriptor(self._path), self._start + member.header_offset, memoryview(header))
         magic, name, extra = _LOCAL_HEADER.unpack(header)
         offset = member.header_offset + _LOCAL_HEADER.size + name + extra
         if magic != b"PK\3\4" or offset + member.file_size > self._length:

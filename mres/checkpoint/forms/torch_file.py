@@ -11,6 +11,7 @@ from typing import Any
 from mres.checkpoint.folder import CheckpointError
 from mres.checkpoint.forms.form import ITEM_BYTES
 from mres.checkpoint.forms.memory import Buffer
+from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.torch_archive import TorchArchive
 from mres.checkpoint.forms.torch_pickle import StoredTensor
 
@@ -19,18 +20,18 @@ class TorchFile:
     """What torch.save wrote; `structure` has descriptions of tensors, which `stored` makes readable.
 
     Args:
+        files: open it when it is read.
         inert: full names of classes that may be in it beside torch's own.
 
     Raises:
         CheckpointError: missing, torn, no file of torch.save, or with something in it that is not allowed.
     """
 
-    def __init__(self, path: Path, inert: Sequence[str]) -> None:
+    def __init__(self, files: OpenFiles, path: Path, inert: Sequence[str] = ()) -> None:
         self.path = path
         self._buffer = Buffer()
         try:
-            self._file = path.open("rb", buffering=0)
-            self._archive = TorchArchive(self._file.fileno(), 0, path.stat().st_size, inert)
+            self._archive = TorchArchive(files, path, inert=inert)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
         except OSError as error:
