@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from mres.checkpoint.config import CheckpointConfig
 from mres.checkpoint.folder import CheckpointError
+from mres.checkpoint.host_memory import available_bytes, machines_without_room
 from mres.checkpoint.retention import BEST, Best
 from mres.checkpoint.store import published, step_folder
 from mres.checkpoint.writing import Job, NotFiniteError, Writer
-from mres.host_memory import available_bytes, machines_without_room
 from mres.parallel.staging import host_bytes
 
 if TYPE_CHECKING:

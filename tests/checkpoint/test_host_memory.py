@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mres import host_memory
-from mres.host_memory import available_bytes, machines_without_room
+from mres.checkpoint import host_memory
+from mres.checkpoint.host_memory import available_bytes, machines_without_room
 
 LIMIT = 400_000_000
 
@@ -40,7 +40,7 @@ def test_a_groups_limit_counts(group: Path) -> None:
 import os, sys
 from pathlib import Path
 Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
-from mres.host_memory import available_bytes
+from mres.checkpoint.host_memory import available_bytes
 before = available_bytes()
 held = bytearray(os.urandom(1 << 20)) * 100
 print(before, before - available_bytes())
