@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mres.checkpoint.folder import MANIFEST, CheckpointError, seal
+from mres.checkpoint.folder import MANIFEST, SAFETENSORS_INDEX, CheckpointError, seal
 from mres.checkpoint.outcome import check_apart, check_target
 from mres.checkpoint.store import step_folder
 from mres.errors import UserError
@@ -21,6 +21,8 @@ from mres.files import free_bytes, publish_folder
 from mres.progress import count_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mres.checkpoint.forms.form import Spec, TensorSource
     from mres.checkpoint.forms.opening import Kind, Opened
     from mres.checkpoint.forms.workspace import Workspace
@@ -30,6 +32,7 @@ SHARD_BYTES = 5 * 10**9
 # What is promised of memory: so much, and twice the largest tensor (one of the source, one that is read back).
 MEMORY_BYTES = 200 * 10**6
 _MARGIN_BYTES, _BYTES_A_TENSOR = 1 << 20, 2048
+_PIECE = 1 << 20  # elements that are compared at a time where they are cast for it
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -96,7 +99,8 @@ def convert(
 ) -> Path:
     """Writes what is in `source` into the folder `out`, which appears at the end, checked, or not at all.
 
-    A conversion that was killed goes on when it is called with the same arguments. Whatever fails leaves nothing.
+    A conversion that was killed or interrupted goes on when it is called with the same arguments. Whatever fails leaves
+    nothing.
 
     Args:
         source: what `open_checkpoint` takes: runs, checkpoints, exports, DeepSpeed's folders, bare DCP folders.
@@ -111,19 +115,22 @@ def convert(
         The checkpoint's folder: `out`, or `out`/step-….
 
     Raises:
-        CheckpointError: source or target cannot be used, no room, or what was written differs from what was read.
+        CheckpointError: source or target cannot be used, another conversion is writing the latter, no room, or what was
+            written differs from what was read.
     """
-    if not source.exists():
-        raise CheckpointError(f"no such checkpoint or run: '{source}'")
-    check_target(out, overwrite=overwrite)
     from mres.checkpoint.forms.opening import open_checkpoint
+    from mres.checkpoint.forms.workspace import check_ours, held
 
+    _look_at(source, out)
+    check_target(out, overwrite=overwrite)
+    root = out.absolute().with_name(out.name + ".incomplete")
+    check_ours(root)
     opened = open_checkpoint(source)
     check_apart(opened.path.resolve(), out.resolve())
     chosen = _choose(opened, form, weights)
     options = {"world_size": world_size, "max_shard_bytes": max_shard_bytes}
-    root = out.absolute().with_name(out.name + ".incomplete")
-    try:
+    with held(root, out), _left_tidy(root, out):
+        check_target(out, overwrite=overwrite)  # another conversion may have made it since
         work = _open_workspace(root, _purpose(opened.path, form, weights, options), chosen, form)
         _write(chosen, work, form, options)
         check_same(chosen, _reopen(work.folder, form), work.folder)
@@ -133,14 +140,46 @@ def convert(
             (work.folder / MANIFEST).unlink(missing_ok=True)  # a killed one's would list itself
             seal(work.folder, int(chosen.state["step"]), chosen.state, chosen.config_yaml, work.facts)
         publish_folder(work.result, out.absolute())
-    except (OSError, MemoryError) as error:
-        rmtree(root, ignore_errors=True)
-        raise CheckpointError(f"'{out}' was not written: {_reason(error)}; nothing of it was left behind") from None
-    except UserError:
-        rmtree(root, ignore_errors=True)
-        raise
-    rmtree(root, ignore_errors=True)
     return out / work.folder.relative_to(work.result)
+
+
+def _look_at(source: Path, out: Path) -> None:
+    """Raises: CheckpointError: one of them cannot be looked at, or there is no source."""
+    try:
+        source.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        link = f": a link to '{source.readlink()}', which is not there" if source.is_symlink() else ""
+        raise CheckpointError(f"no such checkpoint or run: '{source}'{link}") from None
+    except OSError as error:
+        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
+    try:
+        out.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise CheckpointError(f"'{out}' cannot be written: {error.strerror}; name another folder") from None
+
+
+@contextmanager
+def _left_tidy(root: Path, out: Path) -> Iterator[None]:
+    """The workspace goes at the end, whether its body fails or not; who interrupts it may want to go on."""
+    from mres.checkpoint.forms.workspace import RESULT, remove_workspace
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (root / RESULT).is_dir():
+            _say(f"note: what was written is kept in '{root}'; the same command goes on from it")
+        else:
+            remove_workspace(root)
+        raise
+    except (OSError, MemoryError) as error:
+        remove_workspace(root)
+        raise CheckpointError(f"'{out}' was not written: {_reason(error)}; nothing of it was left behind") from None
+    except Exception:
+        remove_workspace(root)
+        raise
+    remove_workspace(root)
 
 
 def _choose(opened: Opened, form: Form, kind: Kind) -> TensorSource:
@@ -167,7 +206,13 @@ def _is_sealed(chosen: TensorSource, form: Form) -> bool:
 
 def _purpose(source: Path, form: Form, kind: Kind, options: dict[str, int]) -> str:
     """What a workspace is for: another time, another source or other options begin anew."""
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    if source.is_dir():
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+    elif source.name == SAFETENSORS_INDEX:
+        shards = json.loads(source.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [source, *(source.with_name(name) for name in sorted(set(shards)))]
+    else:
+        files = [source]
     found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return json.dumps([str(source.absolute()), found, form, kind, options, metadata.version("mres")])
 
@@ -181,7 +226,7 @@ def _open_workspace(root: Path, purpose: str, chosen: TensorSource, form: Form) 
     from mres.checkpoint.forms.form import MODEL
     from mres.checkpoint.forms.workspace import Workspace
 
-    sizes = [spec.num_bytes for spec in chosen.specs.values()]
+    sizes = [_written_bytes(spec, form) for spec in chosen.specs.values()]
     total, largest = sum(sizes), max(sizes, default=0)
     inside = ""
     if form == "dcp" and _is_sealed(chosen, form):
@@ -190,7 +235,7 @@ def _open_workspace(root: Path, purpose: str, chosen: TensorSource, form: Form) 
     work = Workspace(root, purpose, inside)
     needed = total + _BYTES_A_TENSOR * len(sizes) + _MARGIN_BYTES - work.taken_up
     if form in ("zero1", "zero2"):  # what forward computes with lies beside the masters
-        needed += sum(spec.num_bytes for name, spec in chosen.specs.items() if name.startswith(MODEL))
+        needed += sum(_written_bytes(spec, form) for name, spec in chosen.specs.items() if name.startswith(MODEL))
     free = free_bytes(root)
     _say(
         f"{len(sizes):,} tensors, {total / 1e6:,.1f} MB, the largest {largest / 1e6:,.1f} MB: takes about "
@@ -205,6 +250,11 @@ def _open_workspace(root: Path, purpose: str, chosen: TensorSource, form: Form) 
     return work
 
 
+def _written_bytes(spec: Spec, form: Form) -> int:
+    """DeepSpeed's form has floats as float32."""
+    return max(spec.num_bytes, 4 * spec.numel) if form.startswith("zero") and spec.is_floating else spec.num_bytes
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -214,10 +264,11 @@ def _write(chosen: TensorSource, work: Workspace, form: Form, options: dict[str,
     from mres.checkpoint.forms.safetensors import write_safetensors
 
     with count_bytes(sum(spec.num_bytes for spec in chosen.specs.values()), "writing") as progress:
-        progress(work.taken_up)
         if form == "safetensors":
+            progress(work.taken_up)
             write_safetensors(chosen, work, progress, options["max_shard_bytes"], _header(chosen))
         elif form == "dcp":
+            progress(work.taken_up)
             write_dcp(chosen, work, progress)
         else:
             from mres.checkpoint.forms.deepspeed import write_deepspeed
@@ -277,17 +328,25 @@ def check_same(given: TensorSource, written: TensorSource, where: Path) -> None:
 def _same(given: memoryview, spec: Spec, written: memoryview, as_written: Spec) -> bool:
     """The same shape and bits. DeepSpeed's form has float32 only, which holds what is narrower."""
     from mres.checkpoint.forms.casting import CASTABLE, cast_into
+    from mres.checkpoint.forms.form import ITEM_BYTES
     from mres.checkpoint.forms.memory import same_bytes
 
     if spec.shape != as_written.shape:
         return False
-    if spec.dtype != as_written.dtype:
-        if not {spec.dtype, as_written.dtype} <= set(CASTABLE):
+    if spec.dtype == as_written.dtype:
+        return same_bytes(given, written)
+    if not {spec.dtype, as_written.dtype} <= set(CASTABLE):
+        return False
+    width, written_width = ITEM_BYTES[spec.dtype], ITEM_BYTES[as_written.dtype]
+    back = memoryview(bytearray(min(_PIECE, spec.numel) * width))
+    for at in range(0, spec.numel, _PIECE):
+        num = min(_PIECE, spec.numel - at)
+        cast_into(
+            written[at * written_width : (at + num) * written_width], as_written.dtype, back[: num * width], spec.dtype
+        )
+        if not same_bytes(given[at * width : (at + num) * width], back[: num * width]):
             return False
-        back = memoryview(bytearray(spec.num_bytes))
-        cast_into(written, as_written.dtype, back, spec.dtype)
-        written = back
-    return same_bytes(given, written)
+    return True
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.dcp_index import DCP_METADATA, CheckpointError
+from mres.errors import UserError
 from mres.files import file_sha256, fsync, write_durably
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 FORMAT = "mres-checkpoint-1"
+DCP_METADATA = ".metadata"  # the index of DCP's files
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 CONFIG = "config.yaml"
@@ -39,6 +40,10 @@ SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"  # of weights in several files
 # Of a manifest: a hundred bytes a file, a file a rank.
 _MAX_JSON_BYTES = 1 << 26
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used or written; the message says which file and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.dcp_index import check_index
 from mres.checkpoint.folder import (
     CONFIG,
     DCP_METADATA,
@@ -42,8 +41,7 @@ def verify(folder: Path) -> Checkpoint:
     if tensors == DCP_METADATA:
         from mres.checkpoint.forms.dcp import DcpSource
 
-        check_index(folder / DCP_METADATA, {name: facts.bytes for name, facts in files.items()})
-        DcpSource(folder).check_items()
+        DcpSource(folder, sizes={name: facts.bytes for name, facts in files.items()}).check_items()
     return Checkpoint(folder, step, _read_state(folder / STATE, step))
 
 

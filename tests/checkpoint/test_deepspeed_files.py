@@ -47,7 +47,7 @@ class Memory:
                 self._tensors[f"optim.{name}.step"] = torch.tensor(7.0)
                 self._tensors[f"ema.{name}"] = torch.randn(shape, generator=draw)
         self.specs = {name: spec_of(tensor) for name, tensor in self._tensors.items()}
-        self.state: dict[str, Any] | None = {"step": 7, "stream": {"seed": 3}}
+        self.state: dict[str, Any] | None = {"step": 7, "stream": {"seed": 3}, "model": {}}
         self.config_yaml: str | None = CONFIG
         if groups is not None:
             self.state["groups"] = [

@@ -66,7 +66,8 @@ def test_a_pickle_bomb_is_refused_and_never_runs(archive: Path, tmp_path: Path) 
     bomb = pickle.dumps(Bomb(tmp_path / "owned"), protocol=2)
     path = edited_archive(archive, tmp_path / "b.pt", lambda n, c: bomb if n.endswith("data.pkl") else c)
     with pytest.raises(
-        CheckpointError, match=r"b.pt' cannot be read as a TorchScript archive.*it wants .*, which is no part of"
+        CheckpointError,
+        match=r"b.pt' cannot be read as a TorchScript archive.*it names .*, which no such checkpoint contains",
     ):
         load_text_weights(Towers(config_of()), config_of(), path)
     assert not (tmp_path / "owned").exists()
@@ -88,8 +89,8 @@ def _big_endian(name: str, content: bytes) -> bytes:
     ("edit", "message"),
     [
         (_truncated_pickle, "cannot be read as a TorchScript archive"),
-        (_short_tensor, r"/data/\d+' has not the size of its tensor"),
-        (_big_endian, "not in little-endian order"),
+        (_short_tensor, r"ends 4 bytes after its storage"),
+        (_big_endian, "its numbers are big-endian"),
     ],
 )
 def test_what_is_damaged_is_named(
@@ -106,7 +107,7 @@ def test_a_flipped_bit_and_a_lost_end_are_seen(archive: Path, tmp_path: Path) ->
         largest = max(file.infolist(), key=lambda info: info.file_size)
     content[largest.header_offset + 200 + largest.file_size // 2] ^= 1
     (tmp_path / "flipped.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"flipped.pt' .*Bad CRC-32 for file"):
+    with pytest.raises(CheckpointError, match=r"flipped.pt' .*are not those that were written .CRC."):
         load_text_weights(Towers(config_of()), config_of(), tmp_path / "flipped.pt")
     (tmp_path / "lost.pt").write_bytes(content[:-5000])
     with pytest.raises(CheckpointError, match=r"lost.pt' cannot be read"):
@@ -122,5 +123,5 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path) -> None:
         return content.replace(b"(K\x03K\x03t", b"(K\x03K\x04t") if name.endswith("data.pkl") else content
 
     path = edited_archive(tmp_path / "linear.pt", tmp_path / "beyond.pt", beyond)
-    with pytest.raises(CheckpointError, match=r"beyond.pt' .*'weight' lies outside its storage"):
+    with pytest.raises(CheckpointError, match=r"beyond.pt' .*a tensor of it lies outside its storage"):
         open_tensors(path)

@@ -1,95 +1,14 @@
-"""DCP's index, `.metadata`, without torch.distributed (which alone takes 50 MB): a pickle of nothing but plain records."""
+"""DCP's index, `.metadata`, written without torch: a pickle of nothing but plain records."""
 
 from __future__ import annotations
 
 import io
-import math
-import pickle
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mres.checkpoint.dcp_index import CheckpointError, check_index
-from mres.checkpoint.forms.form import ITEM_BYTES, Spec
+from mres.checkpoint.forms.form import Spec
 from mres.checkpoint.forms.pickling import Made, Name, Pickler, Record, record_class
 from mres.checkpoint.forms.workspace import Item
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A box of a tensor, and the part of a file that holds it as torch.save wrote it."""
-
-    offset: tuple[int, ...]
-    sizes: tuple[int, ...]
-    file: str
-    start: int
-    length: int
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.sizes)
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        return tuple(slice(start, start + size) for start, size in zip(self.offset, self.sizes, strict=True))
-
-
-class _Found:
-    """Stands for any of DCP's dataclasses: its fields, as they were pickled."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        self.fields = state
-
-
-def _size(items: Sequence[int] = ()) -> tuple[int, ...]:
-    return tuple(items)
-
-
-class _Records(pickle.Unpickler):
-    """Builds records, sizes and types; `check_index` has seen that nothing else is named."""
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if module != "torch":
-            return _Found
-        found: Any = _size if name == "Size" else name  # else a type of elements
-        return found
-
-
-def read_index(folder: Path) -> dict[str, tuple[Spec, list[Chunk]]]:
-    """Every tensor of a DCP checkpoint and where its boxes lie.
-
-    Raises:
-        CheckpointError: there is no index, it may run code, or it does not say where a tensor lies.
-    """
-    path = folder / ".metadata"
-    sizes = {file.name: file.stat().st_size for file in folder.glob("*.distcp")}
-    check_index(path, sizes)
-    with io.BytesIO(path.read_bytes()) as file:
-        fields = _Records(file).load().fields
-    places = {(key.fields["fqn"], key.fields["offset"]): place.fields for key, place in fields["storage_data"].items()}
-    try:
-        return {name: _tensor(name, entry.fields, places) for name, entry in fields["state_dict_metadata"].items()}
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path} is damaged: it does not say where all tensors lie ({error!r})") from None
-
-
-def _tensor(name: str, fields: Mapping[str, Any], places: Mapping[Any, Mapping[str, Any]]) -> tuple[Spec, list[Chunk]]:
-    spec = Spec(tuple(fields["size"]), fields["properties"].fields[0])
-    if spec.dtype not in ITEM_BYTES:
-        raise CheckpointError(f"{name} has type {spec.dtype}, which is not read here")
-    chunks = []
-    for chunk in (chunk.fields for chunk in fields["chunks"]):
-        place = places[name, chunk["offsets"]]
-        if place.get("transform_descriptors"):
-            raise CheckpointError(
-                f"{name} was written through an extension of DCP (compressed), which is not read here"
-            )
-        offset, sizes = tuple(chunk["offsets"]), tuple(chunk["sizes"])
-        chunks.append(Chunk(offset, sizes, place["relative_path"], place["offset"], place["length"]))
-    return spec, chunks
 
 
 class _Enum(Record):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mres.checkpoint.folder import CheckpointError
+from mres.checkpoint.forms.inert_pickle import Inert
 from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.torch_file import TorchFile
-from mres.checkpoint.forms.torch_pickle import Inert
 
 EXTRA = "mres_ema.pt"  # what DeepSpeed has no place for
 _OPTIM = re.compile(r"(bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_?optim_states\.pt")
@@ -51,20 +52,35 @@ def tag_folder(folder: Path) -> Path | None:
     """The folder of the files themselves: `folder`, or what its file "latest" names; None where neither is one.
 
     Raises:
-        CheckpointError: "latest" names something outside of the folder, or what is not there.
+        CheckpointError: "latest" names something outside of the folder, or what is not there; something cannot be read.
     """
+    try:
+        return _tag_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"'{error.filename or folder}' cannot be read: {error.strerror or error}") from None
+
+
+def _tag_folder(folder: Path) -> Path | None:
     if not folder.is_dir():
         return None
     if any(_OPTIM.fullmatch(path.name) for path in folder.iterdir()):
         return folder
     latest = folder / "latest"
-    if not latest.is_file():
+    if not latest.is_file() and (
+        latest.exists() or not latest.is_symlink()
+    ):  # a link that leads nowhere is read, and told
         return None
     tag = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if not tag or Path(tag).name != tag or tag in (".", ".."):
+    if not tag or Path(tag).name != tag or tag in (".", "..") or "\0" in tag:
         raise CheckpointError(f"{latest} names {tag!r}, which is no name of a folder beside it")
-    if not (folder / tag).is_dir():
-        raise CheckpointError(f"{latest} names {tag!r}, but {folder / tag} is missing; name one of the other folders")
+    try:
+        named = (folder / tag).stat()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{latest} names {tag!r}, but {folder / tag} is missing; name one of the other folders"
+        ) from None
+    if not stat.S_ISDIR(named.st_mode):
+        raise CheckpointError(f"{latest} names {tag!r}, but {folder / tag} is no folder; name one of the other folders")
     return folder / tag
 
 

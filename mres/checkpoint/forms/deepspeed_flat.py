@@ -9,62 +9,87 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mres.checkpoint.folder import CheckpointError
-from mres.checkpoint.forms.casting import HALF, cast_into
+from mres.checkpoint.forms.casting import CASTABLE, HALF, cast_into
 from mres.checkpoint.forms.deepspeed_files import Files
 from mres.checkpoint.forms.deepspeed_layout import MOMENTS, Group
 from mres.checkpoint.forms.form import ITEM_BYTES, Spec
-from mres.checkpoint.forms.memory import Buffer
-from mres.checkpoint.forms.torch_file import Chain
+from mres.checkpoint.forms.memory import Buffer, elements
+from mres.checkpoint.forms.torch_file import Chain, Stored
 from mres.checkpoint.forms.torch_pickle import StoredTensor
 
 MASTER = "fp32"
+_PIECE = 1 << 20  # elements of half precision that are read and widened at a time
+
+
+class Plan(Protocol):
+    """How a tensor is read; float32 where the files have half precision."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def read_into(self, target: memoryview, buffer: Buffer) -> None:
+        """`buffer` holds parts of what does not come as it is wanted."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A tensor as `num` elements from `start` on of chains, one after another, float32 where they are of half precision.
-
-    `order`: the dimensions as they lie in the file, where that is not their order.
-    """
+class Flat:
+    """A tensor as `num` elements from `start` on of chains, one after another."""
 
     shape: tuple[int, ...]
     dtype: str
     pieces: Sequence[tuple[Chain, int, int]]
-    order: tuple[int, ...] | None = None
 
     @property
     def spec(self) -> Spec:
-        return Spec(self.shape, "float32" if self.dtype in HALF else self.dtype)
+        return Spec(self.shape, widened(self.dtype))
 
     def read_into(self, target: memoryview, buffer: Buffer) -> None:
-        """`buffer` holds what does not come as it lies."""
-        if self.dtype not in HALF and self.order is None:
-            self._read(target)
-            return
-        lying = buffer.take(math.prod(self.shape) * ITEM_BYTES[self.dtype])
-        self._read(lying)
-        if self.order is not None:
-            lying = memoryview(bytearray(self._ordered(lying)))
-        if self.dtype in HALF:
-            cast_into(lying, self.dtype, target, "float32")
-        else:
-            target[:] = lying
-
-    def _read(self, target: memoryview) -> None:
-        width, done = ITEM_BYTES[self.dtype], 0
+        width, done = ITEM_BYTES[self.spec.dtype], 0
         for chain, start, num in self.pieces:
-            chain.read_into(target[done * width : (done + num) * width], start)
+            of_target = target[done * width : (done + num) * width]
+            if self.dtype in HALF:
+                _read_widened(chain, start, of_target, buffer)
+            else:
+                chain.read_into(of_target, start)
             done += num
 
-    def _ordered(self, lying: memoryview) -> bytes:
-        assert self.order is not None
-        elements = np.frombuffer(lying, f"V{ITEM_BYTES[self.dtype]}").reshape([self.shape[dim] for dim in self.order])
-        return elements.transpose(sorted(range(len(self.order)), key=self.order.__getitem__)).tobytes()
+
+def _read_widened(chain: Chain, start: int, target: memoryview, buffer: Buffer) -> None:
+    """A piece at a time."""
+    num = target.nbytes // ITEM_BYTES["float32"]
+    for at in range(0, num, _PIECE):
+        part = min(_PIECE, num - at)
+        lying = buffer.take(part * ITEM_BYTES[chain.dtype])
+        chain.read_into(lying, start + at)
+        cast_into(lying, chain.dtype, target[4 * at : 4 * (at + part)], "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A tensor as it lies in one file; of images' kernels, channels may lie last."""
+
+    stored: Stored
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(self.stored.tensor.shape, widened(self.stored.tensor.dtype))
+
+    def read_into(self, target: memoryview, buffer: Buffer) -> None:
+        dtype = self.stored.tensor.dtype
+        lying = target if dtype not in HALF else target[target.nbytes // 2 :]  # widened from the front on, in place
+        self.stored.read_box(elements(lying, dtype, self.spec.shape), buffer)
+        if dtype in HALF:
+            cast_into(lying, dtype, target, "float32")
+
+
+def widened(dtype: str) -> str:
+    return "float32" if dtype in HALF else dtype
 
 
 class Flats:
@@ -87,6 +112,12 @@ class Flats:
                     f"{files.optim[0].path.name} has {self.num}: they are not of one checkpoint"
                 )
         self.keys = (MASTER, *(key for key in MOMENTS if self._has(key)))
+
+    @property
+    def left_behind(self) -> list[str]:
+        """What an optimizer other than AdamW keeps of its parameters, by its keys."""
+        kept = {key for states in self._states for state in states for key, value in state.items() if value is not None}
+        return sorted(str(key) for key in kept - {*MOMENTS, "step"})
 
     def _has(self, key: str) -> bool:
         """On every rank and in every group, or nowhere."""
@@ -126,9 +157,7 @@ class Flats:
         step = self._states[rank][flat].get("step", 0)
         if not isinstance(step, StoredTensor):
             return float(step)
-        value = bytearray(ITEM_BYTES[step.dtype])
-        self._files.optim[rank].stored(step).read_into(memoryview(value), 0)
-        return float(np.frombuffer(value, step.dtype)[0])
+        return _read_scalar(self._files.optim[rank].stored(step))
 
 
 def _optimizer_states(state: Mapping[str, Any], stage: int) -> list[dict[str, Any]]:
@@ -152,8 +181,34 @@ def groups_of(files: Files) -> tuple[Group, ...]:
     groups, rest = [], iter(shapes)
     for group in given:
         names = tuple(name for _ in group["params"] for name in next(rest, ()))
-        groups.append(Group(names, {key: value for key, value in group.items() if key != "params"}))
+        options = {key: _plain(files, value) for key, value in group.items() if key != "params"}
+        if options.get("amsgrad"):  # its maxima do not come along, and AdamW would miss them
+            options["amsgrad"] = False
+        groups.append(Group(names, {key: value for key, value in options.items() if value is not _DROPPED}))
     return tuple(group for group in groups if group.names)
+
+
+_DROPPED = object()
+
+
+def _plain(files: Files, value: Any) -> Any:
+    """An option of an optimizer's group that anybody can read: numbers, texts, and lists of them."""
+    if isinstance(value, StoredTensor):
+        return _read_scalar(files.optim[0].stored(value)) if value.numel == 1 else _DROPPED
+    if isinstance(value, list | tuple):
+        items = [_plain(files, item) for item in value]
+        return _DROPPED if _DROPPED in items else type(value)(items)
+    return value if isinstance(value, str | int | float | None) else _DROPPED
+
+
+def _read_scalar(stored: Stored) -> float:
+    value = bytearray(ITEM_BYTES[stored.tensor.dtype])
+    stored.read_into(memoryview(value), 0)
+    if stored.tensor.dtype in CASTABLE:
+        wide = bytearray(ITEM_BYTES["float64"])
+        cast_into(memoryview(value), stored.tensor.dtype, memoryview(wide), "float64")
+        return float(np.frombuffer(wide, np.float64)[0])
+    return float(np.frombuffer(value, stored.tensor.dtype)[0])
 
 
 def trained_plans(files: Files, flats: Flats) -> dict[str, dict[str, Plan]]:
@@ -182,7 +237,7 @@ def _cut_groups(files: Files, flats: Flats, key: str) -> Iterator[tuple[str, Pla
         offset = 0
         for (name, shape), pad in zip(named.items(), padding, strict=True):
             _check_end(files, chain, name, offset + math.prod(shape))
-            yield name, Plan(shape, chain.dtype, [(chain, offset, math.prod(shape))])
+            yield name, Flat(shape, chain.dtype, [(chain, offset, math.prod(shape))])
             offset += math.prod(shape) + pad
 
 
@@ -195,7 +250,7 @@ def _cut_parameters(files: Files, flats: Flats, key: str) -> Iterator[tuple[str,
         nums = [min(size, math.prod(shape) - size * rank) for rank in range(files.world_size)]
         for chain in chains:
             _check_end(files, chain, name, offset + size)
-        yield name, Plan(shape, chains[0].dtype, [(c, offset, n) for c, n in zip(chains, nums, strict=True) if n > 0])
+        yield name, Flat(shape, chains[0].dtype, [(c, offset, n) for c, n in zip(chains, nums, strict=True) if n > 0])
         offset += size
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 
 from mres.checkpoint.folder import CheckpointError
+from mres.checkpoint.forms.casting import CASTABLE
 from mres.checkpoint.forms.form import MODEL, OPTIM, TensorSource
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_KEPT = (*MOMENTS, "step")
 # What torch's AdamW keeps of a group beside what a run sets; mres runs the fused kernel.
 _ADAMW = {
     "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False, "maximize": False,
@@ -54,7 +56,10 @@ def layout_of(source: TensorSource) -> Layout:
     state = source.state or {}
     config = yaml.safe_load(source.config_yaml) if source.config_yaml else {}
     names = [name.removeprefix(MODEL) for name in source.specs if name.startswith(MODEL)]
+    _check_types(source)
     trained = _trained(source, names)
+    if not trained:
+        raise CheckpointError("there is no weight of floats that an optimizer could move: nothing for DeepSpeed's form")
     notes: list[str] = []
     if "groups" in state:
         groups = _groups(state["groups"], trained, config.get("optim", {}))
@@ -71,11 +76,32 @@ def layout_of(source: TensorSource) -> Layout:
     return Layout(groups, frozen, tuple(buffers), "bfloat16" if half else "float32", counts, notes)
 
 
+def _check_types(source: TensorSource) -> None:
+    """DeepSpeed keeps floats as float32.
+
+    Raises:
+        CheckpointError: a float that cannot become one.
+    """
+    for name, spec in source.specs.items():
+        if spec.is_floating and spec.dtype not in CASTABLE:
+            raise CheckpointError(
+                f"'{name}' has type {spec.dtype}, which DeepSpeed's form has no place for; convert --to dcp"
+            )
+
+
 def _trained(source: TensorSource, names: Sequence[str]) -> list[str]:
     """What has moments; of weights alone, all that could have them."""
     specs = {name: source.specs[MODEL + name] for name in names}
     filled = [n for n, spec in specs.items() if spec.is_floating and spec.numel]
-    moved = [name for name in filled if f"{OPTIM}{name}.exp_avg" in source.specs]
+    kept = {name.removeprefix(OPTIM) for name in source.specs if name.startswith(OPTIM)}
+    moved = [name for name in filled if any(f"{name}.{key}" in kept for key in _KEPT)]
+    if strange := sorted(kept - {f"{name}.{key}" for name in moved for key in _KEPT}):
+        raise CheckpointError(
+            f"'{OPTIM}{strange[0]}' is no state of AdamW ({', '.join(_KEPT)}) of a weight that is there; DeepSpeed's form "
+            "is written with that alone"
+        )
+    if lacking := [f"{name}.{key}" for name in moved for key in _KEPT if f"{name}.{key}" not in kept]:
+        raise CheckpointError(f"'{OPTIM}{lacking[0]}' is missing: AdamW's state is {', '.join(_KEPT)} of every weight")
     if moved or not source.state:
         return moved or filled
     named = {name for group in source.state.get("groups", ()) for name in group["names"]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import numpy as np
 
 from mres.checkpoint.folder import CONFIG, STATE, CheckpointError
 from mres.checkpoint.forms.deepspeed_files import Files, open_extra, open_files, tag_folder
-from mres.checkpoint.forms.deepspeed_flat import MASTER, Flats, Plan, groups_of, trained_plans
+from mres.checkpoint.forms.deepspeed_flat import MASTER, Flat, Flats, Plan, Whole, groups_of, trained_plans
 from mres.checkpoint.forms.deepspeed_layout import MOMENTS, Layout
 from mres.checkpoint.forms.form import MODEL, OPTIM, Spec
 from mres.checkpoint.forms.memory import Buffer
-from mres.checkpoint.forms.torch_file import Chain, TorchFile
+from mres.checkpoint.forms.torch_file import Chain
 from mres.checkpoint.forms.torch_pickle import StoredTensor
 
 
@@ -68,6 +67,11 @@ class DeepSpeedSource:
         self.aliases = {MODEL + alias: MODEL + name for alias, name in shared.items()}
         self.state, self.config_yaml = _beside(files.folder)
         self.layout = _layout(files, list(others))
+        if flats.left_behind:
+            self.layout.notes.append(
+                f"the optimizer's {', '.join(flats.left_behind)} stay behind: of its state, AdamW's {', '.join(MOMENTS)} "
+                "and step are read"
+            )
 
     def read_into(self, name: str, target: memoryview) -> None:
         if name in self._steps:
@@ -103,31 +107,23 @@ def _other(files: Files, name: str, tensor: StoredTensor) -> Plan:
     if name not in shapes:
         if files.stage == 3 and name not in (files.model[0].structure.get("buffer_names") or ()):
             raise CheckpointError(f"{files.folder} was saved without the frozen parameter '{name}'; save it with it")
-        return _whole(files.model[0], tensor)
+        return Whole(files.model[0].stored(tensor))
     fragments = [file.structure["frozen_param_fragments"][name] for file in files.model]
     if files.stage != 3:
-        return _whole(files.model[0], fragments[0])
+        return Whole(files.model[0].stored(fragments[0]))
     chain = Chain([file.stored(piece) for file, piece in zip(files.model, fragments, strict=True)])
     numel = math.prod(shapes[name])
     if chain.numel < numel:
         raise CheckpointError(f"{files.folder} has {chain.numel} elements of '{name}', whose shape is {shapes[name]}")
-    return Plan(shapes[name], chain.dtype, [(chain, 0, numel)])
-
-
-def _whole(file: TorchFile, tensor: StoredTensor) -> Plan:
-    """A tensor as it lies in the file; of images' kernels, channels may lie last."""
-    order, lying = None, tensor
-    if not tensor.is_contiguous:
-        order = tuple(sorted(range(len(tensor.shape)), key=lambda dim: -tensor.strides[dim]))
-        shape, strides = (tuple(of[dim] for dim in order) for of in (tensor.shape, tensor.strides))
-        lying = replace(tensor, shape=shape, strides=strides)
-    return Plan(tensor.shape, tensor.dtype, [(Chain([file.stored(lying)]), 0, tensor.numel)], order)
+    return Flat(shapes[name], chain.dtype, [(chain, 0, numel)])
 
 
 def _extra(folder: Path) -> dict[str, Plan]:
     """What mres wrote beside DeepSpeed's files: moving averages of the weights."""
     file = open_extra(folder)
-    return {} if file is None else {name: _whole(file, tensor) for name, tensor in file.structure["tensors"].items()}
+    return (
+        {} if file is None else {name: Whole(file.stored(tensor)) for name, tensor in file.structure["tensors"].items()}
+    )
 
 
 def _layout(files: Files, others: list[str]) -> Layout:
@@ -143,10 +139,14 @@ def _layout(files: Files, others: list[str]) -> Layout:
 
 
 def _beside(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """A run's state.json and config.yaml, where mres wrote the folder."""
+    """A run's state.json and config.yaml, where mres wrote the folder; files of others may have these names."""
     state, config = folder.parent / STATE, folder.parent / CONFIG
+    if not (state.is_file() and config.is_file()):
+        return None, None
     try:
-        found = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
+        found = json.loads(state.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{state} is damaged: {error}") from None
-    return found, config.read_text(encoding="utf-8") if config.is_file() else None
+    if not isinstance(found, dict) or type(found.get("step")) is not int or not isinstance(found.get("model"), dict):
+        return None, None
+    return found, config.read_text(encoding="utf-8")

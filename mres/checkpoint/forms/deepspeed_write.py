@@ -132,6 +132,7 @@ class _Writer:
             p for p in cut.pieces(name) if self._optim[p.rank].num_there < 4 * (p.offset + p.stop - p.start + p.padding)
         ]
         missing = module is not None and module.num_there < spec.numel * ITEM_BYTES[self._layout.compute]
+        self._progress(self._source.specs[full].num_bytes)
         if not pieces and not missing:
             return
         whole = self._read(full, "float32")
@@ -140,7 +141,6 @@ class _Writer:
             self._optim[piece.rank].fill(4 * piece.padding)
         if module is not None and missing:
             module.append(self._cast(whole, "float32", self._layout.compute))
-        self._progress(self._source.specs[full].num_bytes)
 
     def _read(self, name: str, dtype: str) -> memoryview:
         """A tensor as elements of a type."""
@@ -219,12 +219,8 @@ class _Writer:
     def _whole(self, name: str, dtype: str) -> Callable[[], memoryview]:
         """Reads a tensor when it is asked for first."""
 
-        @cache
-        def read() -> memoryview:
-            self._progress(self._source.specs[name].num_bytes)
-            return self._read(name, dtype)
-
-        return read
+        self._progress(self._source.specs[name].num_bytes)
+        return cache(lambda: self._read(name, dtype))
 
 
 def _put(file: TorchArchiveWriter, spec: Spec, whole: Callable[[], memoryview]) -> Written:

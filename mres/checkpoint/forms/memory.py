@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mres.checkpoint.forms.form import TensorSource
+from mres.checkpoint.forms.form import ITEM_BYTES, TensorSource
 
 _PIECE_BYTES = 1 << 24
 _COMPARED_BYTES = 1 << 20  # what a processor's cache holds of both sides
@@ -54,6 +56,11 @@ def read_at(descriptor: int, offset: int, target: memoryview) -> None:
         if not got:
             raise OSError(None, f"it ends at byte {offset + done}")
         done += got
+
+
+def elements(memory: memoryview, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The memory as elements to be moved, whatever they mean."""
+    return np.frombuffer(memory, f"V{ITEM_BYTES[dtype]}").reshape(shape)
 
 
 def same_bytes(one: memoryview, other: memoryview) -> bool:

@@ -47,10 +47,23 @@ def open_checkpoint(path: Path) -> Opened:
     Raises:
         CheckpointError: nothing there, damaged, or of no form that can be read.
     """
+    try:
+        return _open(path)
+    except OSError as error:
+        raise CheckpointError(f"'{error.filename or path}' cannot be read: {error.strerror or error}") from None
+
+
+def _open(path: Path) -> Opened:
     if path.suffix == ".safetensors" or path.name == SAFETENSORS_INDEX:
         if path.name in (SAFETENSORS, SAFETENSORS_INDEX) and (path.parent / MANIFEST).is_file():
             return _open_sealed(locate(path.parent, optimizer=False))
         return Opened(path, _with_header(path, SafetensorsSource(path)))
+    if path.is_file():
+        raise CheckpointError(
+            f"'{path}' is a file: of files, *.safetensors and {SAFETENSORS_INDEX} are read; of all else, name the folder: "
+            f"a run, one of its checkpoints/step-*, an exported folder, DeepSpeed's folder of *_states.pt (or that of its "
+            f"file latest), or a DCP folder of {DCP_METADATA} and *.distcp"
+        )
     foreign = _foreign(path)
     return Opened(path, foreign) if foreign is not None else _open_sealed(locate(path, optimizer=False))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import OrderedDict
 from typing import Any
 
 # The pickler in C would import what a name stands for.
@@ -66,6 +67,7 @@ class Pickler(_PythonPickler):
         elif isinstance(obj, type) and issubclass(obj, Record):
             module, attribute = obj.__module__, obj.__name__
         else:
+            assert obj is OrderedDict, f"{obj} would be pickled, which nobody else has"
             super().save_global(obj, name)
             return
         self.write(pickle.GLOBAL + f"{module}\n{attribute}\n".encode())

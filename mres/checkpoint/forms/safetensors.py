@@ -62,14 +62,18 @@ class SafetensorsSource:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="numpy"):
-                pass  # it checks that all offsets fit
             with path.open("rb") as file:
+                with safe_open(
+                    path, framework="numpy"
+                ):  # it calls all that cannot be opened missing, so it comes second
+                    pass  # it checks that all offsets fit
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length))
         except FileNotFoundError:
             raise CheckpointError(f"no such file: '{path}'") from None
-        except (SafetensorError, OSError, ValueError) as error:
+        except OSError as error:
+            raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from None
+        except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"'{path}' is not a safetensors file that can be read: {error}") from None
         text = header.pop("__metadata__", {})
         for name, entry in header.items():

@@ -8,20 +8,31 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile
 
-from mres.checkpoint.forms import torch_pickle
-from mres.checkpoint.forms.form import ITEM_BYTES
-from mres.checkpoint.forms.memory import Buffer, read_at
-from mres.checkpoint.forms.open_files import OpenFiles
-from mres.checkpoint.forms.torch_pickle import RefusedError, StoredTensor
+import numpy as np
+from numpy.typing import NDArray
 
-_MAX_PICKLE_BYTES = 1 << 30  # names and shapes: a hundred bytes a tensor
+from mres.checkpoint.forms.form import ITEM_BYTES
+from mres.checkpoint.forms.inert_pickle import RefusedError
+from mres.checkpoint.forms.memory import Buffer, elements, read_at
+from mres.checkpoint.forms.open_files import OpenFiles
+from mres.checkpoint.forms.torch_pickle import StoredTensor, TorchUnpickler
+
+_MAX_PICKLE_BYTES = 1 << 28  # names and shapes: a hundred bytes a tensor
 _PIECE_BYTES = 1 << 22
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: lengths of its name and its extra field
+
+
+Read = Callable[[bytes], Any]
+
+
+def read_torch(content: bytes) -> Any:
+    return TorchUnpickler(content).load()
 
 
 class TorchArchive:
@@ -30,7 +41,7 @@ class TorchArchive:
     Args:
         files: open it when it is read.
         length: of the part from `start` on; up to the file's end without.
-        inert: full names of classes that may be in it beside torch's own.
+        read: makes the structure of the pickle.
 
     Raises:
         ValueError: it is torn, no file of torch.save, or has something in it that is not allowed; says what.
@@ -38,7 +49,7 @@ class TorchArchive:
     """
 
     def __init__(
-        self, files: OpenFiles, path: Path, start: int = 0, length: int | None = None, inert: Sequence[str] = ()
+        self, files: OpenFiles, path: Path, start: int = 0, length: int | None = None, read: Read = read_torch
     ) -> None:
         self._files, self._path, self._start = files, path, start
         self._length = path.stat().st_size - start if length is None else length
@@ -51,21 +62,16 @@ class TorchArchive:
                 self._root = pickled.removesuffix("data.pkl")
                 self._members = {m.filename.removeprefix(self._root): m for m in archive.infolist()}
                 self._check_order(archive)
-                self.structure: Any = torch_pickle.load(self._pickled(archive, pickled), inert)
+                self.structure: Any = read(_small(archive, pickled, _MAX_PICKLE_BYTES))
         except (RefusedError, OSError):
             raise
         except Exception as error:  # zips and pickles can fail in any way
             raise ValueError(f"it is torn or no file of torch.save ({_first_line(error)})") from None
 
     def _check_order(self, archive: ZipFile) -> None:
-        if "byteorder" in self._members and (order := archive.read(self._root + "byteorder").decode()) != sys.byteorder:
+        name = self._root + "byteorder"
+        if "byteorder" in self._members and (order := _small(archive, name, 16).decode()) != sys.byteorder:
             raise ValueError(f"its numbers are {order}-endian, this machine's are {sys.byteorder}-endian")
-
-    def _pickled(self, archive: ZipFile, name: str) -> bytes:
-        info = archive.getinfo(name)
-        if info.compress_type != ZIP_STORED or info.file_size > _MAX_PICKLE_BYTES:
-            raise ValueError(f"its data.pkl has {info.file_size:,} bytes or is compressed")
-        return archive.read(info)
 
     def read_into(self, tensor: StoredTensor, target: memoryview, start: int = 0) -> None:
         """Fills `target` with the tensor's elements from `start` on, as they lie in the file.
@@ -79,6 +85,37 @@ class TorchArchive:
         if first + target.nbytes > size:
             raise ValueError(f"a tensor of it ends {first + target.nbytes - size} bytes after its storage")
         read_at(self._files.descriptor(self._path), offset + first, target)
+
+    def read_box(self, tensor: StoredTensor, box: NDArray[Any], buffer: Buffer) -> None:
+        """Fills `box`, elements to be moved of the tensor's shape that may lie apart, from a tensor that may, too.
+
+        `buffer` holds a part of it at a time.
+
+        Raises:
+            ValueError: the elements are not in the file.
+            OSError: they cannot be read.
+        """
+        if not tensor.numel:
+            return
+        if tensor.is_contiguous and box.flags.c_contiguous:
+            self.read_into(tensor, memoryview(box.reshape(-1).view(np.uint8).data))
+            return
+        # As it lies: the dimension along which the file is gone through comes first.
+        order = sorted(range(box.ndim), key=lambda dim: -tensor.strides[dim])
+        shape, strides = ([of[dim] for dim in order] for of in (tensor.shape, tensor.strides))
+        lying = box.transpose(order)
+        item_bytes = ITEM_BYTES[tensor.dtype]
+        inner = sum((size - 1) * stride for size, stride in zip(shape[1:], strides[1:], strict=True)) + 1
+        num = max(1, (_PIECE_BYTES // item_bytes - inner) // max(strides[0], 1) + 1)
+        for at in range(0, shape[0], num):
+            rows = min(num, shape[0] - at)
+            extent = (rows - 1) * strides[0] + inner
+            piece = buffer.take(extent * item_bytes)
+            flat = replace(tensor, offset=tensor.offset + at * strides[0], shape=(extent,), strides=(1,))
+            self.read_into(flat, piece)
+            found = elements(piece, tensor.dtype, (extent,))
+            steps = [stride * item_bytes for stride in strides]
+            lying[at : at + rows] = np.lib.stride_tricks.as_strided(found, (rows, *shape[1:]), steps, writeable=False)
 
     def check(self, tensor: StoredTensor, buffer: Buffer) -> None:
         """Compares the CRC of the storage that the tensor is in, at the first time; torch itself does not.
@@ -113,6 +150,13 @@ class TorchArchive:
         if magic != b"PK\3\4" or offset + member.file_size > self._length:
             raise ValueError(f"its data/{key} does not lie where it should")
         return self._start + offset, member.file_size
+
+
+def _small(archive: ZipFile, name: str, most: int) -> bytes:
+    info = archive.getinfo(name)
+    if info.compress_type != ZIP_STORED or info.file_size > most:
+        raise ValueError(f"its {name} is compressed or has {info.file_size:,} bytes, more than {most:,}")
+    return archive.read(info)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from mres.checkpoint.folder import CheckpointError
 from mres.checkpoint.forms.form import ITEM_BYTES
 from mres.checkpoint.forms.memory import Buffer
 from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.torch_archive import TorchArchive
-from mres.checkpoint.forms.torch_pickle import StoredTensor
+from mres.checkpoint.forms.torch_pickle import StoredTensor, TorchUnpickler
 
 
 class TorchFile:
@@ -31,7 +33,7 @@ class TorchFile:
         self.path = path
         self._buffer = Buffer()
         try:
-            self._archive = TorchArchive(files, path, inert=inert)
+            self._archive = TorchArchive(files, path, read=lambda content: TorchUnpickler(content, inert).load())
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
         except OSError as error:
@@ -44,33 +46,29 @@ class TorchFile:
         self.structure: dict[str, Any] = self._archive.structure
 
     def stored(self, tensor: StoredTensor) -> Stored:
-        """A tensor of the structure.
-
-        Raises:
-            CheckpointError: its elements are not one after another.
-        """
-        if not tensor.is_contiguous:
-            raise CheckpointError(
-                f"{self.path} has a tensor of strides {tensor.strides}, which DeepSpeed does not write"
-            )
+        """A tensor of the structure."""
         return Stored(self, tensor)
 
     def read_into(self, tensor: StoredTensor, target: memoryview, start: int) -> None:
-        """Fills `target` with elements from `start` on.
+        """Fills `target` with elements from `start` on, which lie one after another."""
+        self._read(tensor, lambda: self._archive.read_into(tensor, target, start))
 
-        Raises:
-            CheckpointError: they are not those that were written, or not there.
-        """
+    def read_box(self, tensor: StoredTensor, box: NDArray[Any], buffer: Buffer) -> None:
+        """Fills `box`, elements to be moved of the tensor's shape."""
+        self._read(tensor, lambda: self._archive.read_box(tensor, box, buffer))
+
+    def _read(self, tensor: StoredTensor, read: Callable[[], None]) -> None:
+        """Raises: CheckpointError: its bytes are not those that were written, or not there."""
         try:
             self._archive.check(tensor, self._buffer)
-            self._archive.read_into(tensor, target, start)
+            read()
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{self.path} is damaged: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor in a file, its elements one after another."""
+    """A tensor in a file."""
 
     file: TorchFile
     tensor: StoredTensor
@@ -80,12 +78,23 @@ class Stored:
         if target.nbytes:
             self.file.read_into(self.tensor, target, start)
 
+    def read_box(self, box: NDArray[Any], buffer: Buffer) -> None:
+        """Fills `box`, elements to be moved of its shape."""
+        self.file.read_box(self.tensor, box, buffer)
+
 
 class Chain:
     """Stored tensors of one type as if they lay one after another."""
 
     def __init__(self, pieces: Sequence[Stored]) -> None:
+        """Raises: CheckpointError: the elements of a piece do not lie one after another, or are of another type."""
         assert pieces
+        for piece in pieces:
+            if not piece.tensor.is_contiguous or piece.tensor.dtype != pieces[0].tensor.dtype:
+                raise CheckpointError(
+                    f"{piece.file.path} has a tensor of strides {piece.tensor.strides} and type {piece.tensor.dtype} where "
+                    "DeepSpeed writes flat ones of one type"
+                )
         self._pieces = pieces
         self.sizes = [piece.tensor.numel for piece in pieces]
         self._ends = list(accumulate(self.sizes))

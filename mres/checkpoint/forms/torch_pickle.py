@@ -1,20 +1,14 @@
-"""The pickle inside a file of torch.save, read without torch: tensors come as descriptions, nothing of it can run.
-
-It is stricter than torch.load(weights_only=True) with an allow-list: what may be named is listed here, every name stands
-for a maker of this module and not for what it means elsewhere, and nothing is imported. The machine is Python's own
-written in Python, not the one in C, which takes memory for whatever number a file asks it to remember a value under.
-"""
+"""The pickle inside a file of torch.save, read without torch: tensors come as descriptions of where they lie."""
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from mres.checkpoint.forms.form import ITEM_BYTES
+from mres.checkpoint.forms.inert_pickle import Inert, InertUnpickler, Maker, RefusedError
 
 # torch's class of a storage → the type of its elements; what has none of its own is kept as bytes.
 STORAGES = {
@@ -23,10 +17,9 @@ STORAGES = {
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
 }  # fmt: skip
-
-
-class RefusedError(ValueError):
-    """It wants what is not on the list."""
+_MOST_DIMENSIONS = 64
+# What is text in the pickle and becomes bytes: states of random generators, a few kB.
+_MOST_ENCODED = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +46,32 @@ class StoredTensor:
             expected *= size
         return True
 
-
-class Inert:
-    """Stands for an object of a class that is known and not needed; `args` is what it was made of."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        """Its fields are not needed either."""
+    @property
+    def extent(self) -> int:
+        """Elements from its first one to its last."""
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return last + 1 if self.numel else 0
 
 
-class _Dict(dict[Any, Any]):
-    """Any dictionary; keys are plain, as hashing what is nested may take for ever."""
+class TorchUnpickler(InertUnpickler):
+    """Tensors as torch.save and torch.jit.save name them; subclasses name more.
 
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
+    Args:
+        inert: full names of classes that may be in it beside torch's own.
+    """
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if not isinstance(key, str | int | float | bytes | None):
-            raise RefusedError(f"it has a {type(key).__name__} as the key of a dictionary")
-        super().__setitem__(key, value)
+    def __init__(self, content: bytes, inert: Sequence[str] = ()) -> None:
+        super().__init__(content)
+        self._inert = frozenset(inert)
 
-    def __setstate__(self, state: Any) -> None:
-        """Attributes of a dictionary, such as a state_dict's _metadata."""
+    def named(self, full: str) -> Any:
+        return Inert if full in self._inert else _KNOWN.get(full)
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage, key, _, numel = pid
+        if kind != "storage" or not isinstance(storage, _StorageClass) or type(numel) is not int or numel < 0:
+            raise ValueError("a storage of it is none")
+        return _Storage(str(key), storage.dtype, numel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,140 +86,78 @@ class _StorageClass:
     dtype: str
 
 
-def load(content: bytes, inert: Sequence[str] = ()) -> Any:
-    """What was pickled.
-
-    Args:
-        inert: full names of classes that may be in it beside torch's own.
-
-    Raises:
-        RefusedError: it wants something else.
-        Exception: it is damaged; a pickle can fail in any way.
-    """
-    return _Unpickler(io.BytesIO(content), inert).load()
-
-
-def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str) -> StoredTensor:
-    numbers = (offset, *shape, *strides)
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str, metadata: Any) -> StoredTensor:
+    numbers = (offset, *_size(shape), *_size(strides))
     if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers):
         raise ValueError("a tensor of it has no storage or no shape")
+    if metadata:
+        raise RefusedError("it has a tensor that is conjugated or negated when it is read; save tensor.resolve_conj()")
     tensor = StoredTensor(storage.key, dtype, offset, tuple(shape), tuple(strides))
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if tensor.numel and (last + 1) * ITEM_BYTES[dtype] > storage.numel * ITEM_BYTES[storage.dtype]:
+    if (offset + tensor.extent) * ITEM_BYTES[dtype] > storage.numel * ITEM_BYTES[storage.dtype]:
         raise ValueError("a tensor of it lies outside its storage")
     return tensor
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
-    return _rebuild(storage, offset, shape, strides, storage.dtype)
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, _: Any = 0, __: Any = 0, metadata: Any = 0) -> Any:
+    return _rebuild(storage, offset, shape, strides, storage.dtype, metadata)
 
 
-def _tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Any:
-    return _rebuild(storage, offset, shape, strides, dtype)
+def _tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, dtype: Any, metadata: Any = None
+) -> Any:
+    return _rebuild(storage, offset, shape, strides, dtype, metadata)
 
 
 def _parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-def _from_type(make: Any, _: Any, args: Any, __: Any) -> Any:
+def _from_type(made: Any, _: Any, args: Any, __: Any) -> Any:
     """A tensor with attributes of its own, which are not needed."""
-    if make not in (_tensor, _tensor_v3, _parameter):
+    if made not in _TENSORS:
         raise RefusedError("it makes a tensor in an unknown way")
-    return make(*args)
+    return made.make(*args)
 
 
 def _encoded(text: str, _: str) -> bytes:
     """Protocol 2 has bytes as text in latin-1."""
+    if len(text) > _MOST_ENCODED:
+        raise RefusedError(f"it has {len(text):,} bytes as text")
     return text.encode("latin-1")
 
 
 def _size(items: Sequence[Any] = ()) -> tuple[Any, ...]:
+    if len(items) > _MOST_DIMENSIONS:
+        raise ValueError(f"a size of {len(items)} dimensions")
     return tuple(items)
 
 
+def _empty(*_: Any) -> dict[Any, Any]:
+    """An OrderedDict; its items come one after another, as torch writes it."""
+    return {}
+
+
+SIZE = Maker(_size)
+_TENSORS = (Maker(_tensor), Maker(_tensor_v3), Maker(_parameter))
+_COLLECTIONS = ("set", "frozenset", "bytearray", "complex")
 _KNOWN: dict[str, Any] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _from_type,
-    "torch.Size": _size,
+    "torch._utils._rebuild_tensor": _TENSORS[0],
+    "torch._utils._rebuild_tensor_v2": _TENSORS[0],
+    "torch._utils._rebuild_tensor_v3": _TENSORS[1],
+    "torch._utils._rebuild_parameter": _TENSORS[2],
+    "torch._utils._rebuild_parameter_with_state": _TENSORS[2],
+    "torch._utils._rebuild_meta_tensor_no_storage": Inert,
+    "torch._tensor._rebuild_from_type_v2": Maker(_from_type),
+    "torch.Size": SIZE,
     "torch.device": Inert,
     "torch.Tensor": Inert,
     "torch.nn.parameter.Parameter": Inert,
     "torch.serialization._get_layout": Inert,
-    "collections.OrderedDict": _Dict,
-    "_codecs.encode": _encoded,
+    "collections.OrderedDict": Maker(_empty),
+    "collections.Counter": Inert,
+    "_codecs.encode": Maker(_encoded),
+    **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _COLLECTIONS},
     **{f"torch.{name}": _StorageClass(dtype) for name, dtype in STORAGES.items()},
     "torch.storage.UntypedStorage": _StorageClass("uint8"),
     **{f"torch.{dtype}": dtype for dtype in ITEM_BYTES},
 }
-_MAKERS = (_tensor, _tensor_v3, _parameter, _from_type, _size, _encoded)
-# None, numbers, texts, bytes, lists, tuples, dictionaries; names, calls, objects and their fields; storages; the memo.
-_OPCODES = b"\x80\x95.NIJKML\x88\x89\x8a\x8bFGXVUTC\x8c\x8d\x8eB]ale)t\x85\x86\x87}us(0" + b"12qrpghj\x94c\x93R\x81bQ"
-_PythonUnpickler: Any = vars(pickle)["_Unpickler"]
-
-
-class _Unpickler(_PythonUnpickler):
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: action for code, action in _PythonUnpickler.dispatch.items() if code in _OPCODES
-    }
-
-    def __init__(self, file: io.BytesIO, inert: Sequence[str]) -> None:
-        super().__init__(file, encoding="latin-1")
-        self._inert = frozenset(inert)
-
-    def load(self) -> Any:
-        try:
-            return super().load()
-        except KeyError as error:
-            if isinstance(code := error.args[0], int):
-                raise RefusedError(
-                    f"it has the opcode {bytes([code % 256])!r}, which torch.save does not write"
-                ) from None
-            raise
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full in _KNOWN:
-            return _KNOWN[full]
-        if full in self._inert:
-            return Inert
-        raise RefusedError(f"it names {full}, which no such checkpoint contains and which may run code")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage, key, _, numel = pid
-        if kind != "storage" or not isinstance(storage, _StorageClass) or type(numel) is not int or numel < 0:
-            raise ValueError("a storage of it is none")
-        return _Storage(str(key), storage.dtype, numel)
-
-    def _load_empty_dictionary(self) -> None:
-        self.append(_Dict())
-
-    def _load_reduce(self) -> None:
-        args = self.stack.pop()
-        make: Callable[..., Any] = self.stack[-1]
-        if make not in _MAKERS and make is not Inert and make is not _Dict:
-            raise RefusedError(f"it calls a {type(make).__name__}")
-        self.stack[-1] = make(*args)
-
-    def _load_newobj(self) -> None:
-        args = self.stack.pop()
-        if self.stack[-1] is not Inert:
-            raise RefusedError("it makes an object of another class than those that are known")
-        self.stack[-1] = Inert(*args)
-
-    def _load_build(self) -> None:
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], Inert | _Dict):
-            raise RefusedError(f"it sets fields of a {type(self.stack[-1]).__name__}")
-        self.stack[-1].__setstate__(state)
-
-    dispatch |= {
-        pickle.EMPTY_DICT[0]: _load_empty_dictionary,
-        pickle.REDUCE[0]: _load_reduce,
-        pickle.NEWOBJ[0]: _load_newobj,
-        pickle.BUILD[0]: _load_build,
-    }

@@ -13,18 +13,21 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from mres.checkpoint.folder import FileFacts
+from mres.checkpoint.folder import CheckpointError, FileFacts
 from mres.checkpoint.forms.memory import read_at
-from mres.files import fsync, make_folder
+from mres.files import fsync, make_folder, remove_folder
+from mres.locks import locked
 
 # What a kill may lose; each time, the disk is waited for.
 NOTE_EVERY_BYTES = 1 << 28
+RESULT, JOURNAL = "result", "journal.jsonl"
+_PURPOSE = "purpose"
 _PIECE_BYTES = 1 << 22
 _HASHED_AT_ONCE_BYTES = 1 << 17  # handing it to another thread would take as long
 
@@ -39,6 +42,52 @@ class Item:
     length: int
 
 
+def check_ours(root: Path) -> None:
+    """Whether `root` may be a workspace: nothing is there, or what a conversion has left, which always has a journal.
+
+    Raises:
+        CheckpointError: something else is there.
+    """
+    if not os.path.lexists(root):
+        return
+    ours = False
+    if root.is_dir() and not root.is_symlink():
+        start = f'{{"{_PURPOSE}": '.encode()
+        with suppress(OSError), (root / JOURNAL).open("rb") as file:
+            ours = start.startswith(file.read(len(start)))  # a kill may have cut it off
+        with suppress(OSError):
+            ours = ours or not any(root.iterdir())
+    if not ours:
+        raise CheckpointError(f"'{root}' was not made by a conversion; remove or rename it, or name another folder")
+
+
+@contextmanager
+def held(root: Path, out: Path) -> Iterator[None]:
+    """Holds the workspace for this process alone, as long as that lives.
+
+    Raises:
+        CheckpointError: another conversion holds it, or something else is there.
+    """
+    check_ours(root)
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(locked(root / JOURNAL, wait=False))
+            if not os.path.samestat(os.fstat(descriptor), os.stat(root / JOURNAL)):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):  # the latter: one that has just ended removed it
+            raise CheckpointError(
+                f"another conversion is writing '{out}' (in '{root}'); wait for it, end it, or name another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks; one that takes nothing says so when the workspace is made
+        yield
+
+
+def remove_workspace(root: Path) -> None:
+    """The journal last: without it, nobody knows whose the rest is."""
+    remove_folder(root, last=JOURNAL)
+
+
 class Workspace:
     """What is being made in `folder`, taken up where a killed process for the same `purpose` left it.
 
@@ -51,22 +100,29 @@ class Workspace:
     """
 
     def __init__(self, root: Path, purpose: str, inside: str = "") -> None:
-        self.result, self._journal = root / "result", root / "journal.jsonl"
+        self.result, self._journal = root / RESULT, root / JOURNAL
         self.folder = self.result / inside
         self.facts: dict[str, FileFacts] = {}
         self.states: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._items: dict[str, list[Item]] = {}
         if not self._take_up(purpose):
-            rmtree(root, ignore_errors=True)
+            check_ours(root)
+            for found in (self.facts, self.states, self._sizes, self._items):
+                found.clear()
+            rmtree(self.result, ignore_errors=True)
             make_folder(self.folder)
-            self._note([{"purpose": purpose}])
+            self._begin(purpose)
         items = sum(item.length for items in self._items.values() for item in items)
         self.taken_up = items + sum(self._sizes.values())
 
+    def _begin(self, purpose: str) -> None:
+        # Not a new file: this one is locked.
+        self._journal.write_text(json.dumps({_PURPOSE: purpose}) + "\n", encoding="utf-8")
+
     def _take_up(self, purpose: str) -> bool:
         lines = _lines_of(self._journal)
-        if not lines or lines[0] != {"purpose": purpose} or not self.folder.is_dir():
+        if not lines or lines[0] != {_PURPOSE: purpose} or not self.folder.is_dir():
             return False
         for line in lines[1:]:
             if "sha256" in line:
