@@ -263,6 +263,8 @@ def _write(chosen: TensorSource, work: Workspace, form: Form, options: dict[str,
     from mres.checkpoint.forms.dcp import write_dcp
     from mres.checkpoint.forms.safetensors import write_safetensors
 
+    for note in chosen.notes:
+        _say(f"note: {note}")
     with count_bytes(sum(spec.num_bytes for spec in chosen.specs.values()), "writing") as progress:
         if form == "safetensors":
             progress(work.taken_up)

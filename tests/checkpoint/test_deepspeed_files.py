@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Memory:
     """A run's checkpoint as a source: `trained` have moments, `frozen` have none; averages of the trained."""
 
     aliases: Mapping[str, str] = {}
+    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -253,7 +254,7 @@ from mres.checkpoint.forms.workspace import Workspace
 NUM, SHAPE = 6, (4096, 4096)
 
 class Large:
-    aliases, state, config_yaml = {}, {"step": 1}, None
+    aliases, state, config_yaml, notes = {}, {"step": 1}, None, ()
     specs = {}
     for number in range(NUM):
         specs[f"model.{number}"] = Spec(SHAPE, "float32")

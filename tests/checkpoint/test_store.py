@@ -6,7 +6,9 @@ import pickle
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -223,6 +225,58 @@ def test_tensors_lie_in_the_files_that_are_listed(root: Path, change: dict[str, 
     with pytest.raises(CheckpointError, match=r"metadata is refused: .*take the checkpoint again"):
         store.verify(folder)
     with pytest.raises(CheckpointError, match=words):
+        store.verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02}N" + b"2\x86" * 64 + b"Ns.", "is refused: it has a tuple of other things than texts and numbers"),
+        (b"\x80\x02Nr\x00\x00\x00\x04.", "is refused: it remembers a value under the number 67108864"),
+        (b"\x80\x02N.", "is damaged: it does not say where all tensors lie"),
+        (b"\x80\x02}.", "is damaged: it does not say where all tensors lie"),
+    ],
+    ids=["hangs", "fills memory", "nothing", "a dictionary"],
+)
+def test_an_index_that_would_hang_or_fill_memory_is_refused(root: Path, content: bytes, message: str) -> None:
+    folder = root / "step-00000010"
+    (folder / ".metadata").write_bytes(content)
+    reseal(folder)
+    with pytest.raises(CheckpointError, match=f"metadata {message}"):
+        store.verify(folder)
+    assert store.locate(root).step == 5
+
+
+def _changed(folder: Path, change: Callable[[Any], None]) -> None:
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    change(metadata.state_dict_metadata["model.weight"])
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    reseal(folder)
+
+
+def _larger(tensor: Any) -> None:
+    tensor.size = torch.Size([*tensor.size[:-1], tensor.size[-1] + 1])
+
+
+def _outside(tensor: Any) -> None:
+    tensor.chunks[0].sizes = torch.Size([tensor.size[0] + 1, *tensor.size[1:]])
+
+
+def _of_fewer_dimensions(tensor: Any) -> None:
+    tensor.chunks[0].sizes = torch.Size([tensor.size.numel()])
+
+
+def _twice(tensor: Any) -> None:
+    """Two boxes of half the tensor, the same half."""
+    half = torch.Size([tensor.size[0] // 2, *tensor.size[1:]])
+    tensor.chunks = [type(tensor.chunks[0])(offsets=tensor.chunks[0].offsets, sizes=half) for _ in range(2)]
+
+
+@pytest.mark.parametrize("change", [_larger, _outside, _of_fewer_dimensions, _twice])
+def test_boxes_that_do_not_make_their_tensor_are_refused(root: Path, change: Callable[[Any], None]) -> None:
+    folder = root / "step-00000010"
+    _changed(folder, change)
+    with pytest.raises(CheckpointError, match=r"model.weight is not whole: its pieces do not make its shape"):
         store.verify(folder)
 
 

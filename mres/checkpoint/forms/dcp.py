@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class DcpSource:
     Raises:
         CheckpointError: it is none, or its index cannot be used.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(
         self,

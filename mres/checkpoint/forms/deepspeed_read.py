@@ -67,8 +67,9 @@ class DeepSpeedSource:
         self.aliases = {MODEL + alias: MODEL + name for alias, name in shared.items()}
         self.state, self.config_yaml = _beside(files.folder)
         self.layout = _layout(files, list(others))
+        self.notes: list[str] = []
         if flats.left_behind:
-            self.layout.notes.append(
+            self.notes.append(
                 f"the optimizer's {', '.join(flats.left_behind)} stay behind: of its state, AdamW's {', '.join(MOMENTS)} "
                 "and step are read"
             )

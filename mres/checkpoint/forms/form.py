@@ -9,7 +9,7 @@ memory (and longer to load) than most conversions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,6 +53,7 @@ class TensorSource(Protocol):
         aliases: neutral names of tied tensors that are stored once: alias → the name in `specs` that holds it.
         state: what a run's state.json holds, where the source has one.
         config_yaml: the run's config, where the source has one.
+        notes: what is there and does not come along, in sentences.
     """
 
     @property
@@ -66,6 +67,9 @@ class TensorSource(Protocol):
 
     @property
     def config_yaml(self) -> str | None: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def read_into(self, name: str, target: memoryview) -> None:
         """Fills `target`, as many bytes as the tensor has, with its elements in their order.

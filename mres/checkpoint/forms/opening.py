@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +124,8 @@ class Selection:
     Args:
         names: by the name here, the name there.
     """
+
+    notes: Sequence[str] = ()  # what is not selected is not missed
 
     def __init__(self, source: TensorSource, names: Mapping[str, str], state: dict[str, Any] | None) -> None:
         self._source, self._names = source, names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class SafetensorsSource:
 
     state: dict[str, Any] | None = None
     config_yaml: str | None = None
+    notes: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         files = _files_of(path)
