@@ -132,6 +132,8 @@ def _dictionary(value: Any) -> dict[Any, Any]:
 
 def _checked(key: Any) -> Any:
     """What can be hashed at once: hashing a nested tuple may take for ever."""
+    if type(key) is str:
+        return key
     parts = key if type(key) is tuple else (key,)
     if not all(isinstance(part, _PLAIN) for part in parts) and not isinstance(key, Inert):
         raise RefusedError(f"it has a {type(key).__name__} of other things than texts and numbers as a key")
