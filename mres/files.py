@@ -1,9 +1,15 @@
 """Files and folders that are whole or not there at all: hashed, fsynced, published by rename."""
 
+import errno
 import hashlib
 import os
 import shutil
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+
+# In a folder that was moved away for another: it may be removed.
+_REPLACED = ".replaced-by-mres"
 
 
 def file_sha256(path: Path, *, from_disk: bool = False) -> str:
@@ -63,11 +69,61 @@ def free_bytes(path: Path) -> int:
 
 
 def publish_folder(part: Path, final: Path) -> None:
-    """Renames `part`, whose content is on the disk, to `final`; what stands there is removed once it is replaced."""
-    replaced = final.with_name(final.name + ".replaced")
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-    part.rename(final)
+    """Renames `part`, whose content is on the disk, to `final`; what stands there is removed once it is replaced.
+
+    Until then it is `final`.replaced, or has another name beside it where something of others is called so.
+
+    Raises:
+        OSError: there is no such `part`, or it cannot be renamed; what stood there stands there again.
+    """
+    if not part.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(part))
+    replaced = _name_beside(final) if final.exists() else None
+    if replaced is None:
+        part.rename(final)
+    else:
+        _exchange(part, final, replaced)
     fsync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced is not None:
+        remove_folder(replaced, last=_REPLACED)
+    _name_beside(final)
+
+
+def _exchange(part: Path, final: Path, replaced: Path) -> None:
+    final.rename(replaced)
+    mark = replaced / _REPLACED
+    try:
+        if not replaced.is_symlink():
+            with suppress(OSError):  # a full disk: only a kill, now, would leave a folder that nobody removes
+                mark.touch()
+        part.rename(final)
+    except OSError:
+        if not replaced.is_symlink():
+            mark.unlink(missing_ok=True)
+        replaced.rename(final)
+        raise
+
+
+def _name_beside(final: Path) -> Path:
+    """A free name for what is to be replaced; what killed processes left under such goes, what is of others stays."""
+    for number in count(1):
+        path = final.with_name(f"{final.name}.replaced" + (f"-{number}" if number > 1 else ""))
+        if not path.is_symlink() and (path / _REPLACED).is_file():
+            remove_folder(path, last=_REPLACED)
+        if not os.path.lexists(path):
+            return path
+    raise AssertionError("unreachable")
+
+
+def remove_folder(folder: Path, *, last: str) -> None:
+    """Removes what can be removed of a folder, the file `last` at the end: after a kill, it still says whose it is."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != last:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

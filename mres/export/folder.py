@@ -14,15 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from mres.checkpoint.convert import SHARD_BYTES, convert
-from mres.checkpoint.folder import CONFIG, MANIFEST, CheckpointError, read_manifest, seal
+from mres.checkpoint.folder import CONFIG, MANIFEST, STATE, CheckpointError, read_manifest, seal
 from mres.checkpoint.outcome import check_apart, check_target
 from mres.checkpoint.verifying import verify
 from mres.errors import UserError
-from mres.files import publish_folder, write_durably
+from mres.files import publish_folder, remove_folder, write_durably
 from mres.progress import track
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def export(
 
     origin = {**origin_of(found, config, weights, results), "exported_with": _versions(), "programs": []}
     part = out.absolute().with_name(out.name + ".unfinished")
-    rmtree(part, ignore_errors=True)
+    _remove_leftover(part)
     try:
         convert(found.path, part, "safetensors", weights=weights, max_shard_bytes=max_shard_bytes)
         if programs:
@@ -79,8 +78,23 @@ def export(
     except OSError as error:
         raise CheckpointError(f"'{out}' was not written: {error}; nothing of it was left behind") from None
     finally:
-        rmtree(part, ignore_errors=True)
+        remove_folder(part, last=STATE)
     yield f"{out}: step {origin['step']:,}, {_said_of_results(origin)}; {out / 'README.md'} is the model card"
+
+
+def _remove_leftover(part: Path) -> None:
+    """What a killed export left has a state from its beginning to its end.
+
+    Raises:
+        CheckpointError: something else is there.
+    """
+    if part.is_symlink() or (part.exists() and not part.is_dir()):
+        ours = False
+    else:
+        ours = not part.exists() or not any(part.iterdir()) or (part / STATE).is_file()
+    if not ours:
+        raise CheckpointError(f"'{part}' was not made by an export; remove or rename it, or name another folder")
+    remove_folder(part, last=STATE)
 
 
 def _open(source: Path, weights: Kind) -> tuple[Source, Config]:
