@@ -8,8 +8,8 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-# In a folder that was moved away for another: it may be removed.
-_REPLACED = ".replaced-by-mres"
+# In a folder that is moved away for another: under its new name, it may be removed.
+REPLACED_MARK = ".replaced-by-mres"
 
 
 def file_sha256(path: Path, *, from_disk: bool = False) -> str:
@@ -85,22 +85,21 @@ def publish_folder(part: Path, final: Path) -> None:
         _exchange(part, final, replaced)
     fsync(final.parent)
     if replaced is not None:
-        remove_folder(replaced, last=_REPLACED)
+        remove_folder(replaced, last=REPLACED_MARK)
     _name_beside(final)
 
 
 def _exchange(part: Path, final: Path, replaced: Path) -> None:
+    if not final.is_symlink():
+        with suppress(OSError):  # a full disk: only a kill, now, would leave a folder that nobody removes
+            (final / REPLACED_MARK).touch()
     final.rename(replaced)
-    mark = replaced / _REPLACED
     try:
-        if not replaced.is_symlink():
-            with suppress(OSError):  # a full disk: only a kill, now, would leave a folder that nobody removes
-                mark.touch()
         part.rename(final)
     except OSError:
-        if not replaced.is_symlink():
-            mark.unlink(missing_ok=True)
         replaced.rename(final)
+        if not final.is_symlink():
+            (final / REPLACED_MARK).unlink(missing_ok=True)
         raise
 
 
@@ -108,8 +107,10 @@ def _name_beside(final: Path) -> Path:
     """A free name for what is to be replaced; what killed processes left under such goes, what is of others stays."""
     for number in count(1):
         path = final.with_name(f"{final.name}.replaced" + (f"-{number}" if number > 1 else ""))
-        if not path.is_symlink() and (path / _REPLACED).is_file():
-            remove_folder(path, last=_REPLACED)
+        if not path.is_symlink() and (path / REPLACED_MARK).is_file():
+            remove_folder(path, last=REPLACED_MARK)
+        with suppress(OSError):
+            path.rmdir()  # an empty one: the kill came after the mark went
         if not os.path.lexists(path):
             return path
     raise AssertionError("unreachable")

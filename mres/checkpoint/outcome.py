@@ -15,6 +15,7 @@ from mres.checkpoint.folder import (
     CheckpointError,
 )
 from mres.checkpoint.store import published
+from mres.files import REPLACED_MARK
 
 # What may lie in a folder that no manifest covers: weights that do not say whose they are, or DeepSpeed's checkpoints.
 _FILES = re.compile(
@@ -44,7 +45,7 @@ def _is_outcome(out: Path) -> bool:
     """A checkpoint, or a folder of just one."""
     if not out.is_dir():
         return False
-    inside = list(out.iterdir())
+    inside = [path for path in out.iterdir() if path.name != REPLACED_MARK]  # of a kill as it was to be replaced
     names = {path.name for path in inside}
     bare = all(map(_FILES.fullmatch, names)) and bool(names & _MARKS)
     return bare or (out / MANIFEST).is_file() or inside == published(out)[:1]
