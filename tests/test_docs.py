@@ -272,7 +272,7 @@ MAY_IMPORT = {
     "stream": {"records", "rle", "shards"},
     "model": set[str](),
     "parallel": set[str](),
-    "checkpoint": {"parallel", "model", "files", "progress"},
+    "checkpoint": {"parallel", "model", "files", "locks", "progress"},
     "evaluate": {"records", "rle", "shards", "stream", "model", "parallel", "checkpoint", "files", "progress"},
     "train": {"records", "rle", "shards", "stream", "model", "parallel", "checkpoint", "files", "locks", "progress"},
     "export": {"model", "stream", "checkpoint", "evaluate", "sources", "files", "progress"},
