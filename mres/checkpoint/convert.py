@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +31,6 @@ SHARD_BYTES = 5 * 10**9
 # What is promised of memory: so much, and twice the largest tensor (one of the source, one that is read back).
 MEMORY_BYTES = 200 * 10**6
 _MARGIN_BYTES, _BYTES_A_TENSOR = 1 << 20, 2048
-_PIECE = 1 << 20  # elements that are compared at a time where they are cast for it
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -118,6 +116,7 @@ def convert(
         CheckpointError: source or target cannot be used, another conversion is writing the latter, no room, or what was
             written differs from what was read.
     """
+    from mres.checkpoint.comparing import check_same
     from mres.checkpoint.forms.opening import open_checkpoint
     from mres.checkpoint.forms.workspace import check_ours, held
 
@@ -302,56 +301,7 @@ def _reopen(folder: Path, form: Form) -> TensorSource:
     return open_deepspeed(folder)
 
 
-def check_same(given: TensorSource, written: TensorSource, where: Path) -> None:
-    """Reads both, tensor by tensor: the same names, shapes and bits.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    from mres.checkpoint.forms.memory import Reader
-
-    differ = sorted(set(given.specs) ^ set(written.specs)) + sorted(set(given.aliases) ^ set(written.aliases))
-    if differ:
-        raise CheckpointError(f"'{where}': {differ[0]} is on one side only; please report it")
-    one, other = Reader(given), Reader(written)
-    total = sum(spec.num_bytes for spec in given.specs.values())
-    with count_bytes(total, "checking") as progress, ThreadPoolExecutor(1) as aside:
-        for name, spec in given.specs.items():
-            reading = aside.submit(other.read, name)
-            bits = one.read(name)
-            if not _same(bits, spec, reading.result(), written.specs[name]):
-                raise CheckpointError(
-                    f"'{where}': {name} ({spec.dtype}) does not read back as it was written; is the disk sound, or has the "
-                    f"form a narrower type ({written.specs[name].dtype})?"
-                )
-            progress(spec.num_bytes)
-
-
-def _same(given: memoryview, spec: Spec, written: memoryview, as_written: Spec) -> bool:
-    """The same shape and bits. DeepSpeed's form has float32 only, which holds what is narrower."""
-    from mres.checkpoint.forms.casting import CASTABLE, cast_into
-    from mres.checkpoint.forms.form import ITEM_BYTES
-    from mres.checkpoint.forms.memory import same_bytes
-
-    if spec.shape != as_written.shape:
-        return False
-    if spec.dtype == as_written.dtype:
-        return same_bytes(given, written)
-    if not {spec.dtype, as_written.dtype} <= set(CASTABLE):
-        return False
-    width, written_width = ITEM_BYTES[spec.dtype], ITEM_BYTES[as_written.dtype]
-    back = memoryview(bytearray(min(_PIECE, spec.numel) * width))
-    for at in range(0, spec.numel, _PIECE):
-        num = min(_PIECE, spec.numel - at)
-        cast_into(
-            written[at * written_width : (at + num) * written_width], as_written.dtype, back[: num * width], spec.dtype
-        )
-        if not same_bytes(given[at * width : (at + num) * width], back[: num * width]):
-            return False
-    return True
-
-
-def _reason(error: Exception) -> str:
-    from mres.checkpoint.together import reason
-
-    return reason(error)
+def _reason(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    return f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "")

@@ -169,7 +169,7 @@ def test_any_other_failure_leaves_nothing(source: Path, tmp_path: Path, monkeypa
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("mres.checkpoint.convert.check_same", broken)
+    monkeypatch.setattr("mres.checkpoint.comparing.check_same", broken)
     with pytest.raises(ZeroDivisionError):
         convert(source, tmp_path / "out", "safetensors")
     assert names(tmp_path) == ["source.safetensors"]
