@@ -84,9 +84,10 @@ def publish_folder(part: Path, final: Path) -> None:
     else:
         _exchange(part, final, replaced)
     fsync(final.parent)
-    if replaced is not None:
-        remove_folder(replaced, last=REPLACED_MARK)
-    _name_beside(final)
+    with suppress(OSError):  # `final` is there: what cannot be removed is litter
+        if replaced is not None:
+            remove_folder(replaced, last=REPLACED_MARK)
+        _name_beside(final)
 
 
 def _exchange(part: Path, final: Path, replaced: Path) -> None:

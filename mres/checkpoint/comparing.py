@@ -20,7 +20,9 @@ def check_same(given: TensorSource, written: TensorSource, where: Path) -> None:
     Raises:
         CheckpointError: they differ.
     """
-    differ = sorted(set(given.specs) ^ set(written.specs)) + sorted(set(given.aliases) ^ set(written.aliases))
+    differ = sorted(set(given.specs) ^ set(written.specs)) + sorted(
+        alias for alias, _ in given.aliases.items() ^ written.aliases.items()
+    )
     if differ:
         raise CheckpointError(f"'{where}': {differ[0]} is on one side only; please report it")
     one, other = Reader(given), Reader(written)

@@ -31,6 +31,10 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     Raises:
         CheckpointError: something is there that is not to be replaced.
     """
+    if out.is_symlink() and not out.exists():
+        raise CheckpointError(
+            f"'{out}' is a link to '{out.readlink()}', which is not there; remove it, or make the folder"
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:

@@ -19,7 +19,7 @@ from mres.checkpoint.folder import DCP_METADATA, CheckpointError, FileFacts, rea
 from mres.checkpoint.retention import Best, surplus
 from mres.checkpoint.store import aside, published, step_folder, step_of
 from mres.checkpoint.together import Together
-from mres.files import free_bytes, fsync, make_folder, publish_folder
+from mres.files import REPLACED_MARK, free_bytes, fsync, make_folder, publish_folder
 from mres.parallel.pieces import Piece, local_tensors
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def _make_room(root: Path) -> None:
             shutil.rmtree(replaced, ignore_errors=True)
         else:
             replaced.rename(final)
+            (final / REPLACED_MARK).unlink(missing_ok=True)
 
 
 def _publish(part: Path, final: Path, job: Job, written: Mapping[str, FileFacts]) -> None:

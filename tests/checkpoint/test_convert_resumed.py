@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tensors import same_bits
 from mres.checkpoint.convert import Form, convert
 from mres.checkpoint.forms.dcp import DcpSource
 from mres.checkpoint.forms.opening import open_checkpoint
+from mres.checkpoint.forms.workspace import HashedFile, Workspace
 from mres.checkpoint.weights import read_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -98,3 +100,18 @@ def test_memory_is_of_the_largest_tensor_not_of_the_model(tmp_path: Path, form: 
     state = {f"model.{number}": torch.ones(2_000_000) for number in range(18)}  # 8 MB each, 144 MB
     dcp.save(state, checkpoint_id=tmp_path / "source", no_dist=True)
     assert in_process(peak_growth, tmp_path / "source", tmp_path / "out", form) < 60
+
+
+def test_a_line_that_a_kill_cut_off_costs_nothing_of_what_comes_after(tmp_path: Path) -> None:
+    def written(key: str, size: int) -> list[tuple[str, Callable[[HashedFile], None]]]:
+        return [(key, lambda file: file.write(bytes(size)) and None)]
+
+    root = tmp_path / "out.incomplete"
+    Workspace(root, "a test").write_file("one", iter(written("a", 100)))
+    with (root / "journal.jsonl").open("a") as journal:
+        journal.write('{"file": "two", "key": "b", "off')
+    again = Workspace(root, "a test")
+    assert again.taken_up == 100
+    again.write_file("two", iter(written("b", 50)))
+    assert Workspace(root, "a test").taken_up == 150
+    assert Workspace(root, "another test").taken_up == 0

@@ -449,3 +449,9 @@ def test_shards_that_changed_since_a_kill_are_read_anew(tmp_path: Path, capsys: 
     convert(index, tmp_path / "out", "safetensors")
     assert "are there already" not in capsys.readouterr().err
     assert load_file(tmp_path / "out" / "model.safetensors")["w2"][0, 0] == 2.0
+
+
+def test_a_link_that_leads_nowhere_is_no_target(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    refused(r"out' is a link to '.*nowhere', which is not there", source, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()

@@ -293,3 +293,15 @@ def test_floats_are_rounded_as_torch_rounds_them(dtype: str, wanted: str) -> Non
     numbers = ~expected.isnan()
     assert torch.equal(found.isnan(), ~numbers)
     assert same_bits(found[numbers], expected[numbers])
+
+
+def test_values_that_contain_themselves_many_times_are_not_gone_through(tmp_path: Path) -> None:
+    """Each level of `nested` doubles what a text, or a hash, of it would take."""
+    nested = b"N" + b"2\x86" * 64
+    named = b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\n" + nested + b"X\3\0\0\0cpuK\1tQ."
+    with pytest.raises(ValueError, match="a storage of it has no name"):
+        opened(archived(tmp_path / "named.pt", named))
+    text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\0"
+    again = b"".join(b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R" for _ in range(40))
+    with pytest.raises(ValueError, match="more than 16,777,216 bytes as text"):
+        opened(archived(tmp_path / "text.pt", b"\x80\x02](" + text + again + b"e."))

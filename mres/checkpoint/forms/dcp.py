@@ -17,7 +17,7 @@ from mres.checkpoint.forms.torch_archive import TorchArchive
 from mres.checkpoint.forms.torch_archive_writer import TorchArchiveWriter
 from mres.checkpoint.forms.torch_pickle import StoredTensor
 from mres.checkpoint.forms.workspace import HashedFile, Item, Workspace
-from mres.files import write_durably
+from mres.files import fsync, write_durably
 
 # So that a file is neither one of hundreds nor too large for a store to take at once.
 _FILE_BYTES = 1 << 30
@@ -105,6 +105,7 @@ def write_dcp(source: TensorSource, work: Workspace, progress: Progress) -> None
         items += work.write_file(f"__0_{number}.distcp", _items(source, reader, names, progress))
     path = work.folder / DCP_METADATA
     write_durably(path, index_of(source.specs, source.aliases, items))
+    fsync(path.parent)
     work.facts[path.name] = FileFacts.of(path)
 
 

@@ -17,6 +17,7 @@ from mres.checkpoint.forms.torch_pickle import SIZE
 
 # A box of a tensor takes some hundred bytes of it.
 _MAX_BYTES = 1 << 30
+_MAX_CELLS = 1 << 26
 # All that the metadata of tensors consists of. Anything else in it could run when PyTorch unpickles it; of an object
 # that is no tensor (BytesStorageMetadata), the object itself would be unpickled, freely.
 _RECORDS = {
@@ -55,7 +56,11 @@ class Chunk:
 class _Record(Inert):
     """Stands for any of DCP's dataclasses: its fields, as they were pickled."""
 
-    fields: Any = None
+    __slots__ = ("fields",)
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self.fields: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.fields = state
@@ -101,7 +106,9 @@ def _places(stored: Mapping[Any, Any], sizes: Mapping[str, int]) -> dict[Any, Ma
     found = {}
     for index, place in ((index.fields, place.fields) for index, place in stored.items()):
         name, offset, length = (place[key] for key in ("relative_path", "offset", "length"))
-        if not isinstance(name, str) or Path(name).name != name:
+        if type(name) is not str or type(index["fqn"]) is not str:
+            raise ValueError("a tensor or its file has no name")
+        if Path(name).name != name:
             raise RefusedError(f"it has a tensor in '{name}', outside of the checkpoint's folder")
         if name not in sizes:
             raise RefusedError(f"it has a tensor in '{name}', which the manifest does not list or is not there")
@@ -133,7 +140,7 @@ def _tensor(name: str, fields: Mapping[str, Any], places: Mapping[Any, Any]) -> 
 
 def _ints(numbers: Sequence[Any]) -> tuple[int, ...]:
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError(f"{numbers!r} is no size")
+        raise ValueError("a size or a place is none")
     return tuple(numbers)
 
 
@@ -149,14 +156,20 @@ def _fills(chunks: Sequence[Chunk], shape: tuple[int, ...]) -> bool:
     filled = [chunk for chunk in chunks if chunk.numel]
     if len(filled) <= 1:
         return bool(chunks)
-    # On a grid of all their edges every box is whole cells.
-    edges = [
-        sorted({edge for c in filled for edge in (c.slices[dim].start, c.slices[dim].stop)})
-        for dim in range(len(shape))
-    ]
+    return _covers(filled, len(shape))
+
+
+def _covers(chunks: Sequence[Chunk], num_dims: int) -> bool:
+    """Whether boxes leave no gap between their outermost edges and do not overlap: each is whole cells of a grid."""
+    edges = []
+    for dim in range(num_dims):
+        of_dim = sorted({edge for c in chunks for edge in (c.slices[dim].start, c.slices[dim].stop)})
+        edges.append({edge: cell for cell, edge in enumerate(of_dim)})
+    if math.prod(len(of_dim) - 1 for of_dim in edges) > _MAX_CELLS:
+        raise RefusedError("it cuts a tensor into boxes that are no grid")
     covered = np.zeros([len(of_dim) - 1 for of_dim in edges], bool)
-    for chunk in filled:
-        cells = tuple(slice(of.index(s.start), of.index(s.stop)) for of, s in zip(edges, chunk.slices, strict=True))
+    for chunk in chunks:
+        cells = tuple(slice(of[s.start], of[s.stop]) for of, s in zip(edges, chunk.slices, strict=True))
         if covered[cells].any():
             return False
         covered[cells] = True

@@ -189,15 +189,16 @@ def groups_of(files: Files) -> tuple[Group, ...]:
 
 
 _DROPPED = object()
+_MAX_DEPTH = 4  # of lists in an option
 
 
-def _plain(files: Files, value: Any) -> Any:
+def _plain(files: Files, value: Any, depth: int = 0) -> Any:
     """An option of an optimizer's group that anybody can read: numbers, texts, and lists of them."""
     if isinstance(value, StoredTensor):
         return _read_scalar(files.optim[0].stored(value)) if value.numel == 1 else _DROPPED
-    if isinstance(value, list | tuple):
-        items = [_plain(files, item) for item in value]
-        return _DROPPED if _DROPPED in items else type(value)(items)
+    if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
+        items = [_plain(files, item, depth + 1) for item in value]
+        return _DROPPED if any(item is _DROPPED for item in items) else type(value)(items)
     return value if isinstance(value, str | int | float | None) else _DROPPED
 
 

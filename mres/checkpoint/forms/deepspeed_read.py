@@ -38,10 +38,15 @@ def open_deepspeed(folder: Path) -> DeepSpeedSource:
     found = tag_folder(folder)
     if found is None:
         raise CheckpointError(f"{folder} is no DeepSpeed checkpoint: no file 'latest', no …_optim_states.pt")
-    files = open_files(found)
     try:
-        return DeepSpeedSource(files)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # torch's values, but not in DeepSpeed's places
+        return DeepSpeedSource(open_files(found))
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        IndexError,
+    ) as error:  # torch's values, but not in DeepSpeed's places
         raise CheckpointError(f"{found} is not as DeepSpeed writes it: {type(error).__name__} {error}") from None
 
 

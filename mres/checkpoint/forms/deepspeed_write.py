@@ -179,7 +179,8 @@ class _Writer:
             for file, structure in zip(self._model, structures, strict=True):
                 structure.module[name] = _put(file, spec, whole)
         names = [name.removeprefix(MODEL) for name in self._source.specs if name.startswith(MODEL)]
-        aliases = {a.removeprefix(MODEL): n.removeprefix(MODEL) for a, n in self._source.aliases.items()}
+        tied = {alias: name for alias, name in self._source.aliases.items() if alias.startswith(MODEL)}
+        aliases = {alias.removeprefix(MODEL): name.removeprefix(MODEL) for alias, name in tied.items()}
         for file, structure in zip(self._model, structures, strict=True):
             if self._stage == 3:  # parameters are not here: something without elements stands for them
                 nothing = file.begin(Spec((0,), self._layout.compute))

@@ -25,6 +25,8 @@ class RefusedError(ValueError):
 class Inert:
     """Stands for an object of a class that is known and not needed; `args` is what it was made of."""
 
+    __slots__ = ("args",)
+
     def __init__(self, *args: Any) -> None:
         self.args = args
 

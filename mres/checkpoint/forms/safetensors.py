@@ -14,7 +14,7 @@ from mres.checkpoint.forms.form import ITEM_BYTES, MODEL, Progress, Spec, Tensor
 from mres.checkpoint.forms.memory import Reader, read_at
 from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.workspace import HashedFile, Workspace
-from mres.files import write_durably
+from mres.files import fsync, write_durably
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -139,6 +139,7 @@ def write_safetensors(
         }
         path = work.folder / SAFETENSORS_INDEX
         write_durably(path, json.dumps(index, indent=1).encode())
+        fsync(path.parent)
         work.facts[path.name] = FileFacts.of(path)
 
 

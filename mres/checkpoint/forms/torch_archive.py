@@ -101,7 +101,7 @@ class TorchArchive:
             self.read_into(tensor, memoryview(box.reshape(-1).view(np.uint8).data))
             return
         # As it lies: the dimension along which the file is gone through comes first.
-        order = sorted(range(box.ndim), key=lambda dim: -tensor.strides[dim])
+        order = sorted(range(box.ndim), key=lambda dim: (tensor.shape[dim] == 1, -tensor.strides[dim]))
         shape, strides = ([of[dim] for dim in order] for of in (tensor.shape, tensor.strides))
         lying = box.transpose(order)
         item_bytes = ITEM_BYTES[tensor.dtype]

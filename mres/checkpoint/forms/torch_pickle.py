@@ -63,15 +63,27 @@ class TorchUnpickler(InertUnpickler):
     def __init__(self, content: bytes, inert: Sequence[str] = ()) -> None:
         super().__init__(content)
         self._inert = frozenset(inert)
+        self._num_encoded = 0
 
     def named(self, full: str) -> Any:
+        if full == "_codecs.encode":
+            return Maker(self._encode)
         return Inert if full in self._inert else _KNOWN.get(full)
+
+    def _encode(self, text: str, _: str) -> bytes:
+        """Protocol 2 has bytes as text in latin-1; a text that is there once can be named again and again."""
+        self._num_encoded += len(text)
+        if self._num_encoded > _MOST_ENCODED:
+            raise RefusedError(f"it has more than {_MOST_ENCODED:,} bytes as text")
+        return text.encode("latin-1")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage, key, _, numel = pid
         if kind != "storage" or not isinstance(storage, _StorageClass) or type(numel) is not int or numel < 0:
             raise ValueError("a storage of it is none")
-        return _Storage(str(key), storage.dtype, numel)
+        if type(key) is not str:
+            raise ValueError("a storage of it has no name")
+        return _Storage(key, storage.dtype, numel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +131,6 @@ def _from_type(made: Any, _: Any, args: Any, __: Any) -> Any:
     return made.make(*args)
 
 
-def _encoded(text: str, _: str) -> bytes:
-    """Protocol 2 has bytes as text in latin-1."""
-    if len(text) > _MOST_ENCODED:
-        raise RefusedError(f"it has {len(text):,} bytes as text")
-    return text.encode("latin-1")
-
-
 def _size(items: Sequence[Any] = ()) -> tuple[Any, ...]:
     if len(items) > _MOST_DIMENSIONS:
         raise ValueError(f"a size of {len(items)} dimensions")
@@ -155,7 +160,6 @@ _KNOWN: dict[str, Any] = {
     "torch.serialization._get_layout": Inert,
     "collections.OrderedDict": Maker(_empty),
     "collections.Counter": Inert,
-    "_codecs.encode": Maker(_encoded),
     **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _COLLECTIONS},
     **{f"torch.{name}": _StorageClass(dtype) for name, dtype in STORAGES.items()},
     "torch.storage.UntypedStorage": _StorageClass("uint8"),

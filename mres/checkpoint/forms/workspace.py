@@ -121,9 +121,10 @@ class Workspace:
         self._journal.write_text(json.dumps({_PURPOSE: purpose}) + "\n", encoding="utf-8")
 
     def _take_up(self, purpose: str) -> bool:
-        lines = _lines_of(self._journal)
+        lines, end = _lines_of(self._journal)
         if not lines or lines[0] != {_PURPOSE: purpose} or not self.folder.is_dir():
             return False
+        os.truncate(self._journal, end)  # what comes next must not go on in a line that a kill has cut off
         for line in lines[1:]:
             if "sha256" in line:
                 self.facts[line["file"]] = FileFacts(line["bytes"], line["sha256"])
@@ -185,16 +186,18 @@ class Workspace:
         self._note([{"states": {name: state for name, (_, state) in files.items()}, "sizes": sizes}])
 
 
-def _lines_of(journal: Path) -> list[dict[str, Any]]:
-    """Up to one that a kill has cut off."""
+def _lines_of(journal: Path) -> tuple[list[dict[str, Any]], int]:
+    """Up to one that a kill has cut off, and the bytes that they take."""
     lines: list[dict[str, Any]] = []
+    end = 0
     if journal.is_file():
-        for line in journal.read_text(encoding="utf-8").splitlines():
+        for line in journal.read_bytes().splitlines(keepends=True):
             try:
-                lines.append(json.loads(line))
+                lines.append(json.loads(line if line.endswith(b"\n") else b""))
             except ValueError:
                 break
-    return lines
+            end += len(line)
+    return lines, end
 
 
 class AppendedFile:

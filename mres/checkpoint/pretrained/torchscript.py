@@ -27,6 +27,8 @@ _MAX_DEPTH = 64
 class _Module(Inert):
     """A module's attributes; its class and its methods are code, and stay where they are."""
 
+    __slots__ = ("attributes",)
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.attributes: dict[str, Any] = {}
