@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,13 +21,11 @@ _MAX_CELLS = 1 << 26
 # All that the metadata of tensors consists of. Anything else in it could run when PyTorch unpickles it; of an object
 # that is no tensor (BytesStorageMetadata), the object itself would be unpickled, freely.
 _RECORDS = {
-    *(
-        f"torch.distributed.checkpoint.metadata.{name}"
-        for name in ("Metadata", "MetadataIndex", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties")
-    ),
+    "torch.distributed.checkpoint.metadata.Metadata",
+    "torch.distributed.checkpoint.metadata.TensorStorageMetadata",
+    "torch.distributed.checkpoint.metadata.TensorProperties",
     "torch.distributed.checkpoint.metadata.StorageMeta",
     "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
-    "torch.distributed.checkpoint.filesystem._StorageInfo",
     "torch.serialization._get_layout",
     "pathlib.PosixPath",
     "pathlib._local.PosixPath",
@@ -57,6 +55,7 @@ class _Record(Inert):
     """Stands for any of DCP's dataclasses: its fields, as they were pickled."""
 
     __slots__ = ("fields",)
+    keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -66,8 +65,42 @@ class _Record(Inert):
         self.fields = state
 
 
+class _Compact(_Record):
+    """What there is one of a box: its fields in the order of `keys`; a dictionary each would take most of the memory."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.fields = tuple(map(state.get, self.keys))
+        state.clear()  # the machine remembers it
+
+
+class _Index(_Compact):
+    __slots__ = ()
+    keys = ("fqn", "offset")
+
+
+class _Box(_Compact):
+    __slots__ = ()
+    keys = ("offsets", "sizes")
+
+
+class _Place(_Compact):
+    __slots__ = ()
+    keys = ("relative_path", "offset", "length", "transform_descriptors")
+
+
+_OF_BOXES = {
+    "torch.distributed.checkpoint.metadata.MetadataIndex": _Index,
+    "torch.distributed.checkpoint.metadata.ChunkStorageMetadata": _Box,
+    "torch.distributed.checkpoint.filesystem._StorageInfo": _Place,
+}
+
+
 class _Unpickler(InertUnpickler):
     def named(self, full: str) -> Any:
+        if full in _OF_BOXES:
+            return _OF_BOXES[full]
         if full in _RECORDS:
             return _Record
         if full == "torch.Size":
@@ -91,7 +124,7 @@ def read_index(folder: Path, sizes: Mapping[str, int] | None = None) -> dict[str
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise RefusedError(f"it has more than {_MAX_BYTES:,} bytes, which no index of tensors has")
-        fields = _Unpickler(path.read_bytes()).load().fields
+        fields = _loaded(path)
         places = _places(fields["storage_data"], sizes)
         return {name: _tensor(name, entry.fields, places) for name, entry in fields["state_dict_metadata"].items()}
     except RefusedError as error:
@@ -101,12 +134,16 @@ def read_index(folder: Path, sizes: Mapping[str, int] | None = None) -> dict[str
         raise CheckpointError(f"{path} is damaged: it does not say where all tensors lie ({reason})") from None
 
 
-def _places(stored: Mapping[Any, Any], sizes: Mapping[str, int]) -> dict[Any, Mapping[str, Any]]:
-    """By a box's tensor and offset, the part of a file that holds it."""
+def _loaded(path: Path) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = _Unpickler(path.read_bytes()).load().fields
+    return fields
+
+
+def _places(stored: Mapping[Any, Any], sizes: Mapping[str, int]) -> dict[Any, tuple[str, int, int]]:
+    """By a box's tensor and offset: file, start and length of the part that holds it."""
     found = {}
-    for index, place in ((index.fields, place.fields) for index, place in stored.items()):
-        name, offset, length = (place[key] for key in ("relative_path", "offset", "length"))
-        if type(name) is not str or type(index["fqn"]) is not str:
+    for (tensor, at), (name, offset, length, transforms) in ((i.fields, place.fields) for i, place in stored.items()):
+        if type(name) is not str or type(tensor) is not str:
             raise ValueError("a tensor or its file has no name")
         if Path(name).name != name:
             raise RefusedError(f"it has a tensor in '{name}', outside of the checkpoint's folder")
@@ -116,23 +153,22 @@ def _places(stored: Mapping[Any, Any], sizes: Mapping[str, int]) -> dict[Any, Ma
             raise RefusedError(
                 f"it has a tensor at bytes {offset} to {offset + length} of '{name}', which has {sizes[name]}"
             )
-        if place.get("transform_descriptors"):
-            raise RefusedError(
-                f"{index['fqn']} was written through an extension of DCP (compressed), which is not read here"
-            )
-        found[index["fqn"], _ints(index["offset"])] = place
+        if transforms:
+            raise RefusedError(f"{tensor} was written through an extension of DCP (compressed), which is not read here")
+        found[tensor, _ints(at)] = name, offset, length
     return found
 
 
-def _tensor(name: str, fields: Mapping[str, Any], places: Mapping[Any, Any]) -> tuple[Spec, list[Chunk]]:
+def _tensor(
+    name: str, fields: Mapping[str, Any], places: Mapping[Any, tuple[str, int, int]]
+) -> tuple[Spec, list[Chunk]]:
     spec = Spec(_ints(fields["size"]), fields["properties"].fields[0])
     if spec.dtype not in ITEM_BYTES:
         raise ValueError(f"{name} has no type")
     chunks = []
-    for chunk in (chunk.fields for chunk in fields["chunks"]):
-        offset, sizes = _ints(chunk["offsets"]), _ints(chunk["sizes"])
-        place = places[name, offset]
-        chunks.append(Chunk(offset, sizes, place["relative_path"], place["offset"], place["length"]))
+    for box in fields["chunks"]:
+        offset, sizes = map(_ints, box.fields)
+        chunks.append(Chunk(offset, sizes, *places[name, offset]))
     if not _fills(chunks, spec.shape):
         raise ValueError(f"{name} is not whole: its pieces do not make its shape")
     return spec, chunks

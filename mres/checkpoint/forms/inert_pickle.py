@@ -41,6 +41,16 @@ class Maker:
         self.make = make
 
 
+class _Memo(list[Any]):
+    """What is remembered, under numbers that are counted up: as a dictionary, most of an index's memory."""
+
+    def __setitem__(self, number: Any, value: Any) -> None:
+        if number == len(self):
+            self.append(value)
+        else:
+            super().__setitem__(number, value)
+
+
 class InertUnpickler(_PythonUnpickler):
     """Reads one pickle.
 
@@ -55,7 +65,7 @@ class InertUnpickler(_PythonUnpickler):
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin-1")
-        self._num_bytes = len(content)
+        self.memo = _Memo()
 
     def named(self, full: str) -> Any:
         """What "module.name" stands for: a `Maker`, a subclass of `Inert`, or a value; None where it is refused."""
@@ -106,8 +116,8 @@ class InertUnpickler(_PythonUnpickler):
         _dictionary(self.stack[-1]).update(zip(map(_checked, items[::2]), items[1::2], strict=True))
 
     def _remember(self, number: int) -> None:
-        if number > self._num_bytes:  # they are counted up
-            raise RefusedError(f"it remembers a value under the number {number}")
+        if number > len(self.memo):
+            raise RefusedError(f"it remembers a value under the number {number}, which is not the next")
         self.memo[number] = self.stack[-1]
 
     dispatch |= {
