@@ -61,7 +61,7 @@ class Proxy(ThreadingHTTPServer):
 
     def wait_for(self, parties: int) -> None:
         """Holds requests back until so many are there at once."""
-        self.together = threading.Barrier(parties, timeout=20)
+        self.together = threading.Barrier(parties, timeout=60)
 
     def ranges(self, path: str = "") -> list[str]:
         """The ranges that were asked for, in order."""
