@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import select
 import sys
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def test_a_terminal_gets_a_bar_and_messages_above_it(tmp_path: Path, monkeypatch
         monitor.metrics(VALUES)
         monitor.close()
         terminal.flush()
-        shown = os.read(main_end, 100_000).decode()
+        shown = ""
+        while select.select([main_end], [], [], 2.0)[0]:  # it comes in pieces, as the terminal gets to it
+            shown += os.read(main_end, 100_000).decode()
     os.close(main_end)
     assert "warning: [brackets] stay" in shown
     assert "3/10" in shown
