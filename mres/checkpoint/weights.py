@@ -33,8 +33,13 @@ def read_tensor(source: TensorSource, name: str) -> Tensor:
     spec = source.specs[name]
     tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
     if spec.num_bytes:
-        source.read_into(name, memoryview(tensor.view(-1).view(torch.uint8).numpy().data))
+        source.read_into(name, memory_of(tensor))
     return tensor
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor that has some, and has them one after another: to be filled."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
 
 
 class SourceWeights:

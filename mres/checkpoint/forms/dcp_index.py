@@ -55,7 +55,6 @@ class _Record(Inert):
     """Stands for any of DCP's dataclasses: its fields, as they were pickled."""
 
     __slots__ = ("fields",)
-    keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -69,6 +68,7 @@ class _Compact(_Record):
     """What there is one of a box: its fields in the order of `keys`; a dictionary each would take most of the memory."""
 
     __slots__ = ()
+    keys: ClassVar[tuple[str, ...]]
 
     def __setstate__(self, state: Any) -> None:
         self.fields = tuple(map(state.get, self.keys))
@@ -199,7 +199,7 @@ def _covers(chunks: Sequence[Chunk], num_dims: int) -> bool:
     """Whether boxes leave no gap between their outermost edges and do not overlap: each is whole cells of a grid."""
     edges = []
     for dim in range(num_dims):
-        of_dim = sorted({edge for c in chunks for edge in (c.slices[dim].start, c.slices[dim].stop)})
+        of_dim = sorted({edge for c in chunks for edge in (c.offset[dim], c.offset[dim] + c.sizes[dim])})
         edges.append({edge: cell for cell, edge in enumerate(of_dim)})
     if math.prod(len(of_dim) - 1 for of_dim in edges) > _MAX_CELLS:
         raise RefusedError("it cuts a tensor into boxes that are no grid")

@@ -40,13 +40,8 @@ def open_deepspeed(folder: Path) -> DeepSpeedSource:
         raise CheckpointError(f"{folder} is no DeepSpeed checkpoint: no file 'latest', no …_optim_states.pt")
     try:
         return DeepSpeedSource(open_files(found))
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        IndexError,
-    ) as error:  # torch's values, but not in DeepSpeed's places
+    # Torch's values, but not in DeepSpeed's places.
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{found} is not as DeepSpeed writes it: {type(error).__name__} {error}") from None
 
 

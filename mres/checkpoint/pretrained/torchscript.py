@@ -20,6 +20,7 @@ from mres.checkpoint.forms.memory import Buffer, elements
 from mres.checkpoint.forms.open_files import OpenFiles
 from mres.checkpoint.forms.torch_archive import TorchArchive
 from mres.checkpoint.forms.torch_pickle import StoredTensor, TorchUnpickler
+from mres.checkpoint.weights import memory_of
 
 _MAX_DEPTH = 64
 
@@ -74,8 +75,8 @@ class TorchScriptArchive:
         try:
             self._archive.check(stored, self._buffer)
             if stored.numel:
-                memory = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
-                self._archive.read_box(stored, elements(memory, stored.dtype, stored.shape), self._buffer)
+                box = elements(memory_of(tensor), stored.dtype, stored.shape)
+                self._archive.read_box(stored, box, self._buffer)
         except (ValueError, OSError) as error:
             raise self._damaged(error) from None
         return tensor
