@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -194,19 +195,30 @@ def test_a_missing_file_is_no_failure(store: tuple[str, Proxy], options: RemoteO
 
 
 def test_a_stall_ends_with_the_time_out(store: tuple[str, Proxy], tmp_path: Path) -> None:
+    storage = _connected(store[0], RemoteOptions(tmp_path, BLOCK, timeout_s=2, retries=1))
     store[1].fail("stall", times=2)  # until the test has ended
-    storage = RemoteStorage(store[0], RemoteOptions(tmp_path, BLOCK, timeout_s=0.4, retries=1))
-    with pytest.raises(UserError, match=r"2 attempts failed, the last with: no answer within 0\.4 s"):
+    with pytest.raises(UserError, match=r"2 attempts failed, the last with: no answer within 2 s"):
         storage.read("manifest.json")
     assert storage.read("manifest.json") == b"{}", "connections that stalled are not used again"
 
 
 def test_a_body_that_never_ends_is_given_up_and_left(store: tuple[str, Proxy], tmp_path: Path) -> None:
+    storage = _connected(store[0], RemoteOptions(tmp_path, BLOCK, timeout_s=2, retries=0))
     store[1].fail("trickle")
-    storage = RemoteStorage(store[0], RemoteOptions(tmp_path, BLOCK, timeout_s=0.4, retries=0))
-    with pytest.raises(UserError, match=r"1 attempt failed, the last with: no answer within 0\.4 s"):
+    with pytest.raises(UserError, match=r"1 attempt failed, the last with: no answer within 2 s"):
         storage.read("manifest.json")
-    assert store[1].left.wait(20), "the connection is closed"
+    assert store[1].left.wait(60), "the connection is closed"
+
+
+def _connected(url: str, options: RemoteOptions) -> RemoteStorage:
+    """A storage whose driver is there already: on a busy machine making it may take longer than the test's time-out,
+    and what is to fail would never be asked for."""
+    storage = RemoteStorage(url, options)
+    for _ in range(20):
+        with suppress(UserError):
+            storage.read("manifest.json")
+            return storage
+    pytest.fail("the store does not answer")
 
 
 def test_a_driver_that_blocks_is_left_behind(tmp_path: Path) -> None:
