@@ -7,7 +7,7 @@ imported and a small model of the same strategy had made a step.
 from __future__ import annotations
 
 import argparse
-import os
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ _SMALLER = {
 MODELS: dict[str, dict[str, Any]] = {
     # `large` in all but its sizes, so that four whole copies with gradients and moments fit a small machine.
     "smaller": {"size": "large", **_SMALLER},
-    # As it is; only the sharded strategies fit then.
-    "large": {"size": "large"},
+    # As it is, with images of a quarter: measured are weights, and activations (3 GB otherwise) would hide them. Only the
+    # sharded strategies fit then.
+    "large": {"size": "large", "image_size": 224},
 }
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -52,8 +54,6 @@ def peak(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--size {arguments.size}: bench peak measures {' or '.join(MODELS)}")
     if not _CLEAR.exists():
         raise UserError(f"bench peak reads and resets a process's peak memory in {_CLEAR.parent}, which only Linux has")
-    # Else glibc keeps what was freed: the figures would be of its heap, not of what is held. The ranks inherit it.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)
     model = ModelConfig.model_validate(MODELS[arguments.size])
     whole = whole_mb(model)
     kinds = [kind for kind in STRATEGIES if arguments.size != "large" or kind != "ddp"]
@@ -84,6 +84,7 @@ def whole_mb(config: ModelConfig) -> float:
 
 def rank_peaks(kind: str, model: ModelConfig) -> dict[str, float]:
     """MB of this rank's peak, above its start, until the weights are there and until a step is made."""
+    _return_what_is_freed()
     config = ParallelConfig.model_validate(STRATEGIES[kind])
     world = join_world(config)
     small = ModelConfig.model_validate(
@@ -98,6 +99,11 @@ def rank_peaks(kind: str, model: ModelConfig) -> dict[str, float]:
     step = _status_mb("VmHWM") - before
     leave_world()
     return {"start": start, "step": step}
+
+
+def _return_what_is_freed() -> None:
+    """Else glibc keeps freed tensors for later: the figures would be of its heap, not of what is held."""
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 17)
 
 
 def _started(config: ParallelConfig, world: World, model_config: ModelConfig) -> Strategy:

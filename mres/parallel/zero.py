@@ -26,7 +26,8 @@ from mres.parallel.staging import read_pieces, refuse_strangers
 from mres.parallel.strategy import Accept, AdamW, ParameterGroup, Strategy
 from mres.parallel.zero_frozen import Frozen
 from mres.parallel.zero_gate import Gate
-from mres.parallel.zero_state import Partition, chunked
+from mres.parallel.zero_saved import gathered_weights_unsaved
+from mres.parallel.zero_state import Partition, chunked, drop_second_copy
 
 _BUCKET = 50_000_000
 # Host memory that loading frozen parameters takes: every rank reads each chunk of them whole.
@@ -70,6 +71,8 @@ class ZeroStrategy(Strategy):
                 config=settings,
             )
         self.module = self._engine
+        if self.config.zero_stage == 3 and self.config.offload == "none":
+            drop_second_copy(self._engine.optimizer)
         self._partition = Partition(self._engine.optimizer, model, groups, shapes, frozen, self.world)
         self._gate = Gate(self._optimizer, self._norm)
         if half:
@@ -134,11 +137,13 @@ class ZeroStrategy(Strategy):
             "stage3_prefetch_bucket_size": piece,
             "stage3_max_live_parameters": 2 * piece,
             "stage3_max_reuse_distance": piece,
+            # The optimizer steps this much at a time, and each time gets its gradients as a copy.
+            "sub_group_size": piece,
         }
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
         self._engine.set_gradient_accumulation_boundary(last)
-        return nullcontext()
+        return gathered_weights_unsaved() if self.config.zero_stage == 3 else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)

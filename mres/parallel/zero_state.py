@@ -160,6 +160,18 @@ class Partition:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
+def drop_second_copy(optimizer: Any) -> None:
+    """Stage 3 computing in float32: this rank's masters are its weights, not a copy of them.
+
+    So DeepSpeed means it as well, but it compares a device with a name, which are never equal (0.19).
+    """
+    for master, weights in zip(
+        optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
+    ):
+        if (master.dtype, master.device) == (weights.dtype, weights.device):
+            master.data = weights
+
+
 def chunked(shapes: Mapping[str, torch.Size], num_bytes: int) -> Iterator[list[str]]:
     """The parameters in their order, in pieces of at most `num_bytes` of float32, or of one parameter that is larger."""
     chunk: list[str] = []
