@@ -33,7 +33,7 @@ class ConfigError(UserError):
 class Config(BaseModel):
     """Everything a run depends on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()

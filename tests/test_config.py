@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -76,6 +77,11 @@ def test_a_name_like_no_other_gets_the_list_of_keys() -> None:
         ("train.steps=many", "train.steps = 'many': Input should be a valid integer"),
         ("train.steps=0", "train.steps = 0: Input should be greater than or equal to 1"),
         ("train.log_every=2.5", "train.log_every = 2.5: Input should be a valid integer"),
+        (
+            "parallel.timeout_s=100000000000000",
+            "parallel.timeout_s = 100000000000000: Input should be less than or equal",
+        ),
+        ("data.augment.zoom=[1,.inf]", "data.augment.zoom.1 = inf: Input should be a finite number"),
         ("train.steps=true", "train.steps = True: a number is due"),
         ("data.augment.flip=true", "data.augment.flip = True: a number is due"),  # pydantic would flip every image
         ("data.augment.zoom=[2,1]", "data.augment: zoom=[2.0, 1.0] must be [low, high]"),
@@ -137,6 +143,20 @@ def test_a_warm_up_is_given_in_steps_or_in_epochs(write) -> None:
     config = load_config(path, ["optim.warmup_epochs=2", "optim.warmup_steps=null"])
     again = load_config(write(config.to_yaml()))
     assert (again.optim.warmup_steps, again.optim.warmup_epochs) == (None, 2)
+
+
+def test_no_number_is_infinite() -> None:
+    """None of them would mean anything, and YAML has a word for it."""
+    numbers = [
+        f"{section}.{name}"
+        for section, of in Config.model_fields.items()
+        for name, field in of.annotation.model_fields.items()
+        if float in (field.annotation, *get_args(field.annotation))
+    ]
+    assert {"optim.weight_decay", "loss.bce_weight", "data.remote_timeout_s", "model.dropout"} <= set(numbers)
+    for key in numbers:
+        for value in (".inf", "-.inf", ".nan"):
+            assert re.match(rf"{key} = \S+: Input should be ", message(None, f"{key}={value}"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from mres.stream.config import named
 class CheckpointConfig(BaseModel):
     """When checkpoints are written and where a run starts from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     every: int = Field(
         1000, ge=1, description="steps between checkpoints", json_schema_extra=named("save_every", "save_steps")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class EvaluateConfig(BaseModel):
     """How masks are measured (docs/evaluation.md defines every figure)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     threshold: float = Field(0.5, gt=0, lt=1, description="probability from which a pixel is foreground")
     images_per_batch: int = Field(16, ge=1, description="images a rank takes at a time")

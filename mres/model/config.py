@@ -75,7 +75,7 @@ SIZES["large"] = {
 class ModelConfig(BaseModel):
     """UniRES. A key that is not given takes the value of the named `size` (docs/decisions.md gives every reason)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     size: Literal["tiny", "base", "large"] = "tiny"
     image_size: int = Field(ge=16, le=4096, description="side of the square input, pixels")
@@ -158,7 +158,7 @@ class ModelConfig(BaseModel):
 class LossConfig(BaseModel):
     """Binary cross-entropy and Dice on the logits, each averaged over the expressions of the global batch."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bce_weight: float = Field(1.0, ge=0)
     dice_weight: float = Field(1.0, ge=0)

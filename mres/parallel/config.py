@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_LONGEST_TIMEOUT_S = 30 * 24 * 3600
 # Keys that some strategies alone read; they are refused under another one.
 STRATEGIES_OF = {
     "zero_stage": ("zero",),
@@ -17,7 +18,7 @@ STRATEGIES_OF = {
 class ParallelConfig(BaseModel):
     """Which strategy trains the model across ranks; losses do not depend on it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     strategy: Literal["single", "ddp", "fsdp", "zero"] = "fsdp"
     zero_stage: Literal[1, 2, 3] = Field(2, description="for strategy=zero only")
@@ -49,7 +50,7 @@ class ParallelConfig(BaseModel):
         "products, convolutions and attention",
     )
     compile: bool = Field(False, description="torch.compile, block by block")
-    timeout_s: int = Field(600, ge=10, description="a collective that waits longer ends the run")
+    timeout_s: int = Field(600, ge=10, le=_LONGEST_TIMEOUT_S, description="a collective that waits longer ends the run")
 
     @model_validator(mode="after")
     def _check(self) -> "ParallelConfig":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ def read_ds_config(path: Path) -> dict[str, Any]:
         UserError: no file, no JSON, an unknown key (with near names), one that mres cannot pass on, a wrong type.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_finite)
     except OSError as error:
         raise UserError(f"cannot read parallel.ds_config='{path}': {error.strerror}") from None
     except json.JSONDecodeError as error:
@@ -47,6 +48,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key '{key}' is given twice")
         values[key] = value
     return values
+
+
+def _finite(constant: str) -> None:
+    """Python reads these, which are no JSON."""
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _checked(values: Any, known: dict[str, Any], prefix: str, path: Path) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def _asks_nothing(value: Any) -> bool:
 
 def _is(value: Any, kind: type) -> bool:
     if kind in (int, float):  # bucket sizes are written as 5e8
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return number and (kind is float or value == int(value))
     return isinstance(value, kind)
 

@@ -17,8 +17,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 def materialise(model: nn.Module, device: torch.device) -> None:
     """Memory on `device`, NaN in it, for all that is on the meta device (of a DTensor, this rank's shard); the rest moves."""
+    assert_untied(model)
     # What Module.to_empty uses: FSDP takes notice of it.
     model._apply(lambda tensor: _with_memory(tensor, device, tensor.dtype))
+
+
+def assert_untied(model: nn.Module) -> None:
+    """A parameter of two modules would become two, of which one is never filled."""
+    blank = [p for module in model.modules() for p in module.parameters(recurse=False) if p.is_meta]
+    assert len(blank) == len({id(p) for p in blank}), "a model without memory must not share parameters between modules"
 
 
 def materialise_own(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

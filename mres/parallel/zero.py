@@ -18,7 +18,7 @@ from mres.errors import UserError
 from mres.parallel.blocks import prepare_blocks
 from mres.parallel.ds_config import merged, read_ds_config, refusals_named
 from mres.parallel.ema import holds_average
-from mres.parallel.materialise import materialise, materialise_own
+from mres.parallel.materialise import assert_untied, materialise, materialise_own
 from mres.parallel.native import build_optimizer
 from mres.parallel.pieces import Piece, assign_owners
 from mres.parallel.precision import cast_inputs
@@ -230,6 +230,7 @@ def _import_deepspeed(device_type: str, local_rank: int) -> Any:
 
 def _partition_parameters(deepspeed: Any, model: nn.Module, settings: dict[str, Any], device: torch.device) -> None:
     """Stage 3: modules without memory get it one at a time, and each is cut into the ranks' pieces before the next."""
+    assert_untied(model)
     dtype = torch.bfloat16 if settings["bf16"]["enabled"] else torch.float32
     first: Any = None
     for module in reversed(list(model.modules())):  # children first: Init goes through those too, and passes over them

@@ -20,7 +20,7 @@ def named(*others: str) -> JsonDict:
 class AugmentConfig(BaseModel):
     """Training augmentation; 0 (or false) switches a part off. Every draw is keyed by (seed, epoch, image id)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     flip_words: Literal["swap", "skip"] = Field(
@@ -45,10 +45,10 @@ class AugmentConfig(BaseModel):
 class TrainSet(BaseModel):
     """One of several sets to train on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     path: str = Field(min_length=1, description="shard folder")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="how many times as often its images come")
+    weight: float = Field(1.0, gt=0, description="how many times as often its images come")
 
 
 def _train(value: Any) -> str | list[TrainSet] | None:
@@ -81,7 +81,7 @@ def _train_set(value: Any, where: str) -> TrainSet:
 class DataConfig(BaseModel):
     """Where the shards are and how batches are drawn from them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     train: Annotated[str | list[TrainSet] | None, BeforeValidator(_train)] = Field(
         None,
@@ -97,7 +97,6 @@ class DataConfig(BaseModel):
     mix_temperature: float = Field(
         1.0,
         ge=1,
-        allow_inf_nan=False,
         description="several sets: images^(1/temperature) of each come into an epoch; 1: all, larger: small sets often",
         json_schema_extra=named("temperature", "sampling_temperature"),
     )

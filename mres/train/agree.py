@@ -24,7 +24,9 @@ from mres.parallel.strategy import Strategy
 from mres.stream.config import share_of_rank
 from mres.stream.loader import TrainingStream
 
-PACKAGES = ("mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "pycocotools", "webdataset")
+PACKAGES = (
+    "mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "simplejpeg", "pillow", "pycocotools", "webdataset",
+)  # fmt: skip
 _HERE = Path(__file__).resolve().parents[1]
 _MOST_LINES = 20
 

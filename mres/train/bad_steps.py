@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mres.config import Config
@@ -26,6 +28,7 @@ class _Step:
     number: int
     place: int
     norm: Tensor
+    loss: Tensor
     spike: Tensor | None
     image_ids: tuple[str, ...]
     expression_ids: tuple[str, ...]
@@ -57,22 +60,22 @@ class BadSteps:
 
     def step(self, step: int, lr: float, loss: Tensor, batch: Batch) -> None:
         """The optimizer's step; `loss` is this rank's share of the global batch's."""
+        # Its own look, as the gradient of a loss that is not finite may be: where the loss is infinite and flat.
+        global_loss = self._strategy.sum(loss.detach().double())
         spike: Tensor | None = None
-        if self._spikes is None:
-            norm = self._strategy.step(lr)
-        else:
-            judged: list[Tensor] = []
-            global_loss = self._strategy.sum(loss.detach().double())
-            detector = self._spikes
 
-            def accept(norm: Tensor) -> Tensor:
-                judged.append(detector.judge(step, norm, global_loss))
-                return judged[0] == NONE
+        def accept(norm: Tensor) -> Tensor:
+            nonlocal spike
+            may_move = torch.isfinite(global_loss)
+            if self._spikes is not None:
+                spike = self._spikes.judge(step, norm, global_loss)
+                may_move = may_move & (spike == NONE)
+            return may_move
 
-            norm = self._strategy.step(lr, accept)
-            (spike,) = judged
+        norm = self._strategy.step(lr, accept)
         place = step + self._progress.skipped_batches
-        self._unread.append(_Step(step + 1, place, norm, spike, batch.image_ids, batch.expression_ids))
+        ids = batch.image_ids, batch.expression_ids
+        self._unread.append(_Step(step + 1, place, norm, global_loss, spike, *ids))
 
     def read(self) -> float:
         """Reads the figures of the steps since the last look; returns the last one's gradient norm.
@@ -85,7 +88,7 @@ class BadSteps:
         while self._unread:
             step = self._unread.popleft()
             norm = float(step.norm)
-            if norm - norm != 0:
+            if not (math.isfinite(norm) and math.isfinite(step.loss)):
                 self._not_finite(step, norm)
             else:
                 self._in_a_row = 0
@@ -107,7 +110,7 @@ class BadSteps:
         allowed = self._config.train.max_bad_steps
         if self._in_a_row > allowed:
             message = (
-                f"{self._in_a_row} steps in a row up to step {step.number} had no finite gradient "
+                f"{self._in_a_row} steps in a row up to step {step.number} had a loss or gradient that is not finite "
                 f"(train.max_bad_steps={allowed}); {self._remedy()}"
             )
             self._trouble = message, step.number - self._in_a_row
@@ -140,6 +143,7 @@ class BadSteps:
             "batch": step.place,
             "reason": reason,
             "grad_norm": norm,
+            "loss": float(step.loss),
             "image_ids": [i for images, _ in ranks for i in images],
             "expression_ids": [e for _, expressions in ranks for e in expressions],
         }

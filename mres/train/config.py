@@ -12,7 +12,7 @@ SPIKE_WINDOW, MAX_SPIKES = 100, 5  # the defaults
 class RunConfig(BaseModel):
     """Where a run's folder is and what seeds it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dir: str = Field("runs", description="parent of the runs")
     name: str = Field("run", description="the run's folder in it")
@@ -29,12 +29,11 @@ class RunConfig(BaseModel):
 class OptimConfig(BaseModel):
     """AdamW with linear warm-up and cosine decay; the defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: float = Field(
         1e-5,
         gt=0,
-        allow_inf_nan=False,
         description="peak learning rate",
         json_schema_extra=named("learning_rate", "base_lr"),
     )
@@ -45,12 +44,10 @@ class OptimConfig(BaseModel):
     warmup_steps: int | None = Field(
         None, ge=0, description="default: 1000", json_schema_extra=named("warmup", "warmup_iters")
     )
-    warmup_epochs: float | None = Field(None, ge=0, allow_inf_nan=False, description="instead of warmup_steps")
+    warmup_epochs: float | None = Field(None, ge=0, description="instead of warmup_steps")
     max_grad_norm: float = Field(1.0, gt=0, json_schema_extra=named("gradient_clipping", "clip_grad", "grad_clip"))
-    image_lr_scale: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="times lr, for the image encoder (vision.*)"
-    )
-    text_lr_scale: float = Field(1.0, gt=0, allow_inf_nan=False, description="times lr, for the text encoder (text.*)")
+    image_lr_scale: float = Field(1.0, gt=0, description="times lr, for the image encoder (vision.*)")
+    text_lr_scale: float = Field(1.0, gt=0, description="times lr, for the text encoder (text.*)")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="times lr for each block of an encoder that lies between a weight and its top"
     )
@@ -81,7 +78,7 @@ class OptimConfig(BaseModel):
 class TrainConfig(BaseModel):
     """How long to train and what to write on the way."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(
         None, ge=1, description="optimizer steps", json_schema_extra=named("max_steps", "iterations")
@@ -98,7 +95,6 @@ class TrainConfig(BaseModel):
     spike_factor: float | None = Field(
         None,
         gt=1,
-        allow_inf_nan=False,
         description="skip a step whose loss or gradient norm is above so many times its running median; default: none",
     )
     spike_window: int = Field(SPIKE_WINDOW, ge=4, description="steps of the running median")

@@ -71,6 +71,13 @@ def check(path: Path, *overrides: str, world_size: int = 4) -> Config:
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "say parallel.offload=cpu"),
         ({"zero_optimization": {"cpu_offload": True}}, "'zero_optimization.cpu_offload' cannot go"),
         ({"elasticity": {"version": 1}}, "DeepSpeed has removed it"),
+        ('{"steps_per_print": NaN}', "not JSON that can be used: NaN is no number of JSON (ds.json)"),
+        ('{"zero_optimization": {"reduce_bucket_size": Infinity}}', "Infinity is no number of JSON"),
+        ('{"zero_optimization": {"reduce_bucket_size": 1e999}}', "a whole number is due"),
+        ('{"gradient_predivide_factor": -1e999}', "a number is due"),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, "added up and reduced in float32"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "parallel.compute_dtype under every strategy"),
+        ({"zero_optimization": {"stage3_module_granularity_threshold": 9}}, "fails in the first step"),
     ],
 )
 def test_what_cannot_be_read_or_passed_on(file, content: Any, words: str) -> None:

@@ -140,6 +140,14 @@ def test_memory_is_filled_with_nan_and_what_has_values_keeps_them() -> None:
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["0.bias"]
 
 
+def test_parameters_shared_between_modules_are_no_model_without_memory() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(AssertionError, match="must not share parameters"):
+        materialise(model, CPU)
+
+
 def test_a_layer_that_is_used_twice_stays_one() -> None:
     model = UniRES.outline(toy.model_config())
     materialise(model, CPU)

@@ -40,22 +40,27 @@ BROKEN = (3, 17)
 
 
 class PoisonedTask(SegmentationTask):
-    """The model's task, of which some steps' losses are not numbers."""
+    """The model's task, of which some steps' losses are not numbers, or infinite while their gradients are not."""
 
     poisoned: frozenset[int] = frozenset()
+    infinite: frozenset[int] = frozenset()
     step = 0
 
     def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         sums = super().losses(module, batch)
         self.step += 1
         factor = math.nan if self.step in self.poisoned else 1.0
-        return {name: value * factor for name, value in sums.items()}
+        more = math.inf if self.step in self.infinite else 0.0
+        return {name: value * factor + more for name, value in sums.items()}
 
 
-def fit(config: Config, monkeypatch: pytest.MonkeyPatch, poisoned: set[int]) -> SimpleNamespace:
+def fit(
+    config: Config, monkeypatch: pytest.MonkeyPatch, poisoned: set[int], infinite: frozenset[int] = frozenset()
+) -> SimpleNamespace:
     """Trains in this process; returns the exit code and the weights after every step."""
     monkeypatch.setattr(session, "SegmentationTask", PoisonedTask)
     monkeypatch.setattr(PoisonedTask, "poisoned", frozenset(poisoned))
+    monkeypatch.setattr(PoisonedTask, "infinite", infinite)
     world = join_world(config.parallel)
     torch.set_num_threads(1)
     try:
@@ -140,6 +145,21 @@ def test_a_step_that_is_not_finite_moves_nothing(
     assert by_step[3]["loss"] > 0
 
 
+@pytest.mark.parametrize("extra", [(), ("train.spike_factor=5",)])
+def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is(
+    extra: tuple[str, ...], tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [f"run.dir={tmp_path / 'runs'}", "train.steps=6", "train.log_every=3", *extra]
+    done = fit(load_config(config, overrides), monkeypatch, set(), frozenset({3, 5}))
+    moved = [not torch.equal(a, b) for a, b in zip(done.weights, done.weights[1:], strict=False)]
+    assert moved == [True, False, True, False, True]
+    bad = lines(tmp_path / "runs" / "run" / "bad_steps.jsonl")
+    assert [(line["step"], line["loss"], line["reason"]) for line in bad] == [
+        (3, None, "loss or gradient is not finite"), (5, None, "loss or gradient is not finite"),
+    ]  # fmt: skip
+    assert all(0 < line["grad_norm"] < math.inf for line in bad)
+
+
 def test_too_many_bad_steps_in_a_row_end_the_run_with_their_ids_saved(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +167,9 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_their_ids_saved(
     with pytest.raises(UserError) as raised:
         fit(load_config(config, overrides), monkeypatch, {3, 6, 7, 8})
     text = str(raised.value)
-    assert text.startswith("3 steps in a row up to step 8 had no finite gradient (train.max_bad_steps=2); ")
+    assert text.startswith(
+        "3 steps in a row up to step 8 had a loss or gradient that is not finite (train.max_bad_steps=2); "
+    )
     assert str(tmp_path / "runs" / "run" / "bad_steps.jsonl") in text
     run_dir = tmp_path / "runs" / "run"
     assert [line["step"] for line in lines(run_dir / "bad_steps.jsonl")] == [3, 6, 7, 8]
