@@ -3,7 +3,8 @@
 import sys
 
 from mres.errors import exit_on_user_error
+from mres.parallel.meet import tell_refusal
 from mres.train.run import main
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(lambda: main(sys.argv[1:]))())
+    sys.exit(exit_on_user_error(lambda: main(sys.argv[1:]), tell_refusal)())

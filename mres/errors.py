@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 # Launchers end all ranks once one has failed: the silent ones wait, or the one that speaks may be ended before it has.
 _HEAD_START_S = 3.0
@@ -23,10 +24,30 @@ def _speaks(environ: Mapping[str, str]) -> bool:
     return local_rank == 0 or rank >= world_size
 
 
-def exit_on_user_error(main: Callable[[], int | None]) -> Callable[[], int]:
+def _say(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def _report(message: str, tell: Callable[[str], bool] | None) -> None:
+    """Says it first, then tells the other ranks: they may be long in coming."""
+    speaks = _speaks(os.environ)
+    if speaks:
+        _say(message)
+    is_known = tell is None or tell(message)
+    if speaks:
+        return
+    if is_known:
+        time.sleep(_HEAD_START_S)
+    else:
+        _say(message)
+
+
+def exit_on_user_error(main: Callable[[], int | None], tell: Callable[[str], bool] | None = None) -> Callable[[], int]:
     """Wraps a command's `main`: a `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes 130.
 
-    Of a distributed job's ranks the first on each machine speaks: what is wrong is mostly wrong for all of them.
+    Of a distributed job's ranks the first on each machine speaks: what is wrong is mostly wrong for all of them. Where it
+    may be wrong for one alone, `tell` carries the message to the others; it returns False where a silent rank must speak
+    after all.
     """
 
     @functools.wraps(main)
@@ -34,10 +55,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> Callable[[], int]:
         try:
             return main() or 0
         except UserError as error:
-            if _speaks(os.environ):
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            else:
-                time.sleep(_HEAD_START_S)
+            with suppress(KeyboardInterrupt):  # who does not want to wait: all that this rank can do is ended
+                _report(str(error), tell)
             return 2
         except BrokenPipeError:  # `mres ... | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -59,3 +59,24 @@ def test_one_rank_a_machine_speaks(
         monkeypatch.setenv(name, value)
     assert bad_input() == 2
     assert bool(capsys.readouterr().err) == speaks
+
+
+@pytest.mark.parametrize(("rank", "is_known", "shown"), [("0", True, True), ("1", True, False), ("1", False, True)])
+def test_the_others_are_told_and_who_is_silent_speaks_where_nobody_heard_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, is_known: bool, shown: bool
+) -> None:
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    told = []
+
+    def tell(message: str) -> bool:
+        told.append((message, capsys.readouterr().err))
+        return is_known
+
+    def wrong() -> int:
+        raise UserError("x")
+
+    assert exit_on_user_error(wrong, tell)() == 2
+    assert [message for message, _ in told] == ["x"]
+    assert (told[0][1] + capsys.readouterr().err == "error: x\n") == shown
+    assert bool(told[0][1]) == (rank == "0"), "who speaks anyway does so before"

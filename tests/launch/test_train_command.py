@@ -197,14 +197,24 @@ def test_environments_that_are_wrong(tmp_path: Path, config: Path) -> None:
 
 
 def test_world_sizes_that_do_not_fit(tmp_path: Path, config: Path) -> None:
-    refused(train(tmp_path, config, world_size=2), "parallel.strategy=single runs on one rank and was launched on 2")
+    """Wrong on all ranks: those that look for one to tell find nobody, here for less long, and are silent."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import runpy; from mres.parallel import meet; meet._SEEK_S = 0.5\n"
+        f"runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n"
+    )
+
+    def on_two(*arguments: str) -> Done:
+        return run(script, ["--config", str(config), *arguments], tmp_path, world_size=2)
+
+    refused(on_two(), "parallel.strategy=single runs on one rank and was launched on 2")
     ddp = "parallel.strategy=ddp"
-    refused(train(tmp_path, config, ddp, "data.images_per_batch=5", world_size=2), "cannot be split among 2 ranks")
+    refused(on_two(ddp, "data.images_per_batch=5"), "cannot be split among 2 ranks")
     refused(
-        train(tmp_path, config, ddp, "train.accumulate=4", world_size=2),
+        on_two(ddp, "train.accumulate=4"),
         "train.accumulate=4 does not divide a rank's 2 images (data.images_per_batch=4 over 2 ranks)",
     )
-    refused(train(tmp_path, config, ddp, "run.dir=/dev/null", world_size=2), "cannot write into the run's folder")
+    refused(on_two(ddp, "run.dir=/dev/null"), "cannot write into the run's folder")
 
 
 def test_ranks_with_different_configs_end_at_once(tmp_path: Path, tiny_shards: Path, config: Path) -> None:
@@ -219,6 +229,35 @@ def test_ranks_with_different_configs_end_at_once(tmp_path: Path, tiny_shards: P
     script.write_text(f"{both}runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n")
     done = wait(start(script, ["--config", "c.yaml"], tmp_path, world_size=2), tmp_path)
     refused(done, "config run.seed: rank 0 has 0, rank 1 has 1")
+
+
+@pytest.fixture
+def wrong_on_rank_1(tmp_path: Path) -> Path:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        "sys.argv += ['optim.lrr=1'] if os.environ['RANK'] == '1' else []\n"
+        f"runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n"
+    )
+    return script
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_wrong_alone_ends_all_of_them(tmp_path: Path, config: Path, wrong_on_rank_1: Path) -> None:
+    """Rank 0 would wait for it for `parallel.timeout_s`, ten minutes."""
+    arguments = ["--config", str(config), "parallel.strategy=ddp"]
+    done = wait(start(wrong_on_rank_1, arguments, tmp_path, world_size=2), tmp_path, timeout_s=60)
+    refused(done, "error: rank 1: unknown key 'optim.lrr' (command line); did you mean 'optim.lr'?")
+    assert done.outputs[1] == ""
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_wrong_alone_under_torchrun(tmp_path: Path, config: Path, wrong_on_rank_1: Path) -> None:
+    words = [*LAUNCHERS["torchrun"], wrong_on_rank_1, "--config", config, "parallel.strategy=ddp"]
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "error: rank 1: unknown key 'optim.lrr' (command line); did you mean 'optim.lr'?\n" in done.stderr
 
 
 def test_an_override_behind_the_launchers_local_rank_counts(tmp_path: Path, config: Path) -> None:

@@ -1,13 +1,16 @@
 """The ranks' first meeting: who is missing, double or of another world is named, at once and everywhere."""
 
+import os
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mres.errors import UserError
 from mres.parallel import meet as meeting
-from mres.parallel.meet import meet
+from mres.parallel.meet import meet, tell_refusal
 from mres.testing import free_port
 
 
@@ -73,3 +76,38 @@ def test_what_is_no_port(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(UserError, match="is not a port"):
         meet(0, 2, 1)
+
+
+def teller(rank: int, size: int, hear_s: float) -> "subprocess.Popen[str]":
+    """A rank that cannot come to the meeting; it prints whether somebody else says why."""
+    code = f"from mres.parallel import meet; meet._HEAR_S = {hear_s}; print(meet.tell_refusal('no such file'))"
+    environ = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_what_keeps_a_rank_away_is_known_on_all_that_came() -> None:
+    process = teller(1, 3, hear_s=60)
+    assert met((0, 3), (2, 3), timeout_s=600) == ["rank 1: no such file"] * 2
+    assert process.communicate(timeout=60)[0] == "True\n"
+
+
+def test_who_is_not_heard_must_speak() -> None:
+    """As under torchrun, whose store is there before rank 0."""
+    port = int(os.environ["MASTER_PORT"])
+    store = meeting._connect(port, 60, is_master=True)
+    assert teller(1, 2, hear_s=0.5).communicate(timeout=60)[0] == "False\n"
+    assert store.get("refused") == b"rank 1: no such file"
+
+
+@pytest.mark.parametrize(("rank", "size"), [("0", "2"), ("1", "2"), ("0", "1"), ("2", "2"), ("first", "2"), ("1", "")])
+def test_where_nobody_is_to_be_told_nothing_happens(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: str, size: str
+) -> None:
+    monkeypatch.setattr(meeting, "_came", False)
+    monkeypatch.setattr(meeting, "_SEEK_S", 0.3)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert tell_refusal("no such file")
+    assert capfd.readouterr() == ("", "")
