@@ -26,6 +26,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("name one run's folder alone, or --config and overrides")
     if overrides and not arguments.config:
         raise UserError(f"'{overrides[0]}' overrides a config; name it with --config")
+    if arguments.ranks is not None and arguments.ranks < 1:
+        raise UserError(
+            f"--ranks={arguments.ranks} is no number of processes; name how many run on this machine, from 1 on, or leave "
+            "it out"
+        )
     if folders:
         from mres.doctor.hang import diagnose
 

@@ -22,6 +22,7 @@ from mres.evaluate.overlay import TRUTH_COLOUR, drawing_size, grid, overlay, pan
 from mres.model.loss import mask_losses
 from mres.stream.batch import Batch
 from mres.stream.loader import Batches
+from mres.stream.order import Order
 from mres.stream.sets import TrainingSets
 from mres.train.rollback import BAD_STEPS, ROLLBACKS, read_lines
 from mres.train.task import SegmentationTask
@@ -53,9 +54,16 @@ def replay(run: Path, *, step: int | None, batch: int | None, checkpoint: Path |
         UserError: no run, no such step, no weights, or data that are not there any more.
     """
     config = load_config(run / "config.yaml")
+    sets = TrainingSets.open(config.data)
+    order = sets.order(config.data, config.run.seed)
+    planned = config.train.total_steps(order.steps_per_epoch)
+    if step is not None and step > planned:
+        raise UserError(
+            f"the run in '{run}' has no step {step}: it is planned for {planned}; name one from 1 to {planned}"
+        )
     place = batch if batch is not None else batch_of_step(run, step or 1)
     task = SegmentationTask(config.model, config.loss)
-    pieces = global_batch(config, task, place)
+    pieces = global_batch(config, sets, order, task, place)
     weights = checkpoint or _weights_before(run, step)
     model = task.build(config.run.seed)
     load_weights(model, config.model, weights)
@@ -86,10 +94,8 @@ def batch_of_step(run: Path, step: int) -> int:
     return step - 1 + (offsets[-1] if offsets else 0)
 
 
-def global_batch(config: Config, task: SegmentationTask, place: int) -> list[Batch]:
+def global_batch(config: Config, sets: TrainingSets, order: Order, task: SegmentationTask, place: int) -> list[Batch]:
     """The images of global batch number `place`, each as a batch of its own, with its ids."""
-    sets = TrainingSets.open(config.data)
-    order = sets.order(config.data, config.run.seed)
     slots = next(order.slots(place, place + 1, rank=0, world_size=1))
     batches = Batches(sets, order, config.data, task.shape, task.tokenizer)
     pieces = []

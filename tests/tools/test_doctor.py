@@ -66,6 +66,8 @@ def test_data_that_are_not_there_are_a_problem(
         (["a", "x.y=1"], "name one run's folder alone"),
         (["x.y=1"], "name it with --config"),
         (["/nowhere"], "no heartbeats in '/nowhere/heartbeat'"),
+        (["--ranks", "0"], "--ranks=0 is no number of processes; name how many run on this machine, from 1 on"),
+        (["--ranks", "-2"], "--ranks=-2 is no number of processes"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: list[str], words: str) -> None:

@@ -78,6 +78,7 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
     for arguments, words in (
         ([str(tmp_path), "--step", "7"], f"no run in '{tmp_path}'"),
         ([str(trained), "--step", "0"], "--step counts from 1"),
+        ([str(trained), "--step", "13"], "has no step 13: it is planned for 12; name one from 1 to 12"),
     ):
         refused = command(*arguments)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
