@@ -24,7 +24,7 @@ from mres.parallel.ema import Average
 from mres.parallel.pieces import Piece
 from mres.parallel.precision import Precision, set_backends
 from mres.parallel.staging import Staging, write_pieces
-from mres.parallel.world import World
+from mres.parallel.world import SAVES, World
 
 # Says, on the device, whether a step of this finite global gradient norm may be made: bool scalar of float32 scalar.
 Accept = Callable[[Tensor], Tensor]
@@ -68,7 +68,7 @@ class Strategy(ABC):
         if world.device.type == "cuda":
             self._cpu_group = _cpu_group(config.timeout_s)
         # Saving has its own: what a background thread says there never mixes with what the training thread says.
-        self._save_group = _cpu_group(config.timeout_s)
+        self._save_group = _cpu_group(config.timeout_s, SAVES)
         self._staging = Staging()
 
     @abstractmethod
@@ -210,8 +210,9 @@ class Strategy(ABC):
         dist.barrier(group=self._cpu_group)
 
 
-def _cpu_group(timeout_s: int) -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+def _cpu_group(timeout_s: int, description: str | None = None) -> dist.ProcessGroup:
+    timeout = datetime.timedelta(seconds=timeout_s)
+    group = dist.new_group(backend="gloo", timeout=timeout, group_desc=description)
     assert isinstance(group, dist.ProcessGroup)
     return group
 

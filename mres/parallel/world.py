@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,9 @@ from mres.parallel.config import ParallelConfig
 from mres.parallel.meet import meet
 from mres.parallel.mesh import check_world
 from mres.parallel.place import REMEDY, find_place
+
+# How the group is described whose collectives another thread begins, whenever it writes a checkpoint.
+SAVES = "mres_saves"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,29 @@ def _wait_no_longer(timeout: datetime.timedelta) -> None:
 
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(distributed_c10d, name, timeout)
+
+
+def collectives_begun() -> int:
+    """How many collectives this process has begun in all its groups but that of `SAVES`; 0 where there is none.
+
+    Ranks begin the same ones in the same order: of two that wait for one another, the one that has not come has fewer.
+    Any thread may ask.
+    """
+    from torch.distributed import distributed_c10d
+
+    if not dist.is_initialized():
+        return 0
+    return sum(_begun_in(group) for group in list(distributed_c10d._world.pg_map) if group.group_desc != SAVES)
+
+
+def _begun_in(group: dist.ProcessGroup) -> int:
+    """Asked of its backends: a group that has one for CPU tensors and one for CUDA's tells of one of them only."""
+    begun: dict[Any, int] = {}
+    for device in group._device_types:
+        with suppress(RuntimeError):  # a backend that does not count
+            backend: Any = group._get_backend(device)
+            begun[backend] = backend._get_sequence_number_for_group()
+    return sum(begun.values())
 
 
 def leave_world() -> None:

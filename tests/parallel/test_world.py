@@ -7,7 +7,7 @@ import torch.distributed as dist
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
 from mres.parallel.strategy import build_strategy
-from mres.parallel.world import join_world, leave_world
+from mres.parallel.world import collectives_begun, join_world, leave_world
 from mres.testing import run_distributed
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -70,6 +70,38 @@ def test_takes_what_launchers_set(name: str, environment: pytest.MonkeyPatch) ->
     world = join_world(DDP)
     leave_world()
     assert (world.local_rank, world.local_size) == (1, 2)
+
+
+def test_collectives_are_counted_but_those_of_saves(environment: pytest.MonkeyPatch) -> None:
+    assert collectives_begun() == 0
+    world = join_world(ParallelConfig(strategy="single"))
+    try:
+        strategy = build_strategy(ParallelConfig(strategy="single"), world)
+        group = dist.new_group()
+        before = collectives_begun()
+        dist.all_reduce(torch.ones(1), group=strategy.save_group)
+        assert collectives_begun() == before
+        strategy.agree([1.0])
+        dist.all_reduce(torch.ones(1), group=group)
+        assert collectives_begun() == before + 2
+    finally:
+        leave_world()
+    assert collectives_begun() == 0
+
+
+def test_of_a_group_with_two_backends_those_count_that_can(environment: pytest.MonkeyPatch) -> None:
+    """As with gloo and NCCL, torch asks one of them only; here it is one that does not count."""
+    from torch.testing._internal.distributed import fake_pg  # noqa: F401 - makes the backend known
+
+    dist.init_process_group("cpu:gloo,meta:fake", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="does not yet support sequence numbers"):
+            dist.group.WORLD._get_sequence_number_for_group()
+        before = collectives_begun()
+        dist.all_reduce(torch.ones(1))
+        assert collectives_begun() == before + 1
+    finally:
+        leave_world()
 
 
 def _tell() -> dict:
