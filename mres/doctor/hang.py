@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mres.doctor.finding import Finding, ok, problem, warning
 from mres.errors import UserError
-from mres.train.heartbeat import ENDED, FAILED, FOLDER, LOST, PHASES, Beat, is_silent, lagging, read_beats
+from mres.train.heartbeat import ENDED, FAILED, FOLDER, LOST, Beat, file_system_time, is_silent, lagging, read_beats
 
 _HANGS_S, _HANGS_STEPS = 30.0, 10
+# What may take long although nothing is wrong, and with few collectives or none.
+_LONG = ("start", "data", "checkpoint", "evaluate")
 
 
 def diagnose(run_dir: Path) -> list[Finding]:
@@ -26,9 +27,9 @@ def diagnose(run_dir: Path) -> list[Finding]:
         raise UserError(
             f"no heartbeats in '{run_dir / FOLDER}': no run's folder, one that has not started, or train.heartbeat=false"
         )
-    newest = max(beats.values(), key=lambda beat: beat.time)
-    now = max(time.time(), newest.time)
-    here = {r: b for r, b in beats.items() if r < newest.world_size and b.time >= newest.started - 1}
+    newest = max(beats.values(), key=lambda beat: beat.written)
+    now = max(file_system_time(run_dir), newest.written)
+    here = {r: b for r, b in beats.items() if r < newest.world_size and b.written >= newest.came - 1}
     findings = _never_came(newest, here)
     for beat in here.values():
         findings += _judge(beat, now)
@@ -50,12 +51,12 @@ def _judge(beat: Beat, now: float) -> list[Finding]:
     what, where = f"rank {beat.rank}", f"{beat.host}, pid {beat.pid}"
     place = f"step {beat.step}, {beat.phase}"
     if beat.phase == FAILED:
-        return [problem(what, f"{where}: {beat.note} ({_ago(now - beat.time)})", "its log")]
+        return [problem(what, f"{where}: {beat.note} ({_ago(beat.silent_s(now))})", "its log")]
     if beat.phase == LOST:
         return [warning(what, f"{where}: ended because {beat.note}", "what is said of that rank")]
     if beat.phase == ENDED:
         return []
-    silent = now - beat.time
+    silent = beat.silent_s(now)
     state = _process_state(beat) if beat.host == socket.gethostname() else None
     if state == "dead":
         found = f"died in {place} ({where}), {_ago(silent)}"
@@ -70,7 +71,7 @@ def _judge(beat: Beat, now: float) -> list[Finding]:
 
 
 def _process_state(beat: Beat) -> str:
-    """ "dead", "stopped" or "runs"; a process that is younger than the heartbeat's is another one."""
+    """ "dead", "stopped" or "runs"; a process that is younger than the heartbeat's, by this machine's clock, is another."""
     import psutil  # type: ignore[import-untyped]
 
     try:
@@ -85,29 +86,49 @@ def _process_state(beat: Beat) -> str:
 
 def _compare(run_dir: Path, here: Mapping[int, Beat], now: float) -> list[Finding]:
     """Of ranks that all live: which of them the others wait for, if they have waited for long."""
-    running = [beat for beat in here.values() if beat.phase in PHASES]
+    running = [beat for beat in here.values() if beat.runs]
     if not running:
         last = max(beat.step for beat in here.values())
         return [ok("run", f"all {len(here)} rank(s) ended in order, the last in step {last}")]
     patience = max(_HANGS_S, _HANGS_STEPS * _seconds_a_step(run_dir))
-    behind = [beat for beat in lagging(here) if now - beat.since > patience]
+    behind = [beat for beat in lagging(here) if beat.idle_s(now) > patience]
     if behind:
-        remedy = "`py-spy dump --pid` on it; data: the file system; forward, backward: its GPU (`nvidia-smi`, `dmesg`)"
-        return [
-            problem(
-                f"rank {beat.rank}",
-                f"the others wait for it: step {beat.step}, {beat.phase}, for {now - beat.since:.0f} s ({beat.host}, "
-                f"pid {beat.pid})",
-                remedy,
-            )
-            for beat in behind
-        ]
-    waited = now - max(beat.since for beat in running)
+        return [_waited_for(beat, running, now) for beat in behind]
     place = f"step {running[0].step}, {running[0].phase}"
-    if waited > patience:
-        remedy = f"a collective's network, or the file system; the flight recorder's dumps: {run_dir / 'flight'}"
-        return [warning("run", f"all {len(running)} rank(s) are in {place}, for {waited:.0f} s", remedy)]
+    if min(beat.idle_s(now) for beat in running) > patience:  # all are at one place: a rank behind would be named above
+        waited = min(beat.phase_s(now) for beat in running)
+        found = f"all {len(running)} rank(s) are in {place}, for {waited:.0f} s"
+        return [_finding(running[0], "run", found, _remedy_for_all(run_dir, running[0]))]
     return [ok("run", f"{len(running)} rank(s) run, rank {running[0].rank} in {place}")]
+
+
+def _waited_for(beat: Beat, running: Sequence[Beat], now: float) -> Finding:
+    place = f"step {beat.step}, {beat.phase}, for {beat.phase_s(now):.0f} s"
+    found = f"the others wait for it: {place} ({beat.host}, pid {beat.pid})"
+    ahead = sorted({other.collectives for other in running if other.moves == beat.moves} - {beat.collectives})
+    if ahead:
+        others = f"{ahead[0]}" if len(ahead) == 1 else f"{ahead[0]} to {ahead[-1]}"
+        found += f"; it has begun {beat.collectives} collectives, the others {others}"
+    what = f"rank {beat.rank}"
+    remedy = "`py-spy dump --pid` on it; data: the file system; forward, backward: its GPU (`nvidia-smi`, `dmesg`)"
+    if any(other.moves > beat.moves for other in running):
+        return problem(what, found, remedy)
+    return _finding(beat, what, found, remedy)
+
+
+def _finding(beat: Beat, what: str, found: str, remedy: str) -> Finding:
+    """Of ranks that are all in one phase."""
+    return (warning if beat.phase in _LONG else problem)(what, found, remedy)
+
+
+def _remedy_for_all(run_dir: Path, beat: Beat) -> str:
+    if beat.phase in _LONG:
+        return "the file system; it may also just take long"
+    dumps = run_dir / "flight"
+    recorded = f"; the flight recorder's dumps: {dumps}" if dumps.is_dir() and any(dumps.iterdir()) else ""
+    return (
+        f"`py-spy dump --pid` on a rank; a collective's network, or a GPU that hangs (`nvidia-smi`, `dmesg`){recorded}"
+    )
 
 
 def _seconds_a_step(run_dir: Path) -> float:

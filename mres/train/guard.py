@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from mres.config import Config
 from mres.parallel.place import find_place
-from mres.parallel.world import World, join_world, leave_world
+from mres.parallel.world import World, collectives_begun, join_world, leave_world
 from mres.train.heartbeat import FAILED, LOST, Heartbeat, NoHeartbeat, is_silent, lagging, read_beats
 from mres.train.recorder import enable_flight_recorder
 from mres.train.watch import LOST_RANK_EXIT, LostRank, Watch, in_one_line, is_of_communication
@@ -21,7 +20,9 @@ from mres.train.watch import LOST_RANK_EXIT, LostRank, Watch, in_one_line, is_of
 def guarded(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
     """Joins the ranks, does the work and leaves; the exit code, which is `LOST_RANK_EXIT` where another rank was lost."""
     place = find_place()
-    heartbeat = Heartbeat(config.run_dir, place.rank, place.size) if config.train.heartbeat else NoHeartbeat()
+    heartbeat: Heartbeat = NoHeartbeat()
+    if config.train.heartbeat:
+        heartbeat = Heartbeat(config.run_dir, place.rank, place.size, collectives_begun)
     heartbeat.start()
     enable_flight_recorder(config.run_dir)
     try:
@@ -58,9 +59,9 @@ def guarded(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
 def _laggard(run_dir: Path, own_rank: int) -> LostRank | None:
     """A collective that fails although every rank lives has waited for one that is stopped, or furthest behind."""
     beats = read_beats(run_dir)
-    newest = max((beat.time for beat in beats.values()), default=0.0)
+    newest = max((beat.written for beat in beats.values()), default=0.0)
     for beat in [*(beat for beat in beats.values() if is_silent(beat, newest)), *lagging(beats)]:
         if beat.rank != own_rank:
-            place = f"step {beat.step}, {beat.phase}, for {time.time() - beat.since:.0f} s"
+            place = f"step {beat.step}, {beat.phase}, for {beat.phase_s(newest):.0f} s"
             return LostRank(beat.rank, f"({beat.host}, pid {beat.pid}) hangs: the others waited for it; {place}")
     return None

@@ -20,7 +20,7 @@ from mres.doctor.finding import Finding, has_problem
 from mres.doctor.load import Load, load_of
 from mres.doctor.run import main
 from mres.errors import UserError
-from mres.train.heartbeat import ENDED, FAILED, LOST, Beat, file_name, read_beats
+from mres.train.heartbeat import ENDED, FAILED, LOST, PHASES, Beat, file_name, read_beats
 
 ROOT = Path(__file__).parents[2]
 LOAD = Load(ranks=2, workers=3, prefetch=4, threads=None, batch_bytes=1000, checkpoint_bytes=1000)
@@ -180,17 +180,27 @@ def test_clocks_that_differ(ahead: float, level: str) -> None:
 # ---- of a run
 
 
-def beat(rank: int, step: int, phase: str, *, silent: float = 0, since: float = 0, **values: object) -> Beat:
-    """Of a run on another machine, started an hour ago."""
+def beat(
+    rank: int, step: int, phase: str, *, silent: float = 0, since: float = 0, active: float | None = None,
+    behind: float = 0, **values: object,
+) -> Beat:  # fmt: skip
+    """Of a run of one micro-batch a step on another machine, whose clock is `behind`; started an hour ago."""
     now = time.time()
-    base = Beat(rank, 3, "elsewhere", 7, now - 3600, step, phase, now - since, now - silent)
-    return Beat(**{**asdict(base), **values})  # type: ignore[arg-type]
+    moves = 8 * step + PHASES.index(phase) if phase in PHASES else 0
+    times = {
+        "started": now - 3600 - behind, "since": now - since - behind, "time": now - silent - behind,
+        "active": now - (since if active is None else active) - behind, "written": now - silent,
+    }  # fmt: skip
+    base = Beat(rank, 3, "elsewhere", 7, 0, step, phase, 0, moves, 0, 0, 0)
+    return Beat(**{**asdict(base), **times, **values})  # type: ignore[arg-type]
 
 
 def diagnosed(run_dir: Path, *beats: Beat) -> list[Finding]:
     (run_dir / "heartbeat").mkdir(parents=True, exist_ok=True)
     for b in beats:
-        (run_dir / "heartbeat" / file_name(b.rank)).write_text(json.dumps(asdict(b)))
+        path = run_dir / "heartbeat" / file_name(b.rank)
+        path.write_text(json.dumps(b.to_json()))
+        os.utime(path, (b.written, b.written))
     return hang.diagnose(run_dir)
 
 
@@ -214,7 +224,11 @@ def diagnosed(run_dir: Path, *beats: Beat) -> list[Finding]:
         ([(0, 9, "backward", 0, 90), (2, 9, "backward", 0, 90)], "problem", "rank 1", "never came to this start of 3"),
         (
             [(0, 9, "collective", 0, 90), (1, 9, "collective", 0, 91), (2, 9, "collective", 0, 92)],
-            "warning", "run", "all 3 rank(s) are in step 9, collective, for 90 s",
+            "problem", "run", "all 3 rank(s) are in step 9, collective, for 90 s",
+        ),
+        (
+            [(0, 8, "checkpoint", 0, 90), (1, 8, "checkpoint", 0, 91), (2, 8, "checkpoint", 0, 92)],
+            "warning", "run", "all 3 rank(s) are in step 8, checkpoint, for 90 s",
         ),
     ],
 )  # fmt: skip
@@ -225,6 +239,47 @@ def test_who_is_waited_for(tmp_path: Path, beats: list[tuple], level: str, what:
     )
     assert [(f.level, f.what) for f in found] == [(level, what)]
     assert words in found[0].found
+
+
+def collectives_of(phase: str, *begun: int, active: float = 90) -> list[Beat]:
+    return [beat(r, 9, phase, since=95, active=active, collectives=n) for r, n in enumerate(begun)]
+
+
+@pytest.mark.parametrize(
+    ("begun", "words"), [((26, 25, 26), "25 collectives, the others 26"), ((27, 25, 26), "25 collectives, the others 26 to 27")]
+)  # fmt: skip
+def test_in_one_phase_the_collectives_tell_who_is_waited_for(
+    tmp_path: Path, begun: tuple[int, ...], words: str
+) -> None:
+    [found] = diagnosed(tmp_path, *collectives_of("forward", *begun))
+    assert (found.level, found.what) == ("problem", "rank 1")
+    assert found.found.startswith("the others wait for it: step 9, forward, for 95 s")
+    assert words in found.found
+
+
+def test_a_rank_alone_with_long_work_is_named_and_is_no_problem(tmp_path: Path) -> None:
+    """One writes the index of a checkpoint, or computes the evaluation's metrics; the others wait for it."""
+    [found] = diagnosed(tmp_path, *collectives_of("evaluate", 25, 26, 26))
+    assert (found.level, found.what) == ("warning", "rank 0")
+
+
+def test_a_phase_in_which_collectives_go_on_may_take_as_long_as_it_takes(tmp_path: Path) -> None:
+    assert [f.level for f in diagnosed(tmp_path, *collectives_of("forward", 26, 25, 26, active=2))] == ["ok"]
+
+
+def test_a_machine_whose_clock_differs_is_no_problem(tmp_path: Path) -> None:
+    for behind in (15.0, -15.0, 3600.0):
+        beats = [beat(0, 9, "forward"), beat(1, 9, "forward", behind=behind), beat(2, 9, "forward")]
+        assert [f.level for f in diagnosed(tmp_path, *beats)] == ["ok"], behind
+
+
+def test_dumps_are_named_where_there_are_some(tmp_path: Path) -> None:
+    beats = [beat(rank, 9, "collective", since=90) for rank in range(3)]
+    flight = tmp_path / "flight"
+    assert str(flight) not in diagnosed(tmp_path, *beats)[0].remedy
+    flight.mkdir()
+    (flight / "rank_0").touch()
+    assert str(flight) in diagnosed(tmp_path, *beats)[0].remedy
 
 
 def test_slow_steps_are_given_their_time(tmp_path: Path) -> None:

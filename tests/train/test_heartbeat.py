@@ -16,14 +16,15 @@ from mres.train.heartbeat import (
     Heartbeat,
     NoHeartbeat,
     file_name,
+    file_system_time,
     is_silent,
     lagging,
     read_beats,
 )
 
 
-def beat(rank: int, step: int, phase: str) -> Beat:
-    return Beat(rank, 4, "a", 1, 0.0, step, phase, 0.0, 0.0)
+def beat(rank: int, phase: str, moves: int, collectives: int) -> Beat:
+    return Beat(rank, 4, "a", 1, 0.0, 5, phase, 0.0, moves, collectives, 0.0, 0.0)
 
 
 def until(condition, message: str) -> None:
@@ -87,21 +88,63 @@ def test_what_is_no_heartbeat_is_left_out(tmp_path: Path, content: str) -> None:
     assert read_beats(tmp_path) == {}
 
 
+def test_collectives_are_activity_and_phases_are_counted(tmp_path: Path) -> None:
+    begun = [3]
+    heartbeat = Heartbeat(tmp_path, 0, 1, lambda: begun[0])
+    heartbeat.start()
+    heartbeat.at("forward", 1)
+    until(lambda: 0 in read_beats(tmp_path) and read_beats(tmp_path)[0].moves == 1, "the phase is counted")
+    entered = read_beats(tmp_path)[0]
+    assert entered.collectives == 3
+    until(lambda: read_beats(tmp_path)[0].time > entered.time, "the process lives")
+    assert read_beats(tmp_path)[0].active == entered.active, "and nothing has happened"
+    begun[0] = 4
+    until(lambda: read_beats(tmp_path)[0].collectives == 4, "collectives are counted")
+    collective = read_beats(tmp_path)[0]
+    heartbeat.end()
+    assert collective.active > entered.active, "the rank does something"
+    assert (collective.since, collective.moves) == (entered.since, 1), "in the phase where it was"
+
+
+def test_durations_do_not_take_the_clock_of_the_rank_for_that_of_the_file_system(tmp_path: Path) -> None:
+    """The rank's clock is years behind; it wrote 2 s ago that it was in its phase for 5 s, and idle for 3."""
+    behind = Beat(0, 1, "a", 1, 100.0, 5, "data", 115.0, 1, 0, 117.0, 120.0, written=1_000_000.0)
+    now = 1_000_002.0
+    assert (behind.silent_s(now), behind.phase_s(now), behind.idle_s(now)) == (2.0, 7.0, 5.0)
+    assert behind.came == 1_000_000.0 - 20.0
+    (tmp_path / "heartbeat").mkdir()
+    (tmp_path / "heartbeat" / file_name(0)).write_text(json.dumps(behind.to_json()))
+    os.utime(tmp_path / "heartbeat" / file_name(0), (behind.written, behind.written))
+    assert read_beats(tmp_path) == {0: behind}
+
+
+def test_the_file_systems_time_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert abs(file_system_time(tmp_path) - time.time()) < 60, "where there is no folder"
+    (tmp_path / "heartbeat").mkdir()
+    new = tmp_path / "new"
+    new.touch()
+    assert abs(file_system_time(tmp_path) - new.stat().st_mtime) < 60
+    assert list((tmp_path / "heartbeat").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("places", "expected"),
     [
-        ([(5, "backward"), (5, "backward")], []),
-        ([(5, "backward"), (5, "forward"), (5, "backward")], [1]),
-        ([(6, "data"), (5, "evaluate"), (6, "collective")], [1]),
-        ([(6, "collective"), (6, "data"), (6, "data"), (6, "collective")], [1, 2]),
-        ([(9, "backward"), (2, ENDED), (9, "backward")], []),  # nobody waits for who has ended
-        ([(3, FAILED)], []),
+        ([("backward", 9, 30), ("backward", 9, 30)], []),
+        ([("backward", 9, 30), ("forward", 8, 30), ("backward", 9, 31)], [1]),
+        ([("data", 9, 30), ("evaluate", 8, 40), ("collective", 10, 30)], [1]),
+        # Micro-batches: the same phases come again within a step.
+        ([("forward", 8, 31), ("backward", 7, 30)], [1]),
+        ([("collective", 9, 30), ("data", 8, 30), ("data", 8, 30), ("collective", 9, 30)], [1, 2]),
+        ([("forward", 9, 31), ("forward", 9, 30), ("forward", 9, 31), ("forward", 9, 30)], [1, 3]),
+        ([("backward", 9, 30), (ENDED, 2, 3), ("backward", 9, 30)], []),  # nobody waits for who has ended
+        ([(FAILED, 3, 3)], []),
     ],
 )
-def test_the_earliest_in_a_step_is_the_one_that_is_waited_for(
-    places: list[tuple[int, str]], expected: list[int]
+def test_who_has_come_least_far_is_the_one_that_is_waited_for(
+    places: list[tuple[str, int, int]], expected: list[int]
 ) -> None:
-    beats = {rank: beat(rank, step, phase) for rank, (step, phase) in enumerate(places)}
+    beats = {rank: beat(rank, *place) for rank, place in enumerate(places)}
     assert [b.rank for b in lagging(beats)] == expected
 
 
@@ -116,7 +159,8 @@ def test_the_earliest_in_a_step_is_the_one_that_is_waited_for(
     ],
 )
 def test_who_does_not_write_any_more(world_size: int, age: float, phase: str, expected: bool) -> None:
-    assert is_silent(Beat(0, world_size, "a", 1, 0.0, 5, phase, 0.0, 100.0), 100.0 + age) is expected
+    last = Beat(0, world_size, "a", 1, 0.0, 5, phase, 0.0, 1, 0, 0.0, 7.0, written=100.0)
+    assert is_silent(last, 100.0 + age) is expected
 
 
 def test_a_run_leaves_one_a_rank_and_the_phases_are_those_of_the_trainer(tmp_path: Path, tiny_shards: Path) -> None:

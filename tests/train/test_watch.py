@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from tiny_run import PRELOAD, TRAIN, Done, Raise, start, wait, write_config
+from tiny_run import PRELOAD, ROOT, TRAIN, Done, Raise, start, wait, write_config
 
 from mres.config import load_config
+from mres.doctor import hang
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
 from mres.parallel.strategy import build_strategy
@@ -25,6 +26,8 @@ from mres.train.guard import guarded
 from mres.train.heartbeat import FAILED, LOST, PHASES, Heartbeat, read_beats
 from mres.train.watch import LOST_RANK_EXIT, is_of_communication
 
+HANGING = ROOT / "tests" / "hanging_train.py"
+
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -33,6 +36,17 @@ def wait_for_step(run_dir: Path, step: int) -> None:
     while not (beats := read_beats(run_dir)) or min(beat.step for beat in beats.values()) < step:
         assert time.monotonic() < deadline, beats
         time.sleep(0.05)
+
+
+def wait_for_problem(run_dir: Path, what: str) -> str:
+    """Until the doctor finds that and no more; a busy machine may make it find others before."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = hang.diagnose(run_dir)
+        if [(f.level, f.what) for f in found] == [("problem", what)]:
+            return found[0].found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -106,6 +120,45 @@ def test_a_rank_that_hangs_is_named_when_its_collective_times_out(tmp_path: Path
     assert done.codes == [LOST_RANK_EXIT], done.output
     assert "error: rank 1 (" in done.output
     assert "hangs: the others waited for it; step " in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "where", "batch", "place"),
+    [
+        (["parallel.strategy=fsdp"], "forward", 3, "step 3, forward"),
+        # The others are in the next micro-batch: in the same step, and in an earlier phase than the rank they wait for.
+        (["parallel.strategy=ddp", "train.accumulate=2"], "backward", 5, "step 3, backward"),
+    ],
+)
+def test_a_rank_that_hangs_between_the_loops_collectives_is_named(
+    tmp_path: Path,
+    tiny_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    where: str,
+    batch: int,
+    place: str,
+) -> None:
+    """By the doctor while it hangs, and by the others when their collective in forward or backward times out."""
+    monkeypatch.setattr(hang, "_HANGS_S", 3.0)
+    config, run_dir = write_config(tmp_path, tiny_shards), tmp_path / "runs" / "run"
+    hanging = [where, "0", str(batch), "--config", str(config), *arguments]
+    endless = ["train.steps=1000000", "train.trace_batches=false", "parallel.timeout_s=10"]
+    processes = start(HANGING, [*hanging, *endless], tmp_path, world_size=2)
+    try:
+        wait_for_step(run_dir, 3)
+        found = wait_for_problem(run_dir, "rank 0")
+        assert found.startswith(f"the others wait for it: {place}, for ")
+        assert ("it has begun " in found) is (where == "forward"), found
+        done = wait(processes[1:], tmp_path, timeout_s=120)
+    finally:
+        processes[0].kill()
+    said = (tmp_path / "out-1.txt").read_text()
+    assert done.codes == [LOST_RANK_EXIT], said
+    assert "error: rank 0 (" in said
+    assert f"hangs: the others waited for it; {place}, for " in said
+    assert "Traceback" not in said
 
 
 def of_three(rank: int, port: int, folder: Path) -> None:
