@@ -22,6 +22,7 @@ _ARRIVED, _REFUSED, _TOLD, _HEARD = "arrived", "refused", "told", "heard"
 _LOOK_EVERY_S = 0.1
 _STAY_S = 10.0
 _SEEK_S = 20.0  # rank 0 imports torch before it opens the store
+_GREET_S = 5.0  # it may have left again while torch was imported
 _HEAR_S = 60.0  # torchrun's store is there before any rank
 
 _came = False  # this process to the meeting: from then on all hear of an error in other ways
@@ -93,7 +94,7 @@ def tell_refusal(message: str) -> bool:
     import torch.distributed as dist
 
     with suppress(dist.DistError):
-        store = _connect(port, _SEEK_S, is_master=False)
+        store = _connect(port, _GREET_S, is_master=False)
         store.compare_set(_REFUSED, "", f"rank {rank}: {message}")  # the first reason stays
         return _leave_with_all(store, rank, size, _HEAR_S)
     return True
