@@ -25,14 +25,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     Raises:
         UserError: an unknown option, a bad config, a local rank that contradicts the environment.
     """
+    if "RANK" not in os.environ and is_slurm_task(os.environ):  # plain `srun python …`: no launcher has set it
+        os.environ.update(task_environment(os.environ))
     arguments, rest = parser.parse_known_args(argv)
     # argparse leaves overrides that stand behind an option (such as the launchers' --local_rank) among the unknown.
     for word in rest:
         if word.startswith("-") and "=" not in word:
             raise UserError(f"unknown option '{word}' (command line); see {parser.prog} --help")
     config = load_config(arguments.config, [*arguments.overrides, *rest])
-    if "RANK" not in os.environ and is_slurm_task(os.environ):  # plain `srun python …`: no launcher has set it
-        os.environ.update(task_environment(os.environ))
     _check_local_rank(arguments.local_rank)
     return arguments, config
 

@@ -118,11 +118,16 @@ def _waited_for(beat: Beat, running: Sequence[Beat], now: float) -> Finding:
 
 def _finding(beat: Beat, what: str, found: str, remedy: str) -> Finding:
     """Of ranks that are all in one phase."""
-    return (warning if beat.phase in _LONG else problem)(what, found, remedy)
+    return (warning if _may_take_long(beat) else problem)(what, found, remedy)
+
+
+def _may_take_long(beat: Beat) -> bool:
+    """In the first step code is compiled and kernels are chosen."""
+    return beat.phase in _LONG or beat.step <= 1
 
 
 def _remedy_for_all(run_dir: Path, beat: Beat) -> str:
-    if beat.phase in _LONG:
+    if _may_take_long(beat):
         return "the file system; it may also just take long"
     dumps = run_dir / "flight"
     recorded = f"; the flight recorder's dumps: {dumps}" if dumps.is_dir() and any(dumps.iterdir()) else ""

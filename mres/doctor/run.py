@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("name one run's folder alone, or --config and overrides")
     if overrides and not arguments.config:
         raise UserError(f"'{overrides[0]}' overrides a config; name it with --config")
+    if folders and arguments.ranks is not None:
+        raise UserError(f"--ranks={arguments.ranks} has no effect with a run's folder; remove it")
     if arguments.ranks is not None and arguments.ranks < 1:
         raise UserError(
             f"--ranks={arguments.ranks} is no number of processes; name how many run on this machine, from 1 on, or leave "
@@ -54,7 +56,7 @@ def examine(config: Config | None, ranks: int | None) -> list[Finding]:
     from mres.doctor.load import load_of
 
     gpus = torch.cuda.device_count()
-    ranks = ranks or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or max(1, gpus)
+    ranks = ranks or _ranks_of_launcher() or max(1, gpus)
     load = load_of(config, ranks) if config else None
     return [
         machine.check_packages(),
@@ -67,6 +69,13 @@ def examine(config: Config | None, ranks: int | None) -> list[Finding]:
         *check_run_dir(config.run_dir if config else Path("runs"), load),
         *(_check_data(config) if config else []),
     ]
+
+
+def _ranks_of_launcher() -> int:
+    given = os.environ.get("LOCAL_WORLD_SIZE", "0")
+    if not given.isdigit():
+        raise UserError(f"the environment variable LOCAL_WORLD_SIZE={given!r} is no number of processes; unset it")
+    return int(given)
 
 
 def _check_data(config: Config) -> list[Finding]:

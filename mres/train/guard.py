@@ -16,6 +16,9 @@ from mres.train.heartbeat import FAILED, LOST, Heartbeat, NoHeartbeat, is_silent
 from mres.train.recorder import enable_flight_recorder
 from mres.train.watch import LOST_RANK_EXIT, LostRank, Watch, in_one_line, is_of_communication
 
+# Heartbeats are of different moments: who seems to be behind and has just moved on is not.
+_IDLE_S = 5.0
+
 
 def guarded(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
     """Joins the ranks, does the work and leaves; the exit code, which is `LOST_RANK_EXIT` where another rank was lost."""
@@ -60,7 +63,8 @@ def _laggard(run_dir: Path, own_rank: int) -> LostRank | None:
     """A collective that fails although every rank lives has waited for one that is stopped, or furthest behind."""
     beats = read_beats(run_dir)
     newest = max((beat.written for beat in beats.values()), default=0.0)
-    for beat in [*(beat for beat in beats.values() if is_silent(beat, newest)), *lagging(beats)]:
+    waited_for = [beat for beat in lagging(beats) if beat.idle_s(newest) > _IDLE_S]
+    for beat in [*(beat for beat in beats.values() if is_silent(beat, newest)), *waited_for]:
         if beat.rank != own_rank:
             place = f"step {beat.step}, {beat.phase}, for {beat.phase_s(newest):.0f} s"
             return LostRank(beat.rank, f"({beat.host}, pid {beat.pid}) hangs: the others waited for it; {place}")

@@ -68,11 +68,18 @@ def test_data_that_are_not_there_are_a_problem(
         (["/nowhere"], "no heartbeats in '/nowhere/heartbeat'"),
         (["--ranks", "0"], "--ranks=0 is no number of processes; name how many run on this machine, from 1 on"),
         (["--ranks", "-2"], "--ranks=-2 is no number of processes"),
+        (["a", "--ranks", "2"], "--ranks=2 has no effect with a run's folder; remove it"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         main(arguments)
+
+
+def test_an_environment_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "many")
+    with pytest.raises(UserError, match="LOCAL_WORLD_SIZE='many' is no number of processes"):
+        main([])
 
 
 def test_what_a_config_asks_of_a_machine(tmp_path: Path) -> None:
@@ -229,6 +236,10 @@ def diagnosed(run_dir: Path, *beats: Beat) -> list[Finding]:
         (
             [(0, 8, "checkpoint", 0, 90), (1, 8, "checkpoint", 0, 91), (2, 8, "checkpoint", 0, 92)],
             "warning", "run", "all 3 rank(s) are in step 8, checkpoint, for 90 s",
+        ),
+        (  # it compiles
+            [(0, 1, "forward", 0, 90), (1, 1, "forward", 0, 91), (2, 1, "forward", 0, 92)],
+            "warning", "run", "all 3 rank(s) are in step 1, forward, for 90 s",
         ),
     ],
 )  # fmt: skip
