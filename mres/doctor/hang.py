@@ -103,8 +103,7 @@ def _compare(run_dir: Path, here: Mapping[int, Beat], now: float) -> list[Findin
 
 
 def _waited_for(beat: Beat, running: Sequence[Beat], now: float) -> Finding:
-    place = f"step {beat.step}, {beat.phase}, for {beat.phase_s(now):.0f} s"
-    found = f"the others wait for it: {place} ({beat.host}, pid {beat.pid})"
+    found = f"the others wait for it: {beat.standing(now)} ({beat.host}, pid {beat.pid})"
     ahead = sorted({other.collectives for other in running if other.moves == beat.moves} - {beat.collectives})
     if ahead:
         others = f"{ahead[0]}" if len(ahead) == 1 else f"{ahead[0]} to {ahead[-1]}"

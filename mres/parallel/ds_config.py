@@ -31,7 +31,7 @@ def read_ds_config(path: Path) -> dict[str, Any]:
         UserError: no file, no JSON, an unknown key (with near names), one that mres cannot pass on, a wrong type.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_finite)
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f"cannot read parallel.ds_config='{path}': {error.strerror}") from None
     except json.JSONDecodeError as error:
@@ -50,7 +50,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _finite(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     """Python reads these, which are no JSON."""
     raise ValueError(f"{constant} is no number of JSON")
 

@@ -66,6 +66,6 @@ def _laggard(run_dir: Path, own_rank: int) -> LostRank | None:
     waited_for = [beat for beat in lagging(beats) if beat.idle_s(newest) > _IDLE_S]
     for beat in [*(beat for beat in beats.values() if is_silent(beat, newest)), *waited_for]:
         if beat.rank != own_rank:
-            place = f"step {beat.step}, {beat.phase}, for {beat.phase_s(newest):.0f} s"
-            return LostRank(beat.rank, f"({beat.host}, pid {beat.pid}) hangs: the others waited for it; {place}")
+            why = f"({beat.host}, pid {beat.pid}) hangs: the others waited for it; {beat.standing(newest)}"
+            return LostRank(beat.rank, why)
     return None

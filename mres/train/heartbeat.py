@@ -92,6 +92,10 @@ class Beat:
         """How long it has been in its phase."""
         return self.silent_s(now) + self.time - self.since
 
+    def standing(self, now: float) -> str:
+        """Where it is and for how long, for people."""
+        return f"step {self.step}, {self.phase}, for {self.phase_s(now):.0f} s"
+
     def idle_s(self, now: float) -> float:
         """For how long it has neither gone into another phase nor begun a collective."""
         return self.silent_s(now) + self.time - self.active
