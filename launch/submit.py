@@ -27,8 +27,8 @@ def main() -> int:
     if options.dry_run:
         _print_plan(request, config, folder, argv)
         return 0
-    from mres.cluster.environment import free_port
     from mres.cluster.job import TrainJob
+    from mres.supervise.slurm_env import free_port
 
     port = free_port() if request.cluster == "local" else None
     return _run(TrainJob(request.cluster, argv, request.max_requeues, port), request, config, folder)

@@ -3,7 +3,7 @@
 import sys
 
 from mres.errors import exit_on_user_error
-from mres.parallel.meet import tell_refusal
+from mres.supervise.rendezvous import tell_refusal
 from mres.train.run import main
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mres.cluster.environment import is_slurm_task, task_environment
 from mres.config import Config, load_config
 from mres.errors import UserError
+from mres.supervise.slurm_env import is_slurm_task, task_environment
 
 
 def config_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:

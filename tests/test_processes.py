@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mres.errors import UserError
-from mres.processes import Ticks, spread
+from mres.io.processes import Ticks, spread
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 50])

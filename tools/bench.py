@@ -98,7 +98,7 @@ def main() -> int:
         if isinstance(default, int) and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
     module, function = bench.function.split(".")
-    found: dict[str, Any] = getattr(import_module(f"mres.bench.{module}"), function)(arguments)
+    found: dict[str, Any] = getattr(import_module(f"benchmarks.{module}"), function)(arguments)
     if arguments.json:
         print(json.dumps(found))
     else:

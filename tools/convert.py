@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 @exit_on_user_error
 def main() -> int:
     arguments = parser().parse_args()
-    from mres.checkpoint.convert import convert, parse_form, parse_options
+    from mres.convert.convert import convert, parse_form, parse_options
 
     form = parse_form(arguments.to)
     options = parse_options(form, arguments.world_size, arguments.max_shard_size)

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 @exit_on_user_error
 def main() -> int:
     arguments = parser().parse_args()
-    from mres.checkpoint.convert import parse_options
+    from mres.convert.convert import parse_options
     from mres.export.folder import export
     from mres.export.programs import ParityError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
-from mres.files import file_sha256, fsync, write_durably
+from mres.io.files import file_sha256, fsync, write_durably
 
 __all__ = [
     "CONFIG",

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mres.files import write_atomically
+from mres.io.files import write_atomically
 
 BEST = "best.json"
 

@@ -1,7 +1,7 @@
 """When a run's checkpoints are written: training waits for a copy in host memory, and a thread writes it.
 
 At most one save is in flight. What became of it comes out at a step's boundary, agreed by all ranks: `failed` is what
-ranks tell each other there, `settle` is what all of them then call.
+ranks tell each other there, `wait` is what all of them then call.
 """
 
 from __future__ import annotations
@@ -99,24 +99,24 @@ class Saver:
             CheckpointError: this one or the one before could not be written (checkpoint.on_failure).
         """
         started = time.perf_counter()
-        self.settle()
+        self.wait()
         self._wait_s += time.perf_counter() - started
         asynchronous = self._config.async_save and not last and self._has_room_for_copies()
-        pieces = self._strategy.stage() if asynchronous else self._strategy.pieces()
-        flight = _Flight(self._writer, Job(step, pieces, self._state_of(step), self._config_yaml))
+        shards = self._strategy.stage() if asynchronous else self._strategy.local_shards()
+        flight = _Flight(self._writer, Job(step, shards, self._state_of(step), self._config_yaml))
         self._flight = flight
         if asynchronous:
             flight.start()
         else:
             flight.run()
-            self.settle(last=last)
+            self.wait(last=last)
         self._stall_s += time.perf_counter() - started
 
     def _has_room_for_copies(self) -> bool:
         """Whether every machine has memory for its ranks' staged state; looked at once, before it is taken."""
         if self._has_room is None:
-            mine = platform.node(), host_bytes(self._strategy.pieces()), available_bytes()
-            lacking = machines_without_room(self._strategy.same_everywhere(mine))
+            mine = platform.node(), host_bytes(self._strategy.local_shards()), available_bytes()
+            lacking = machines_without_room(self._strategy.all_gather_object(mine))
             self._has_room = not lacking
             if lacking:
                 self._say(
@@ -131,10 +131,10 @@ class Saver:
         if flight is None or not flight.is_over:
             return False
         if flight.error is None:
-            self.settle()
+            self.wait()
         return flight.error is not None
 
-    def settle(self, *, last: bool = False) -> None:
+    def wait(self, *, last: bool = False) -> None:
         """Waits until nothing is in flight.
 
         Raises:
@@ -158,7 +158,7 @@ class Saver:
             )
         self._say(f"warning: {error}; training goes on, the next one is tried when it is due")
 
-    def abandon(self) -> None:
+    def drain(self) -> None:
         """Before a run that has failed ends: gives a save in flight some time."""
         if self._flight is not None:
             self._flight.join(_LAST_WAIT_S)
@@ -168,7 +168,7 @@ class Saver:
         name = self._config.keep_best
         if name is None:
             return
-        self.settle()
+        self.wait()
         if figures is not None:
             group, figure = name.split(".", 1)
             self._note_best(step, name, figures[group][figure])

@@ -20,7 +20,7 @@ from mres.checkpoint.folder import (
     read_json,
     read_manifest,
 )
-from mres.files import file_sha256
+from mres.io.files import file_sha256
 
 
 def verify(folder: Path) -> Checkpoint:
@@ -39,7 +39,7 @@ def verify(folder: Path) -> Checkpoint:
         if name not in files:
             raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not list {name}")
     if tensors == DCP_METADATA:
-        from mres.checkpoint.forms.dcp import DcpSource
+        from mres.formats.dcp import DcpSource
 
         DcpSource(folder, sizes={name: facts.bytes for name, facts in files.items()}).check_items()
     return Checkpoint(folder, step, _read_state(folder / STATE, step))

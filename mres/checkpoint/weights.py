@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mres.checkpoint.forms.dcp import DcpSource
-from mres.checkpoint.forms.form import MODEL, TensorSource
-from mres.checkpoint.forms.opening import Kind, Opened, open_checkpoint, weights_of
+from mres.formats.dcp import DcpSource
+from mres.formats.opening import Kind, Opened, open_checkpoint, weights_of
+from mres.formats.tensors import MODEL, TensorSource
 
 __all__ = ["DcpWeights", "Kind", "Source", "Weights", "open_source", "read_tensor"]
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mres.checkpoint.collective_try import CollectiveTry
 from mres.checkpoint.config import CheckpointConfig
 from mres.checkpoint.folder import DCP_METADATA, CheckpointError, FileFacts, read_manifest, seal
 from mres.checkpoint.retention import Best, surplus
 from mres.checkpoint.store import aside, published, step_folder, step_of
-from mres.checkpoint.together import Together
-from mres.files import REPLACED_MARK, free_bytes, fsync, make_folder, publish_folder
-from mres.parallel.pieces import Piece, local_tensors
+from mres.io.files import REPLACED_MARK, commit_folder, free_bytes, fsync, make_folder
+from mres.parallel.local_shards import LocalShard, local_tensors
 
 if TYPE_CHECKING:
     from mres.parallel.strategy import Strategy
@@ -35,10 +35,10 @@ class NotFiniteError(CheckpointError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be written: this rank's `pieces` of the state, and what stands beside the tensors."""
+    """What is to be written: this rank's `local_shards` of the state, and what stands beside the tensors."""
 
     step: int
-    pieces: dict[str, Piece]
+    shards: dict[str, LocalShard]
     state: dict[str, Any]
     config_yaml: str
 
@@ -66,7 +66,7 @@ class Writer:
         """
         final = step_folder(self._root, job.step)
         part = aside(final, "incomplete")
-        ranks = Together(self._strategy.save_group, final)
+        ranks = CollectiveTry(self._strategy.save_group, final)
         self._check_finite(job, ranks, final)
         try:
             ranks.on_main(lambda: _make_room(self._root))
@@ -83,9 +83,9 @@ class Writer:
         self._prune(final, ranks)
         return final
 
-    def _check_finite(self, job: Job, ranks: Together, final: Path) -> None:
+    def _check_finite(self, job: Job, ranks: CollectiveTry, final: Path) -> None:
         """A checkpoint that nobody can go on from must not push out one that is good."""
-        mine = ranks.each(lambda: {name for name, tensor in local_tensors(job.pieces) if not _is_finite(tensor)})
+        mine = ranks.each(lambda: {name for name, tensor in local_tensors(job.shards) if not _is_finite(tensor)})
         broken = sorted(set().union(*mine))
         if broken:
             raise NotFiniteError(
@@ -94,8 +94,8 @@ class Writer:
                 "last steps"
             )
 
-    def _check_room(self, job: Job, ranks: Together, final: Path) -> None:
-        tensors = [tensor for _, tensor in local_tensors(job.pieces)]
+    def _check_room(self, job: Job, ranks: CollectiveTry, final: Path) -> None:
+        tensors = [tensor for _, tensor in local_tensors(job.shards)]
         bytes_of_rank = sum(tensor.nbytes for tensor in tensors) * (1 + _MARGIN) + _BYTES_A_TENSOR * len(tensors)
         found = ranks.each(lambda: (bytes_of_rank, free_bytes(self._root)))
         needed = sum(of_rank for of_rank, _ in found) + _BYTES_BESIDE
@@ -108,14 +108,14 @@ class Writer:
 
     def _write_tensors(self, job: Job, part: Path) -> dict[str, FileFacts]:
         """This rank's files, brought to the disk by DCP; they are hashed where they were written, by all at once."""
-        self._strategy.write_staged(job.pieces, part)
+        self._strategy.write_staged(job.shards, part)
         return {path.name: FileFacts.of(path) for path in self._own_files(part)}
 
     def _own_files(self, folder: Path) -> list[Path]:
         rank = self._strategy.world.rank
         return [*folder.glob(f"__{rank}_*.distcp"), *([folder / DCP_METADATA] if rank == 0 else [])]
 
-    def _prune(self, newest: Path, ranks: Together) -> None:
+    def _prune(self, newest: Path, ranks: CollectiveTry) -> None:
         """Removes what need not stay; never the last checkpoint that was read back whole."""
         going, staying = ranks.on_main(self._going_and_staying)
         self.verified &= staying | going
@@ -131,7 +131,7 @@ class Writer:
         going = surplus(steps, keep=self._config.keep, keep_every=self._config.keep_every, protected=protected)
         return going, steps - going
 
-    def _read_back(self, folder: Path, ranks: Together) -> None:
+    def _read_back(self, folder: Path, ranks: CollectiveTry) -> None:
         """Each rank reads the files that it wrote, from the disk.
 
         Raises:
@@ -180,7 +180,7 @@ def _publish(part: Path, final: Path, job: Job, written: Mapping[str, FileFacts]
             shutil.rmtree(superseded, ignore_errors=True)
             later.rename(superseded)
     fsync(final.parent)
-    publish_folder(part, final)
+    commit_folder(part, final)
 
 
 def _remove(folders: Iterable[Path], root: Path) -> None:

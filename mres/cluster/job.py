@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mres.cluster.environment import task_environment
 from mres.cluster.request import SIGNAL_DELAY_S, Cluster
 from mres.errors import exit_on_user_error
-from mres.train.preempt import PREEMPTED_EXIT
+from mres.supervise.slurm_env import task_environment
+from mres.supervise.stop_request import PREEMPTED_EXIT
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

@@ -16,7 +16,7 @@ from submitit.core.utils import pickle_load
 
 from mres.cluster.job import TrainJob
 from mres.cluster.request import SIGNAL_DELAY_S, JobRequest
-from mres.train.preempt import INTERRUPTED_EXIT, PREEMPTED_EXIT
+from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT
 
 NO_LIMIT_MIN = 365 * 24 * 60
 _POLL_S = 0.2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mres.doctor.finding import Finding, gigabytes, ok, problem, warning
 from mres.doctor.load import Load
-from mres.files import free_bytes, publish_folder, write_atomically
+from mres.io.files import commit_folder, free_bytes, write_atomically
 
 _IN_MEMORY = ("tmpfs", "ramfs")
 _NETWORK = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse", "glusterfs", "9p", "virtiofs")
@@ -65,7 +65,7 @@ def _check_publishing(there: Path) -> list[Finding]:
             part = Path(name, "part")
             part.mkdir()
             write_atomically(part / "file", b"whole")
-            publish_folder(part, Path(name, "final"))
+            commit_folder(part, Path(name, "final"))
             made = (Path(name, "final", "file")).stat().st_mtime
     except OSError as error:
         return [problem("publishing", f"'{there}' takes no files: {error}", "another run.dir, or its permissions")]

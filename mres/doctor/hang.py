@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mres.doctor.finding import Finding, ok, problem, warning
 from mres.errors import UserError
-from mres.train.heartbeat import ENDED, FAILED, FOLDER, LOST, Beat, file_system_time, is_silent, lagging, read_beats
+from mres.supervise.heartbeat import ENDED, FAILED, FOLDER, LOST, Beat, file_system_time, is_silent, lagging, read_beats
 
 _HANGS_S, _HANGS_STEPS = 30.0, 10
 # What may take long although nothing is wrong, and with few collectives or none.
@@ -103,7 +103,7 @@ def _compare(run_dir: Path, here: Mapping[int, Beat], now: float) -> list[Findin
 
 
 def _waited_for(beat: Beat, running: Sequence[Beat], now: float) -> Finding:
-    found = f"the others wait for it: {beat.standing(now)} ({beat.host}, pid {beat.pid})"
+    found = f"the others wait for it: {beat.status(now)} ({beat.host}, pid {beat.pid})"
     ahead = sorted({other.collectives for other in running if other.moves == beat.moves} - {beat.collectives})
     if ahead:
         others = f"{ahead[0]}" if len(ahead) == 1 else f"{ahead[0]} to {ahead[-1]}"

@@ -33,7 +33,7 @@ class Load:
 
 def load_of(config: Config, ranks: int) -> Load:
     """Raises: UserError: the batch does not divide by the ranks."""
-    from mres.model.unires import UniRES
+    from mres.model.unires.unires import UniRES
     from mres.stream.batch import StreamShape, empty_batch
 
     data, model = config.data, config.model

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from mres.config import Config
 from mres.evaluate.iou import figures_of, intersection_union
 from mres.evaluate.results import ExpressionResult, merge_results
+from mres.io.progress import track
 from mres.parallel.strategy import Strategy
-from mres.progress import track
 from mres.records import ImageRecord, RecordError, Target, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
@@ -97,7 +97,7 @@ class Evaluator:
         with torch.no_grad():
             mine = [result for results in self._forward_all(module, num_images) for result in results]
         module.train(training)
-        parts = self._strategy.gather(mine)
+        parts = self._strategy.gather_object(mine)
         if parts is None:
             return None
         expected = [
@@ -113,7 +113,7 @@ class Evaluator:
         while True:
             job = next(work, None)
             self._refuse_bad(job)
-            if not self._strategy.agree([float(job is not None)])[0]:
+            if not self._strategy.all_reduce_sum([float(job is not None)])[0]:
                 return
             if job is None:
                 shape = self._task.shape
@@ -126,8 +126,8 @@ class Evaluator:
 
     def _refuse_bad(self, job: _Pass | None) -> None:
         mine = job.bad if job is not None else None
-        if self._strategy.agree([float(mine is not None)])[0]:
-            first = next(bad for bad in self._strategy.same_everywhere(mine) if bad is not None)
+        if self._strategy.all_reduce_sum([float(mine is not None)])[0]:
+            first = next(bad for bad in self._strategy.all_gather_object(mine) if bad is not None)
             raise RecordError(
                 f"{first}; an evaluation leaves nothing out: repair the shard set, or build it without the record"
             )

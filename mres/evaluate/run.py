@@ -12,7 +12,7 @@ from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
 from mres.evaluate.held_out import held_out
-from mres.progress import track
+from mres.io.progress import track
 from mres.records import ImageRecord, RecordError
 from mres.shards.reader import ShardSet
 from mres.stream.sets import open_set
@@ -46,13 +46,13 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Path, out: Path, *, as_json: bool) -> int:
     """Evaluates, writes the results into `out` and prints them."""
-    from mres.checkpoint.pretrained import load_weights
     from mres.evaluate.evaluator import Evaluator
+    from mres.model.task import SegmentationTask
     from mres.parallel.config import ParallelConfig
     from mres.parallel.strategy import build_strategy
-    from mres.parallel.world import join_world, leave_world
+    from mres.pretrained import load_weights
+    from mres.supervise.world import join_world, leave_world
     from mres.train.session import set_threads
-    from mres.train.task import SegmentationTask
 
     # Every rank holds the whole model and takes its share of the images; only gather and agree cross ranks.
     parallel = ParallelConfig(strategy="ddp")

@@ -16,16 +16,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from mres.checkpoint.pretrained import load_weights, run_config
 from mres.checkpoint.weights import Kind
 from mres.config import Config
 from mres.errors import UserError
 from mres.evaluate.evaluator import predicted_masks
+from mres.model.task import SegmentationTask
 from mres.model.tokenizer_file import check_tokenizer
-from mres.model.unires import UniRES
+from mres.model.unires.unires import UniRES
+from mres.pretrained import load_weights, run_config
 from mres.stream import transforms
 from mres.stream.image import place
-from mres.train.task import SegmentationTask
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 # Expressions that go through the decoder at once; for more, the image is encoded again.

@@ -16,13 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mres.checkpoint.convert import SHARD_BYTES, convert
 from mres.checkpoint.folder import CONFIG, MANIFEST, STATE, CheckpointError, read_manifest, seal
-from mres.checkpoint.outcome import check_apart, check_target
 from mres.checkpoint.verifying import verify
+from mres.convert.convert import SHARD_BYTES, convert
+from mres.convert.target import check_apart, check_target
 from mres.errors import UserError
-from mres.files import publish_folder, remove_folder, write_durably
-from mres.progress import track
+from mres.io.files import commit_folder, remove_folder, write_durably
+from mres.io.progress import track
 
 if TYPE_CHECKING:
     from mres.checkpoint.weights import Kind, Source
@@ -74,7 +74,7 @@ def export(
         if programs:
             yield from _add_programs(part, programs, origin)
         _finish(part, config, origin, found)
-        publish_folder(part, out.absolute())
+        commit_folder(part, out.absolute())
     except OSError as error:
         raise CheckpointError(f"'{out}' was not written: {error}; nothing of it was left behind") from None
     finally:
@@ -99,9 +99,9 @@ def _remove_leftover(part: Path) -> None:
 
 def _open(source: Path, weights: Kind) -> tuple[Source, Config]:
     """Raises: UserError: nothing there, damaged, without an average, or weights that do not say what they are of."""
-    from mres.checkpoint.pretrained import run_config
     from mres.checkpoint.weights import open_source
     from mres.config import load_config
+    from mres.pretrained import run_config
 
     found = open_source(source, weights)
     if found.state is None or found.config_yaml is None:

@@ -19,7 +19,14 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from mres.parallel.config import ParallelConfig
 
 # What is dear to compute: products, convolutions and attention. All else of a block (norms, activations, sums) is cheap.
-_DEAR = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::_scaled_dot_product_")
+_SAVED_OPS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::convolution",
+    "aten::_scaled_dot_product_",
+)
 
 # Dropout draws what it draws without the compiler, so that losses stay the same.
 _COMPILER: dict[str, Any] = {"fallback_random": True}
@@ -45,9 +52,9 @@ def _recompute(block: nn.Module, *, selective: bool) -> None:
     """Dropout draws the same again: the state of the random numbers is kept (`preserve_rng_state`, on by default)."""
     options: dict[str, Any] = {"use_reentrant": False}
     if selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_dear)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _save_or_recompute)
     block.forward = partial(checkpoint, block.forward, **options)
 
 
-def _keep_dear(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation.name().startswith(_DEAR) else CheckpointPolicy.PREFER_RECOMPUTE
+def _save_or_recompute(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation.name().startswith(_SAVED_OPS) else CheckpointPolicy.PREFER_RECOMPUTE

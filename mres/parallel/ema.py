@@ -41,7 +41,7 @@ class Average:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's piece, in the tensor's own memory."""
+    """This rank's shard, in the tensor's own memory."""
     detached = tensor.detach()
     return detached.to_local() if isinstance(detached, DTensor) else detached
 

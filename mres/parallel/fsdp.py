@@ -16,7 +16,7 @@ from mres.parallel.config import ParallelConfig
 from mres.parallel.materialise import materialise
 from mres.parallel.mesh import shard_mesh
 from mres.parallel.native import NativeStrategy
-from mres.parallel.world import World
+from mres.supervise.world import World
 
 
 class FsdpStrategy(NativeStrategy):
@@ -57,7 +57,7 @@ class FsdpStrategy(NativeStrategy):
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.world.device))
 
-    def publish(self) -> None:
+    def sync_params(self) -> None:
         """Drops weights that were gathered before: forward gathers the ones that are there now."""
         for module in self._model.modules():
             if isinstance(module, FSDPModule):

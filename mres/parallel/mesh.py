@@ -1,7 +1,7 @@
 """Which ranks share one copy of the model: all of them, or groups of `parallel.shard_ranks` (hybrid sharding, HSDP).
 
 A group of neighbouring ranks holds one sharded copy. Weights are gathered within a group only; gradients are then
-averaged between the ranks that hold the same piece. With groups as large as a machine, gathering never leaves it.
+averaged between the ranks that hold the same shard. With groups as large as a machine, gathering never leaves it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mres.parallel.config import ParallelConfig
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from mres.parallel.world import World
+    from mres.supervise.world import World
 
 
 def check_world(config: ParallelConfig, size: int, local_size: int) -> None:

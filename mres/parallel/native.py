@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor
 
 from mres.parallel.blocks import prepare_blocks
 from mres.parallel.ema import holds_average
+from mres.parallel.local_shards import LocalShard, assign_owners
 from mres.parallel.materialise import align_replicas, materialise, write
-from mres.parallel.pieces import Piece, assign_owners
-from mres.parallel.precision import LentParameters, cast_inputs
-from mres.parallel.staging import read_pieces, refuse_strangers
-from mres.parallel.strategy import Accept, AdamW, ParameterGroup, Strategy
+from mres.parallel.precision import CastParameters, cast_inputs
+from mres.parallel.staging import read_shards, refuse_strangers
+from mres.parallel.strategy import AdamW, ParameterGroup, StepFilter, Strategy
 
 
 def build_optimizer(model: nn.Module, groups: Sequence[ParameterGroup], adamw: AdamW) -> torch.optim.AdamW:
@@ -81,12 +81,12 @@ class NativeStrategy(Strategy):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, lr: float, accept: Accept | None = None) -> Tensor:
+    def step(self, lr: float, step_filter: StepFilter | None = None) -> Tensor:
         norm = self._gradient_norm()
         torch.nn.utils.clip_grads_with_norm_(self._model.parameters(), self._adamw.max_grad_norm, norm)
         may_move = torch.isfinite(norm)
-        if accept is not None:
-            may_move = may_move & accept(norm)
+        if step_filter is not None:
+            may_move = may_move & step_filter(norm)
         # The fused kernel reads this flag where the weights are, and leaves them, moments and step count alone at 1.
         home = self._optimizer.param_groups[0]["params"][0].device
         self._optimizer.found_inf = (~may_move).float().to(home)  # type: ignore[attr-defined]
@@ -110,12 +110,12 @@ class NativeStrategy(Strategy):
     def masters(self) -> Sequence[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
-    def pieces(self) -> dict[str, Piece]:
+    def local_shards(self) -> dict[str, LocalShard]:
         state = self._state(optimizer=True, average=self.average is not None)
         rank, num_writers = self.world.rank, self._ranks_of_a_copy()
         owners = assign_owners({n: t.shape for n, t in state.items() if not isinstance(t, DTensor)}, num_writers)
         # Of shards, every rank of the first copy of the model writes its own.
-        return {n: Piece.of(t) for n, t in state.items() if rank < num_writers and owners.get(n, rank) == rank}
+        return {n: LocalShard.of(t) for n, t in state.items() if rank < num_writers and owners.get(n, rank) == rank}
 
     def _ranks_of_a_copy(self) -> int:
         """How many ranks, from the first on, have everything between them, none of it twice but plain tensors."""
@@ -127,7 +127,7 @@ class NativeStrategy(Strategy):
         moving = {name for name, parameter in named.items() if parameter.requires_grad}
         refuse_strangers(folder, named, moving if optimizer else None)
         state = self._state(optimizer=optimizer, average=average)
-        read_pieces({name: Piece.of(tensor) for name, tensor in state.items()}, folder, self._cpu_group)
+        read_shards({name: LocalShard.of(tensor) for name, tensor in state.items()}, folder, self._cpu_group)
         if self.average is not None and not average:
             self.average.restart()
 
@@ -151,20 +151,20 @@ class NativeStrategy(Strategy):
 class SingleStrategy(NativeStrategy):
     """One process, nothing spread."""
 
-    _lent: LentParameters | None = None
+    _cast_parameters: CastParameters | None = None
 
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         materialise(model, self.world.device)
         if self.precision.compute != self.precision.master:
-            self._lent = LentParameters(model, self.precision.compute)
+            self._cast_parameters = CastParameters(model, self.precision.compute)
         if self.precision.compute != torch.float32:  # what inputs are
             model.register_forward_pre_hook(cast_inputs(self.precision.compute))
         return model
 
     def backward(self, loss: Tensor) -> None:
         super().backward(loss)
-        if self._lent is not None:
-            self._lent.take_back()
+        if self._cast_parameters is not None:
+            self._cast_parameters.restore_masters()
 
 
 class DdpStrategy(SingleStrategy):

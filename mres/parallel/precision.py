@@ -63,11 +63,11 @@ def cast_inputs(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Any, ...]], tu
     return cast
 
 
-class LentParameters:
+class CastParameters:
     """Lends a model its weights in another type: from a forward pass to the end of its backward.
 
     That is what FSDP does with gathered weights, and unlike autocast it leaves no operation in float32. They stay lent until
-    `take_back`, because activations that are computed again in backward must see what forward saw. Backward goes through
+    `restore_masters`, because activations that are computed again in backward must see what forward saw. Backward goes through
     the cast, so gradients reach the masters, in the masters' type.
     """
 
@@ -82,7 +82,7 @@ class LentParameters:
         model.register_forward_pre_hook(self._lend)
         model.register_forward_hook(self._after_forward)
 
-    def take_back(self) -> None:
+    def restore_masters(self) -> None:
         """The model has its masters again."""
         for module, name, master in self._masters:
             module._parameters[name] = master
@@ -96,4 +96,4 @@ class LentParameters:
 
     def _after_forward(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not torch.is_grad_enabled():
-            self.take_back()
+            self.restore_masters()

@@ -15,50 +15,50 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from mres.errors import UserError
-from mres.parallel.pieces import Piece
+from mres.parallel.local_shards import LocalShard
 
 
 class Staging:
     """Host copies of pieces; their memory is taken at the first copy and used again at the next ones."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Piece] = {}
+        self._buffers: dict[str, LocalShard] = {}
 
-    def copy(self, pieces: Mapping[str, Piece]) -> dict[str, Piece]:
-        """Copies that share no memory with `pieces`; they overwrite what the last call returned."""
+    def copy(self, shards: Mapping[str, LocalShard]) -> dict[str, LocalShard]:
+        """Copies that share no memory with `local_shards`; they overwrite what the last call returned."""
         staged = {}
-        for name, piece in pieces.items():
+        for name, shard in shards.items():
             if name not in self._buffers:
-                self._buffers[name] = _host_memory(piece)
+                self._buffers[name] = _host_memory(shard)
             staged[name] = self._buffers[name]
-            for offset, box in piece.boxes.items():
+            for offset, box in shard.boxes.items():
                 staged[name].boxes[offset].copy_(box, non_blocking=True)
         if torch.cuda.is_available():  # what was copied to pinned memory is there only now
             torch.cuda.current_stream().synchronize()
         return staged
 
 
-def host_bytes(pieces: Mapping[str, Piece]) -> int:
+def host_bytes(shards: Mapping[str, LocalShard]) -> int:
     """What copies of them take; of a GPU's, torch rounds every pinned piece up to a power of two."""
-    boxes = (box for piece in pieces.values() for box in piece.boxes.values() if box.nbytes)
+    boxes = (box for shard in shards.values() for box in shard.boxes.values() if box.nbytes)
     return sum(1 << (box.nbytes - 1).bit_length() if box.device.type == "cuda" else box.nbytes for box in boxes)
 
 
-def _host_memory(piece: Piece) -> Piece:
+def _host_memory(shard: LocalShard) -> LocalShard:
     # Every box by itself: of a view into something larger, torch.save would make a copy first.
     boxes = {
         offset: torch.empty(box.shape, dtype=box.dtype, pin_memory=box.device.type == "cuda")
-        for offset, box in piece.boxes.items()
+        for offset, box in shard.boxes.items()
     }
-    return Piece(piece.shape, piece.dtype, boxes)
+    return LocalShard(shard.shape, shard.dtype, boxes)
 
 
-def write_pieces(pieces: dict[str, Piece], folder: Path, group: dist.ProcessGroup | None) -> None:
+def write_shards(shards: dict[str, LocalShard], folder: Path, group: dist.ProcessGroup | None) -> None:
     """Writes what the ranks of `group` have together; called by all of them."""
-    dcp.save(dict(pieces), storage_writer=dcp.FileSystemWriter(folder), planner=_SavePlanner(), process_group=group)
+    dcp.save(dict(shards), storage_writer=dcp.FileSystemWriter(folder), planner=_SavePlanner(), process_group=group)
 
 
-def read_pieces(pieces: dict[str, Piece], folder: Path, group: dist.ProcessGroup | None) -> None:
+def read_shards(shards: dict[str, LocalShard], folder: Path, group: dist.ProcessGroup | None) -> None:
     """Fills the boxes' memory, each rank its own; called by all ranks of `group`.
 
     Raises:
@@ -66,23 +66,23 @@ def read_pieces(pieces: dict[str, Piece], folder: Path, group: dist.ProcessGroup
             tensor and nothing else.
     """
     reader = dcp.FileSystemReader(folder)
-    _check(pieces, reader.read_metadata(), folder)
+    _check(shards, reader.read_metadata(), folder)
     try:
-        dcp.load(dict(pieces), storage_reader=reader, planner=_LoadPlanner(), process_group=group)
+        dcp.load(dict(shards), storage_reader=reader, planner=_LoadPlanner(), process_group=group)
     except CheckpointException as error:
         cause = str(next(iter(error.failures.values()))[0]).strip().splitlines()[0]
         raise UserError(f"the checkpoint '{folder}' cannot be read: {cause}; take another one") from None
 
 
-def _check(pieces: Mapping[str, Piece], metadata: Metadata, folder: Path) -> None:
+def _check(shards: Mapping[str, LocalShard], metadata: Metadata, folder: Path) -> None:
     stored = metadata.state_dict_metadata
-    for name, piece in pieces.items():
+    for name, shard in shards.items():
         entry = stored.get(name)
         if not isinstance(entry, TensorStorageMetadata):
             raise UserError(f"the checkpoint '{folder}' has no tensor '{name}', which this model needs")
-        if entry.size != piece.shape:
+        if entry.size != shard.shape:
             raise UserError(
-                f"the checkpoint '{folder}' has '{name}' of shape {tuple(entry.size)}, this model's is {tuple(piece.shape)}"
+                f"the checkpoint '{folder}' has '{name}' of shape {tuple(entry.size)}, this model's is {tuple(shard.shape)}"
             )
 
 
@@ -125,6 +125,6 @@ class _LoadPlanner(DefaultLoadPlanner):
         return _box(self.state_dict, index)
 
 
-def _box(state: Mapping[str, Piece], index: MetadataIndex) -> Tensor:
+def _box(state: Mapping[str, LocalShard], index: MetadataIndex) -> Tensor:
     assert index.offset is not None
     return state[index.fqn].boxes[index.offset]

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from mres.parallel.config import ParallelConfig
 from mres.parallel.ema import Average
-from mres.parallel.pieces import Piece
+from mres.parallel.local_shards import LocalShard
 from mres.parallel.precision import Precision, set_backends
-from mres.parallel.staging import Staging, write_pieces
-from mres.parallel.world import SAVES, World
+from mres.parallel.staging import Staging, write_shards
+from mres.supervise.world import SAVES, World
 
 # Says, on the device, whether a step of this finite global gradient norm may be made: bool scalar of float32 scalar.
-Accept = Callable[[Tensor], Tensor]
+StepFilter = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,12 @@ class Strategy(ABC):
         """Accumulates gradients of `loss`, whose mean over ranks is the loss of the global batch."""
 
     @abstractmethod
-    def step(self, lr: float, accept: Accept | None = None) -> Tensor:
+    def step(self, lr: float, step_filter: StepFilter | None = None) -> Tensor:
         """Clips by the global norm and moves the weights, unless the norm is not finite: then nothing moves, on any rank.
 
         Args:
             lr: times each group's `lr_scale`.
-            accept: may refuse the step as well; it is called once, and must answer the same on every rank.
+            step_filter: may refuse the step as well; it is called once, and must answer the same on every rank.
 
         Returns:
             The global gradient norm before clipping, a scalar on the device in the masters' type (not read by the host
@@ -113,7 +113,7 @@ class Strategy(ABC):
     def masters(self) -> Sequence[Tensor]:
         """The float32 tensors, or this rank's pieces of them, that the optimizer moves."""
 
-    def publish(self) -> None:  # noqa: B027 - where forward reads the masters themselves, there is nothing to do
+    def sync_params(self) -> None:  # noqa: B027 - where forward reads the masters themselves, there is nothing to do
         """Makes the masters, which were written to, what forward computes with; called by all ranks together."""
 
     def track_average(self) -> None:
@@ -125,18 +125,18 @@ class Strategy(ABC):
         """Inside, `module` computes with the averaged weights; entered by all ranks together."""
         assert self.average is not None, "track_average() comes first"
         self.average.swap()
-        self.publish()
+        self.sync_params()
         try:
             yield
         finally:
             self.average.swap()
-            self.publish()
+            self.sync_params()
 
     @abstractmethod
-    def pieces(self) -> dict[str, Piece]:
+    def local_shards(self) -> dict[str, LocalShard]:
         """What this rank writes into a checkpoint, by neutral names: weights, moments, step counts, the average.
 
-        They lie in the memory that training goes on in. Together, ranks have all, once. Nothing is gathered for it, and
+        They lie in the memory that training goes on in. CollectiveTry, ranks have all, once. Nothing is gathered for it, and
         no rank waits for another.
         """
 
@@ -145,21 +145,21 @@ class Strategy(ABC):
         """What ranks use to write a checkpoint, in one thread at a time."""
         return self._save_group
 
-    def stage(self) -> dict[str, Piece]:
-        """A copy of `pieces` in host memory.
+    def stage(self) -> dict[str, LocalShard]:
+        """A copy of `local_shards` in host memory.
 
         It takes as much memory as that at the first call, and the same again at the next ones: write what one returned
         before the next.
         """
-        return self._staging.copy(self.pieces())
+        return self._staging.copy(self.local_shards())
 
-    def write_staged(self, state: dict[str, Piece], folder: Path) -> None:
+    def write_staged(self, state: dict[str, LocalShard], folder: Path) -> None:
         """Writes what `stage` returned into `folder` as DCP, from any one thread; called by all ranks together."""
-        write_pieces(state, folder, self._save_group)
+        write_shards(state, folder, self._save_group)
 
     def save_state(self, folder: Path) -> None:
-        """Writes `pieces` without a copy; called by all ranks together."""
-        self.write_staged(self.pieces(), folder)
+        """Writes `local_shards` without a copy; called by all ranks together."""
+        self.write_staged(self.local_shards(), folder)
 
     @abstractmethod
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
@@ -174,7 +174,7 @@ class Strategy(ABC):
     def not_finite(self) -> list[str]:
         """The weights of which some rank's share is not finite (or was never filled), the same on every rank."""
         mine = [name for name, share in self.weight_shares() if not torch.isfinite(share).all()]
-        return sorted({name for names in self.same_everywhere(mine) for name in names})
+        return sorted({name for names in self.all_gather_object(mine) for name in names})
 
     def describe(self) -> str:
         """How and in which precision it trains, for the log."""
@@ -183,24 +183,24 @@ class Strategy(ABC):
         offload = ", masters and moments in host memory" if config.offload == "cpu" else ""
         return f"{config.strategy} on {world.size} rank(s), {world.device}: {self.precision}{kernels}{offload}"
 
-    def agree(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Sums of `values` over all ranks, the same on every rank."""
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._cpu_group)
         return total.tolist()
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all ranks, on its device."""
         dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, value: Any) -> list[Any] | None:
+    def gather_object(self, value: Any) -> list[Any] | None:
         """Every rank's `value`, in the order of ranks, on rank 0; None elsewhere."""
         values = [None] * self.world.size if self.world.is_main else None
         dist.gather_object(value, values, group=self._cpu_group)
         return values
 
-    def same_everywhere(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Every rank's `value` on every rank, for checks before the start."""
         values = [None] * self.world.size
         dist.all_gather_object(values, value, group=self._cpu_group)
@@ -224,7 +224,7 @@ def build_strategy(config: ParallelConfig, world: World) -> Strategy:
 
         return FsdpStrategy(config, world)
     if config.strategy == "zero":
-        from mres.parallel.zero import ZeroStrategy
+        from mres.parallel.zero.strategy import ZeroStrategy
 
         return ZeroStrategy(config, world)
     from mres.parallel.native import DdpStrategy, SingleStrategy

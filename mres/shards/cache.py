@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mres.errors import UserError
-from mres.locks import locked
+from mres.io.locks import locked
 from mres.shards.storage import Block, pread
 
 _FOLDER = re.compile(r"[0-9a-f]{64}")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mres.errors import UserError
-from mres.files import bytes_sha256, file_sha256, write_atomically
+from mres.io.files import bytes_sha256, file_sha256, write_atomically
 from mres.records import RecordError
 from mres.shards.manifest import MANIFEST_NAME, LeakCheck, Manifest
 from mres.shards.reader import ShardSet

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mres.errors import UserError
-from mres.files import file_sha256
+from mres.io.files import file_sha256
 from mres.records import ImageRecord, RecordError, record_as_written
 from mres.shards.index import INDEX_NAME, map_index, parse_index, record_key
 from mres.shards.manifest import Manifest, Shard, read_manifest

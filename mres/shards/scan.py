@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from mres.errors import UserError
-from mres.processes import Ticks, spread
-from mres.progress import track_count
+from mres.io.processes import Ticks, spread
+from mres.io.progress import track_count
 from mres.records import RecordError
 from mres.shards.reader import ShardSet
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mres.errors import UserError
-from mres.files import file_sha256
+from mres.io.files import file_sha256
 from mres.records import ImageRecord
 from mres.shards.index import INDEX_NAME, write_index
 from mres.shards.leaks import LEAKS_NAME, inherited, read_leaks

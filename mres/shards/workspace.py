@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
-from mres.files import fsync, publish_folder
-from mres.locks import locked
+from mres.io.files import commit_folder, fsync
+from mres.io.locks import locked
 from mres.shards.manifest import is_shard_set
 
 # A finished piece of the work. Whoever is killed while such are there goes on from them.
@@ -50,7 +50,7 @@ def published(out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Iterato
             for path in [*folder.iterdir(), folder]:
                 fsync(path)
             (folder / PLAN_NAME).unlink()
-            publish_folder(folder, out)
+            commit_folder(folder, out)
     except OSError as error:
         remedy = "; make room on the disk" if error.errno in _NO_ROOM else ""
         raise UserError(

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mres.errors import UserError
-from mres.files import file_sha256, write_atomically
-from mres.processes import Ticks, spread
-from mres.progress import track_count
+from mres.io.files import file_sha256, write_atomically
+from mres.io.processes import Ticks, spread
+from mres.io.progress import track_count
 from mres.records import ImageRecord, RecordError
 from mres.shards.check import check_record
 from mres.shards.index import INDEX_DTYPE, INDEX_NAME, write_index

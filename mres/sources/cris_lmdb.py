@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mres.errors import UserError
-from mres.progress import track
+from mres.io.progress import track
 from mres.records import ImageRecord, RecordError, Rle
 from mres.sources.cris_tables import (
     Picture,

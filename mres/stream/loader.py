@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mres.errors import UserError
 from mres.records import ImageRecord, RecordError, Rle, expression_id
 from mres.rle import decode_counts
-from mres.stream import sides, transforms
+from mres.stream import text_flip, transforms
 from mres.stream.batch import Batch, StreamShape, empty_batch
 from mres.stream.config import DataConfig, share_of_rank
 from mres.stream.draws import ExpressionDraws
@@ -216,10 +216,10 @@ class Batches(Dataset[Batch]):
         pairs = self._draws.draw(record, rng(*key, "expressions"))
         texts = [target.expressions[i].text for target, i in pairs]
         geometry = transforms.augmented(record, self._shape.side, self._config, random)
-        if geometry.flipped and self._config.augment.flip_words == "skip" and any(map(sides.has_side_word, texts)):
+        if geometry.flipped and self._config.augment.flip_words == "skip" and any(map(text_flip.has_side_word, texts)):
             geometry = replace(geometry, flipped=False)
         if geometry.flipped:
-            texts = [sides.swap_side_words(text) for text in texts]
+            texts = [text_flip.swap_side_words(text) for text in texts]
         square_image(record, geometry, batch.image_BCSS[row], where)
         jitter(batch.image_BCSS[row], self._config.augment, random)
         self._place_masks(batch, row, [target.mask for target, _ in pairs], geometry, f"{where}: record {record.id!r}")

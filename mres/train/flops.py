@@ -13,9 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mres.config import Config
-from mres.parallel.world import World
+from mres.model.task import SegmentationTask
+from mres.supervise.world import World
 from mres.train.peak import peak_flops
-from mres.train.task import SegmentationTask
 
 _PASSES = 3  # forward, and backward twice
 

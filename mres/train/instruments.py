@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mres.train.heartbeat import Heartbeat, NoHeartbeat
+from mres.supervise.heartbeat import Heartbeat, NoHeartbeat
 from mres.train.profile import Windows
 
 

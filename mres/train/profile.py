@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mres.errors import UserError
-from mres.parallel.world import World
+from mres.supervise.world import World
 from mres.train.config import TrainConfig
 
 _MEMORY_EVENTS = 1_000_000

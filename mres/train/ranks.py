@@ -2,8 +2,8 @@
 
 from mres.config import Config
 from mres.errors import UserError
-from mres.parallel.ds_config import check_ds_config
 from mres.parallel.mesh import check_world
+from mres.parallel.zero.ds_config import check_ds_config
 from mres.shards.driver import longest_wait_s
 from mres.shards.storage import is_remote
 from mres.stream.config import share_of_rank

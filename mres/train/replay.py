@@ -15,17 +15,17 @@ from PIL import Image
 from torch import nn
 
 from mres.checkpoint import store
-from mres.checkpoint.pretrained import load_weights
 from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.evaluate.overlay import TRUTH_COLOUR, drawing_size, grid, overlay, panel, resized_image, resized_mask
 from mres.model.loss import mask_losses
+from mres.model.task import SegmentationTask
+from mres.pretrained import load_weights
 from mres.stream.batch import Batch
 from mres.stream.loader import Batches
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets
 from mres.train.rollback import BAD_STEPS, ROLLBACKS, read_lines
-from mres.train.task import SegmentationTask
 
 _DRAWN, _COLUMNS, _SIDE = 24, 6, 224  # of the contact sheet
 

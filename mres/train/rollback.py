@@ -43,7 +43,7 @@ def last_good(
     if rollbacks >= allowed:
         raise UserError(f"{trouble}; the run went back {rollbacks} times before (train.max_rollbacks={allowed})")
     found = _newest(root, trouble.began) if strategy.world.is_main else None
-    found = strategy.same_everywhere(found)[0]
+    found = strategy.all_gather_object(found)[0]
     if found is None:
         raise UserError(
             f"{trouble}; there is no checkpoint of before step {trouble.began + 1} to go back to "

@@ -10,10 +10,10 @@ from pathlib import Path
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
-from mres.parallel.place import find_place, local_size, world_size
 from mres.stream.config import share_of_rank
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets, open_set
+from mres.supervise.rank_env import local_size, read_rank_env, world_size
 from mres.train.ranks import check_ranks
 from mres.train.run_folder import held
 from mres.train.schedule import warmup_steps
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, train nothing")
     arguments, config = parse(parser, argv)
-    is_main = arguments.dry_run or find_place().rank == 0  # a plan needs no place
+    is_main = arguments.dry_run or read_rank_env().rank == 0  # a plan needs no place
     check_ranks(config, world_size(), local_size())
     sets = TrainingSets.open(config.data)
     check_evaluation(config)

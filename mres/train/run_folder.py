@@ -13,7 +13,7 @@ from typing import Any
 
 from mres.config import Config
 from mres.errors import UserError
-from mres.locks import locked
+from mres.io.locks import locked
 
 LOCK_NAME = "run.lock"
 DS_CONFIG_NAME = "ds_config.json"

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from mres.checkpoint import pretrained, store
+from mres import pretrained
+from mres.checkpoint import store
 from mres.checkpoint.saver import Saver
 from mres.config import Config
 from mres.errors import UserError
-from mres.model.unires import UniRES
+from mres.model.task import SegmentationTask
+from mres.model.unires.unires import UniRES
 from mres.parallel.ema import holds_average
 from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
-from mres.parallel.world import World
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
-from mres.train.agree import (
+from mres.supervise.agreement import (
     check_agreement,
     config_sha256,
     ds_config_sha256,
@@ -30,20 +31,20 @@ from mres.train.agree import (
     git_sha,
     package_versions,
 )
+from mres.supervise.flight_recorder import make_folder
+from mres.supervise.heartbeat import Heartbeat, NoHeartbeat
+from mres.supervise.stop_request import StopRequest
+from mres.supervise.supervised import supervised
+from mres.supervise.world import World
 from mres.train.flops import utilisation
-from mres.train.guard import guarded
-from mres.train.heartbeat import Heartbeat, NoHeartbeat
 from mres.train.instruments import Instruments
 from mres.train.monitor import Monitor
 from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
-from mres.train.preempt import StopRequest
 from mres.train.profile import Windows
 from mres.train.progress import Progress
-from mres.train.recorder import make_folder
 from mres.train.rollback import DivergenceError, last_good, note
 from mres.train.run_folder import write_start
 from mres.train.start import check_finite, first_weights, named_sources
-from mres.train.task import SegmentationTask
 from mres.train.trainer import Trainer
 
 
@@ -58,7 +59,7 @@ def train(config: Config, sets: TrainingSets) -> int:
             set_deterministic()
         return _Session(config, sets, world, stop, heartbeat).run()
 
-    return guarded(config, work)
+    return supervised(config, work)
 
 
 def set_threads(config: Config, world: World) -> None:
@@ -136,7 +137,7 @@ class _Session:
         try:
             done = self._fit(first_step)
         except Exception:
-            self.saver.abandon()
+            self.saver.drain()
             raise
         finally:
             self.instruments.close()
@@ -152,14 +153,14 @@ class _Session:
                 first_step = self._go_back(trouble)
 
     def _go_back(self, trouble: DivergenceError) -> int:
-        self.saver.settle()
+        self.saver.wait()
         allowed = self.config.train.max_rollbacks
         checkpoint = last_good(trouble, self.root, self.strategy, rollbacks=self.progress.rollbacks, allowed=allowed)
         self.strategy.load_state(checkpoint.folder, optimizer=True)
         self.progress = self.progress.gone_back(checkpoint.state, checkpoint.step, trouble.reached)
         note(self.monitor, self.config.run_dir, trouble, checkpoint.step, self.progress.skipped_batches)
         self.saver.save(checkpoint.step)  # a run that is killed now must know that it went back
-        self.saver.settle()
+        self.saver.wait()
         return checkpoint.step
 
     def _plan(self) -> tuple[UniRES, list[ParameterGroup]]:
@@ -198,7 +199,7 @@ class _Session:
                 found = self._find() if resume == "auto" else None if resume == "never" else store.locate(Path(resume))
             except UserError as error:
                 found = error
-        found = self.strategy.same_everywhere(found)[0]
+        found = self.strategy.all_gather_object(found)[0]
         if isinstance(found, UserError):
             raise found
         return found
@@ -253,7 +254,7 @@ class _Session:
                 self._write_run_files()
             except OSError as error:
                 problem = f"cannot write into the run's folder '{self.config.run_dir}': {error}; set run.dir"
-        problem = self.strategy.same_everywhere(problem)[0]
+        problem = self.strategy.all_gather_object(problem)[0]
         if problem:
             raise UserError(problem)
 
@@ -269,7 +270,7 @@ class _Session:
         self._say(f"stopped at step {done} of {self.last_step}; run the same command again{automatic} to go on")
         # Ranks that were not signalled themselves stop for the one that was.
         return (
-            self.strategy.same_everywhere(self.stop.exit_code if self.stop.requested else None)[self.world.rank] or 75
+            self.strategy.all_gather_object(self.stop.exit_code if self.stop.requested else None)[self.world.rank] or 75
         )
 
     def _say(self, text: str) -> None:

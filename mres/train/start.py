@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mres.checkpoint.pretrained import Matched, match_image_weights, match_text_weights, match_weights
 from mres.config import Config
 from mres.errors import UserError
 from mres.model.initial import initial_weights
 from mres.parallel.strategy import Strategy
+from mres.pretrained import Matched, match_image_weights, match_text_weights, match_weights
 
 
 def first_weights(model: nn.Module, config: Config, say: Callable[[str], None]) -> Iterable[tuple[str, Tensor]]:

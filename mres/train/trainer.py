@@ -19,12 +19,12 @@ from mres.errors import UserError
 from mres.parallel.strategy import Strategy
 from mres.stream.batch import Batch
 from mres.stream.loader import TrainingStream
-from mres.train.bad_steps import BadSteps
+from mres.supervise.stop_request import StopRequest
 from mres.train.instruments import Instruments
 from mres.train.monitor import Monitor
-from mres.train.preempt import StopRequest
 from mres.train.progress import Progress
 from mres.train.schedule import average_weight, learning_rate
+from mres.train.step_filter import StepFilter
 
 
 class Task(Protocol):
@@ -38,7 +38,7 @@ class Saving(Protocol):
 
     def save(self, step: int, *, last: bool = False) -> None: ...
     def failed(self) -> bool: ...
-    def settle(self) -> None: ...
+    def wait(self) -> None: ...
     def figures(self) -> Mapping[str, float | int]: ...
 
 
@@ -76,7 +76,7 @@ class Trainer:
         self._monitor, self._stop, self._saver, self._evaluate = monitor, stop, saver, evaluate
         self._instruments = instruments or Instruments()
         self._window = _Window()
-        self._bad_steps = BadSteps(config, strategy, monitor)
+        self._bad_steps = StepFilter(config, strategy, monitor)
         self._said_cut = False
         self._progress = Progress()
 
@@ -158,11 +158,11 @@ class Trainer:
             counts = [float(fetched.valid_BK.sum()), fetched.num_images, fetched.num_cut, len(fetched.bad)]
         lost = not isinstance(fetched, Batch)
         signs = float(self._stop.requested), float(lost), float(self._saver.failed())
-        *sums, num_lost, num_failed = self._strategy.agree([*counts, *signs])
+        *sums, num_lost, num_failed = self._strategy.all_reduce_sum([*counts, *signs])
         if num_failed:
-            self._saver.settle()
+            self._saver.wait()
         if num_lost:
-            problems = self._strategy.same_everywhere(fetched if lost else None)
+            problems = self._strategy.all_gather_object(fetched if lost else None)
             raise next(problem for problem in problems if problem is not None)
         assert isinstance(fetched, Batch), "else one is lost"
         return fetched, sums
@@ -184,7 +184,7 @@ class Trainer:
     def _quarantine(self, step: int, batch: Batch) -> None:
         """Names every broken record once, and stops the run where there are more of them than it may have."""
         config, known, num_images = self._config, self._progress.quarantined, self._stream.order.num_images
-        for message in (m for rank in self._strategy.same_everywhere(batch.bad) for m in rank):
+        for message in (m for rank in self._strategy.all_gather_object(batch.bad) for m in rank):
             if message in known:
                 continue
             known.add(message)
@@ -215,7 +215,7 @@ class Trainer:
 
     def _log(self, step: int, losses: dict[str, Tensor], lr: float) -> None:
         names = sorted(losses)
-        totals = self._strategy.sum(torch.stack([losses[n].double() for n in names])).tolist()
+        totals = self._strategy.all_reduce(torch.stack([losses[n].double() for n in names])).tolist()
         norm = self._bad_steps.read()
         window, now = self._window, time.perf_counter()
         seconds = max(1e-9, now - window.started - window.paused_s)
@@ -247,7 +247,7 @@ class Trainer:
         self._window = _Window()
 
     def _trace(self, step: int, batch: Batch) -> None:
-        ranks = self._strategy.gather((batch.image_ids, batch.expression_ids)) or []
+        ranks = self._strategy.gather_object((batch.image_ids, batch.expression_ids)) or []
         self._monitor.append(
             "batches.jsonl",
             {

@@ -14,7 +14,7 @@ from mres.checkpoint.folder import CheckpointError
 def _train_on(root: Path) -> tuple[dict[str, float], dict[str, float]]:
     *_, (saver, _) = in_flight(root, [1, 2, 3], {"keep": 9})
     in_between = saver.figures()
-    saver.settle()
+    saver.wait()
     return in_between, saver.figures()
 
 
@@ -32,17 +32,17 @@ def test_training_goes_on_and_the_state_of_before_is_written(tmp_path: Path) -> 
 
 def _poisoned(root: Path, value: float) -> tuple[str, int]:
     """Rank 1 alone has a moment that is not finite, at step 2."""
-    from mres.parallel.pieces import local_tensors
+    from mres.parallel.local_shards import local_tensors
 
     for saver in saves(root, [1], on_failure="continue"):
         strategy = saver._strategy
-        pieces = dict(local_tensors(strategy.pieces()))
-        mine = [name for name in pieces if name.startswith("optim.bias.exp")]
+        shards = dict(local_tensors(strategy.local_shards()))
+        mine = [name for name in shards if name.startswith("optim.bias.exp")]
         for name in mine:
-            pieces[name].view(-1)[-1] = value
+            shards[name].view(-1)[-1] = value
         try:
             saver.save(2)
-            saver.settle()
+            saver.wait()
         except CheckpointError as error:
             return str(error), len(mine)
     return "", 0
@@ -66,14 +66,14 @@ def _in_its_way(root: Path, on_failure: str) -> tuple[list[str], str, int]:
     try:
         for saver, step in in_flight(root, [1, 2, 3], {"on_failure": on_failure}, said.append):
             if step == 1:
-                saver.settle()
+                saver.wait()
                 if saver._strategy.world.is_main:
                     (root / "step-00000002.incomplete").write_text("")
                 saver._strategy.barrier()
             else:
-                while saver._strategy.agree([float(saver.failed())])[0] == 0 and step == 2:
+                while saver._strategy.all_reduce_sum([float(saver.failed())])[0] == 0 and step == 2:
                     pass
-                saver.settle()
+                saver.wait()
     except CheckpointError as error:
         return said, str(error), -1
     return said, "", saver.figures()["checkpoint_failures"]

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mres.cluster.environment import free_port
 from mres.cluster.job import TrainJob
 from mres.cluster.local import _visible_gpus, run_debug, run_local
 from mres.cluster.request import JobRequest
+from mres.supervise.slurm_env import free_port
 
 pytestmark = pytest.mark.usefixtures("entries")
 

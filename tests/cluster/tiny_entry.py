@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mres.errors import UserError
-from mres.train.preempt import PREEMPTED_EXIT, StopRequest
+from mres.supervise.stop_request import PREEMPTED_EXIT, StopRequest
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

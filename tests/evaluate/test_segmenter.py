@@ -12,7 +12,7 @@ from tiny_run import MODEL
 from mres.config import Config
 from mres.errors import UserError
 from mres.evaluate.segmenter import Segmenter, TextCut
-from mres.train.task import SegmentationTask
+from mres.model.task import SegmentationTask
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,7 @@ def test_world_sizes_that_do_not_fit(tmp_path: Path, config: Path) -> None:
     """Wrong on all ranks: those that look for one to tell find nobody, here for less long, and are silent."""
     script = tmp_path / "train.py"
     script.write_text(
-        "import runpy; from mres.parallel import meet; meet._SEEK_S = 0.5\n"
+        "import runpy; from mres.supervise import rendezvous; rendezvous._SEEK_S = 0.5\n"
         f"runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n"
     )
 

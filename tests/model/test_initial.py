@@ -8,7 +8,7 @@ from tiny_model import VARIANTS, build, config_of, inputs
 from torch import Tensor
 
 from mres.model.initial import initial_weights, initialisers
-from mres.model.unires import UniRES
+from mres.model.unires.unires import UniRES
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

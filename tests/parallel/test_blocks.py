@@ -10,7 +10,7 @@ import torch
 import toy_training as toy
 from torch import Tensor, nn
 
-from mres.model.unires import UniRES
+from mres.model.unires.unires import UniRES
 from mres.parallel.blocks import prepare_blocks
 from mres.parallel.config import ParallelConfig
 from mres.testing import run_distributed
@@ -139,7 +139,7 @@ def train_all() -> dict[str, list[float]]:
     """Two ranks, dropout on: losses of three steps under every variant."""
     from mres.model.initial import initial_weights
     from mres.parallel.strategy import build_strategy
-    from mres.parallel.world import join_world, leave_world
+    from mres.supervise.world import join_world, leave_world
     from mres.train.optim import parameter_groups
 
     world = join_world(ParallelConfig(strategy="ddp"))

@@ -10,8 +10,8 @@ import pytest
 
 from mres.config import Config, load_config
 from mres.errors import UserError
-from mres.parallel.ds_config import check_ds_config, merged, read_ds_config, refusals_named
-from mres.parallel.ds_keys import PASSED, REFUSED
+from mres.parallel.zero.ds_config import check_ds_config, merged, read_ds_config, refusals_named
+from mres.parallel.zero.ds_keys import PASSED, REFUSED
 
 ZERO = ["parallel.strategy=zero", "data.images_per_batch=32", "train.accumulate=2"]
 

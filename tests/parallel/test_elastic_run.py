@@ -16,8 +16,8 @@ import toy_training as toy
 from tiny_run import PRELOAD, TRAIN, Raise, _rank, lines, losses, write_config
 from torch import Tensor
 
+from mres.supervise.stop_request import PREEMPTED_EXIT
 from mres.testing import run_distributed
-from mres.train.preempt import PREEMPTED_EXIT
 
 OPTIONS = {
     "single": ["parallel.strategy=single"],

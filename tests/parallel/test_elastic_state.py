@@ -14,10 +14,10 @@ import toy_training as toy
 from torch import Tensor, nn
 
 from mres.errors import UserError
-from mres.parallel.pieces import Piece
-from mres.parallel.staging import write_pieces
+from mres.parallel.local_shards import LocalShard
+from mres.parallel.staging import write_shards
 from mres.parallel.strategy import ParameterGroup, Strategy, build_strategy
-from mres.parallel.world import join_world, leave_world
+from mres.supervise.world import join_world, leave_world
 from mres.testing import run_distributed
 
 # Kind and number of ranks; every kind reads what another one wrote on another number of ranks.
@@ -79,11 +79,11 @@ def any_state() -> dict[str, Tensor]:
 
 def write_start(folder: Path) -> None:
     join_world(toy.config_of("single"))
-    write_pieces({name: Piece.of(tensor) for name, tensor in any_state().items()}, folder / "start", None)
+    write_shards({name: LocalShard.of(tensor) for name, tensor in any_state().items()}, folder / "start", None)
     less = {name: tensor for name, tensor in any_state().items() if name != "optim.norm.bias.exp_avg"}
-    write_pieces({name: Piece.of(tensor) for name, tensor in less.items()}, folder / "less", None)
+    write_shards({name: LocalShard.of(tensor) for name, tensor in less.items()}, folder / "less", None)
     more = any_state() | {"optim.frozen.bias.exp_avg": torch.zeros(9)}
-    write_pieces({name: Piece.of(tensor) for name, tensor in more.items()}, folder / "more", None)
+    write_shards({name: LocalShard.of(tensor) for name, tensor in more.items()}, folder / "more", None)
     leave_world()
 
 

@@ -14,7 +14,7 @@ import toy_training as toy
 from torch import Tensor
 
 from mres.parallel.strategy import Strategy, build_strategy
-from mres.parallel.world import World
+from mres.supervise.world import World
 from mres.testing import run_distributed
 from mres.train.config import OptimConfig
 from mres.train.optim import freeze, lr_scales, parameter_groups
@@ -57,7 +57,7 @@ def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
 
 
 def _run_all(folder: Path) -> dict[str, Report]:
-    from mres.parallel.world import join_world, leave_world
+    from mres.supervise.world import join_world, leave_world
 
     world = join_world(toy.config_of("ddp"))
     reports = {kind: _run(build(kind, world), folder / kind) for kind in ALL}
@@ -232,7 +232,7 @@ def test_one_rank_goes_on_from_two(reports: dict[str, Report], folder: Path) -> 
 
 
 def _read_alone(folder: Path) -> None:
-    from mres.parallel.world import join_world, leave_world
+    from mres.supervise.world import join_world, leave_world
 
     strategy = build("fsdp", join_world(toy.config_of("fsdp")), seed=1)
     strategy.load_state(folder / "zero3" / "saved", optimizer=True)

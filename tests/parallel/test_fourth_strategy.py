@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mres.parallel.config import ParallelConfig
 from mres.parallel.native import NativeStrategy, SingleStrategy
-from mres.parallel.strategy import Accept, Strategy
-from mres.parallel.world import World, join_world, leave_world
+from mres.parallel.strategy import StepFilter, Strategy
+from mres.supervise.world import World, join_world, leave_world
 from mres.testing import run_distributed
 from mres.train.optim import parameter_groups
 
@@ -25,13 +25,13 @@ class ByHandStrategy(NativeStrategy):
     def _spread(self, model: nn.Module, blocks: object) -> nn.Module:
         return model.to(self.world.device)
 
-    def step(self, lr: float, accept: Accept | None = None) -> Tensor:
+    def step(self, lr: float, step_filter: StepFilter | None = None) -> Tensor:
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         self.sum(flat).div_(self.world.size)
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
-        return super().step(lr, accept)
+        return super().step(lr, step_filter)
 
 
 def wrapped(kind: type[Strategy], world: World, seed: int) -> Strategy:

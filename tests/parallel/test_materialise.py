@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 import toy_training as toy
+from benchmarks.peak import MODELS, rank_peaks, whole_mb
 from torch import Tensor, nn
 
-from mres.bench.peak import MODELS, rank_peaks, whole_mb
 from mres.model.config import ModelConfig
 from mres.model.initial import initial_weights
-from mres.model.unires import UniRES
+from mres.model.unires.unires import UniRES
 from mres.parallel.config import ParallelConfig
 from mres.parallel.materialise import materialise
 from mres.parallel.strategy import Strategy, build_strategy
-from mres.parallel.world import World, join_world, leave_world
+from mres.supervise.world import World, join_world, leave_world
 from mres.testing import run_distributed
 from mres.train.optim import parameter_groups
 

@@ -51,7 +51,7 @@ class Report:
 
 
 def _train_all(folder: Path, kinds: tuple[str, ...]) -> dict[str, Report]:
-    from mres.parallel.world import join_world, leave_world
+    from mres.supervise.world import join_world, leave_world
 
     world = join_world(toy.config_of("ddp"))
     reports = {kind: _train(toy.build(kind, world), folder / kind) for kind in kinds}

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from mres.config import ConfigError, load_config
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
-from mres.parallel.precision import LentParameters, Precision, cast_inputs, set_backends
+from mres.parallel.precision import CastParameters, Precision, cast_inputs, set_backends
 
 
 class Twice(nn.Module):
@@ -50,10 +50,10 @@ def test_lent_weights_are_the_rounded_ones_and_gradients_are_the_masters(model: 
     reference = rounded(model)
     reference(x.bfloat16()).sum().backward()
     names = [name for name, _ in model.named_parameters()]
-    lent = LentParameters(model, torch.bfloat16)
+    lent = CastParameters(model, torch.bfloat16)
     model.register_forward_pre_hook(cast_inputs(torch.bfloat16))
     model(x).sum().backward()
-    lent.take_back()
+    lent.restore_masters()
     assert model.seen == [torch.bfloat16] * 2, "forward, and once more in backward"
     assert [name for name, _ in model.named_parameters()] == names
     assert all(type(p) is nn.Parameter and p.dtype == torch.float32 for p in model.parameters())
@@ -64,7 +64,7 @@ def test_lent_weights_are_the_rounded_ones_and_gradients_are_the_masters(model: 
 
 
 def test_gradients_add_up_in_float32(model: Twice) -> None:
-    lent = LentParameters(model, torch.bfloat16)
+    lent = CastParameters(model, torch.bfloat16)
     model.register_forward_pre_hook(cast_inputs(torch.bfloat16))
     total = torch.zeros(4, 4)
     for scale in (1.0, 1e-3):
@@ -72,13 +72,13 @@ def test_gradients_add_up_in_float32(model: Twice) -> None:
         (alone,) = torch.autograd.grad(model(x).sum(), [lent._masters[0][2]])
         total += alone
         model(x).sum().backward()
-        lent.take_back()
+        lent.restore_masters()
     assert torch.equal(model.first.weight.grad, total)  # type: ignore[arg-type]
     assert not torch.equal(total, total.bfloat16().float()), "the sum is no bfloat16"
 
 
 def test_without_gradients_the_masters_are_back_at_once(model: Twice) -> None:
-    LentParameters(model, torch.bfloat16)
+    CastParameters(model, torch.bfloat16)
     with torch.no_grad():
         out = model(torch.randn(2, 4).bfloat16())
     assert out.dtype == torch.bfloat16

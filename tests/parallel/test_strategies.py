@@ -45,7 +45,7 @@ class Report:
 
 def _train_all(folder: Path) -> dict[str, Report]:
     """Two ranks: every kind trains, meets a bad step, and saves on the way; then new ones resume from those."""
-    from mres.parallel.world import join_world, leave_world
+    from mres.supervise.world import join_world, leave_world
 
     _write_output_to(folder / f"output-{os.environ['RANK']}")
     world = join_world(toy.config_of("ddp"))
@@ -82,7 +82,7 @@ def _train(strategy: Strategy, folder: Path, steps: int, saved: int) -> Report:
 
 def _train_alone(folder: Path) -> dict[str, Report]:
     """One rank: from the same start, and on from what two ranks saved."""
-    from mres.parallel.world import join_world, leave_world
+    from mres.supervise.world import join_world, leave_world
 
     world = join_world(toy.config_of("fsdp"))
     strategies = {kind: toy.build(kind, world) for kind in ("single", "fsdp", "zero2", "zero3")}

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def open_groups() -> list[tuple[str, float]]:
     """What opened each group of this process, and how many seconds it waits."""
-    from mres.parallel.world import join_world, leave_world
+    from mres.supervise.world import join_world, leave_world
 
     world = join_world(toy.config_of("ddp-timed"))
     found, seen = [], set()

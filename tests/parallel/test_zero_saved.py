@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from mres.parallel.config import ParallelConfig
 from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
-from mres.parallel.world import join_world, leave_world
+from mres.supervise.world import join_world, leave_world
 from mres.testing import run_distributed
 
 LAYERS, WIDTH, STEPS = 16, 64, 3
@@ -46,7 +46,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
         for hook in hooks:
             hook.remove()
         strategy.step(1e-2)
-        found["losses"].append(strategy.agree([loss.item()])[0] / world.size)
+        found["losses"].append(strategy.all_reduce_sum([loss.item()])[0] / world.size)
     found["pieces"] = _own_memory(
         [*strategy.masters(), *(p.ds_tensor for p in model.parameters() if hasattr(p, "ds_tensor"))]
     )

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mres.parallel.zero_state import chunked
+from mres.parallel.zero.state import chunked
 
 shape_lists = st.lists(st.lists(st.integers(0, 40), max_size=3), max_size=30)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from remote_server import exit_code, in_fork
 
 from mres.errors import UserError
-from mres.locks import locked
+from mres.io.locks import locked
 from mres.shards.cache import BlockCache
 from mres.shards.storage import Block
 

@@ -18,7 +18,7 @@ import pytest
 from made_records import make_record
 
 from mres.errors import UserError
-from mres.files import file_sha256
+from mres.io.files import file_sha256
 from mres.records import RecordError
 from mres.shards import reader, storage
 from mres.shards.index import write_index

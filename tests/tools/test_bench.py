@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks import checkpoint, data
+from benchmarks.limit import Decodable
+from benchmarks.memory import made_set
+from benchmarks.synthetic import made_source
+from benchmarks.timing import batch_rate, medians
 
-from mres.bench import checkpoint, data
-from mres.bench.limit import Decodable
-from mres.bench.memory import made_set
-from mres.bench.synthetic import made_source
-from mres.bench.timing import batch_rate, medians
 from mres.errors import UserError
 from mres.model.config import ModelConfig
-from mres.model.unires import UniRES
+from mres.model.unires.unires import UniRES
 from mres.shards.reader import ShardSet
 from mres.stream.transforms import fit
 from mres.testing import run_distributed
@@ -130,7 +130,7 @@ def test_people_read_what_was_measured_and_what_is_claimed_of_it() -> None:
 
 
 def test_a_set_whose_index_repeats_rows_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mres.bench.memory._DIFFERENT", 6)
+    monkeypatch.setattr("benchmarks.memory._DIFFERENT", 6)
     shards = ShardSet(made_set(tmp_path / "set", 20))
     assert len(shards) == 20
     assert sum(shards.manifest.counts.targets.values()) == pytest.approx(20 * 32, abs=2)

@@ -20,7 +20,7 @@ from mres.doctor.finding import Finding, has_problem
 from mres.doctor.load import Load, load_of
 from mres.doctor.run import main
 from mres.errors import UserError
-from mres.train.heartbeat import ENDED, FAILED, LOST, PHASES, Beat, file_name, read_beats
+from mres.supervise.heartbeat import ENDED, FAILED, LOST, PHASES, Beat, file_name, read_beats
 
 ROOT = Path(__file__).parents[2]
 LOAD = Load(ranks=2, workers=3, prefetch=4, threads=None, batch_bytes=1000, checkpoint_bytes=1000)
@@ -93,7 +93,7 @@ def test_what_a_config_asks_of_a_machine(tmp_path: Path) -> None:
     )
     assert load.batch_bytes == 2 * (3 * side**2 + k * grid**2 + 4 * k * length + k)
     assert load.shared_memory_bytes == 4 * (3 * 2 + 1) * load.batch_bytes
-    from mres.model.unires import UniRES
+    from mres.model.unires.unires import UniRES
 
     parameters = sum(p.numel() for p in UniRES(config.model).parameters())
     assert load.checkpoint_bytes == 3 * 3 * 4 * parameters

@@ -25,7 +25,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def standing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def status(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, for commands that change nothing."""
     data = make_set(tmp_path_factory.mktemp("standing"))
     (data / "empty.txt").write_text("\n \n")

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import EVALUATE, TRAIN, Done, lines, losses, run, write_config
 
-from mres.checkpoint.convert import convert
 from mres.checkpoint.folder import CheckpointError
 from mres.checkpoint.weights import DcpWeights, open_source
+from mres.convert.convert import convert
 
 pytestmark = pytest.mark.slow
 OPTIONS = ["train.steps=8", "optim.freeze=[text]", "optim.ema_decay=0.9", "optim.layer_decay=0.8"]

@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mres.config import load_config
-from mres.parallel.world import World
+from mres.model.task import SegmentationTask
+from mres.supervise.world import World
 from mres.train import flops, peak
-from mres.train.task import SegmentationTask
 
 TINY = [f"model.{key}={value}" for key, value in MODEL.items()]
 

@@ -8,13 +8,13 @@ from tiny_run import MODEL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mres.config import load_config
+from mres.model.task import SegmentationTask, normalise
 from mres.parallel.strategy import AdamW, build_strategy
-from mres.parallel.world import join_world, leave_world
 from mres.stream.batch import Batch
-from mres.train.bad_steps import BadSteps
+from mres.supervise.world import join_world, leave_world
 from mres.train.monitor import Monitor
 from mres.train.optim import parameter_groups
-from mres.train.task import SegmentationTask, normalise
+from mres.train.step_filter import StepFilter
 
 # A value that Python reads, sizes that depend on values, and a tensor made from Python's numbers (a copy that blocks).
 WAITS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select", "aten::lift_fresh")
@@ -55,7 +55,7 @@ def test_a_step_reads_nothing_back(tmp_path: Path, recompute: str) -> None:
         network = task.build(seed=0)
         strategy.wrap(network, network.blocks(), parameter_groups(network, 0.05), AdamW((0.9, 0.99), 1e-8, 1.0))
         strategy.track_average()
-        bad_steps = BadSteps(config, strategy, Monitor(tmp_path, 1, enabled=False))
+        bad_steps = StepFilter(config, strategy, Monitor(tmp_path, 1, enabled=False))
         batch = batch_of(task)
         with Recorder() as recorder:
             with strategy.micro_batch(last=True):

@@ -9,7 +9,7 @@ from tiny_run import MODEL
 
 from mres.errors import UserError
 from mres.model.config import ModelConfig
-from mres.model.unires import UniRES
+from mres.model.unires.unires import UniRES
 from mres.train.config import OptimConfig
 from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
 from mres.train.schedule import average_weight, learning_rate, warmup_steps

@@ -10,7 +10,7 @@ from tiny_run import TRAIN, lines, run, write_config
 
 from mres.config import load_config
 from mres.errors import UserError
-from mres.parallel.world import World
+from mres.supervise.world import World
 from mres.train.config import TrainConfig
 from mres.train.profile import Windows
 

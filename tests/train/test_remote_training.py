@@ -1,21 +1,18 @@
 """Real runs on a set in an S3 store that fails: the same batches as from a folder, or one message, soon, on every rank."""
 
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from remote_server import Proxy, moto_server, proxied, s3_environment, upload
 from tiny_data import make_record
 from tiny_run import TRAIN, Done, lines, outputs, run, start, tiny_config, wait
 
 from mres.shards.writer import WriteOptions, write_shards
 from mres.sources.source import Source
-
-sys.path.append(str(Path(__file__).parents[1] / "shards"))
-from remote_server import Proxy, moto_server, proxied, s3_environment, upload
 
 NUM_IMAGES, PER_SHARD, STEPS = 22, 2, 14  # 11 shards, each of one block; 6 steps an epoch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_run import TRAIN, Done, Raise, lines, losses, run, start, wait, write_config
 
-from mres.train.preempt import INTERRUPTED_EXIT, PREEMPTED_EXIT
+from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT
 
 STEPS, STOP = 14, 8  # 6 steps an epoch: the stop is in the middle of the second
 

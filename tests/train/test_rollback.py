@@ -150,10 +150,10 @@ def test_steps_that_are_not_finite_go_back_too(tmp_path: Path, config: Path, mon
 
 def _train_beside_a_rank_that_spikes(config: Path, overrides: list[str]) -> tuple[int, Progress]:
     """One of two ranks; the last one's losses alone are too high at times."""
-    from mres.parallel.world import join_world, leave_world
     from mres.stream.sets import TrainingSets
+    from mres.supervise.stop_request import StopRequest
+    from mres.supervise.world import join_world, leave_world
     from mres.train import session
-    from mres.train.preempt import StopRequest
 
     chosen = load_config(config, overrides)
     world = join_world(chosen.parallel)

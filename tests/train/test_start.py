@@ -12,9 +12,9 @@ from torch import Tensor
 from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.model.initial import initial_weights
-from mres.model.unires import UniRES
+from mres.model.unires.unires import UniRES
 from mres.parallel.strategy import AdamW, Strategy, build_strategy
-from mres.parallel.world import join_world, leave_world
+from mres.supervise.world import join_world, leave_world
 from mres.train.optim import parameter_groups
 from mres.train.start import check_finite, first_weights
 

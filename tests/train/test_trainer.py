@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from mres.config import Config, load_config
 from mres.errors import UserError
-from mres.parallel.world import join_world, leave_world
+from mres.model.task import SegmentationTask
 from mres.shards.reader import ShardSet
 from mres.stream.batch import Batch
 from mres.stream.sets import TrainingSets
+from mres.supervise.stop_request import StopRequest
+from mres.supervise.world import join_world, leave_world
 from mres.train import session, trainer
-from mres.train.preempt import StopRequest
-from mres.train.task import SegmentationTask
 
 KEYS = {
     "step", "epoch", "images_seen", "expressions_seen", "loss", "loss_bce", "loss_dice", "grad_norm", "lr", "step_s",

@@ -1,0 +1,67 @@
+"""Where a conversion may write: into nothing, or over what an earlier one made. No torch here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mres.checkpoint.folder import (
+    CONFIG,
+    DCP_METADATA,
+    MANIFEST,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    STATE,
+    CheckpointError,
+)
+from mres.checkpoint.store import published
+from mres.io.files import REPLACED_MARK
+
+# What may lie in a folder that no manifest covers: weights that do not say whose they are, or DeepSpeed's checkpoints.
+_FILES = re.compile(
+    rf"\.metadata|__\d+_\d+\.distcp|model(-\d+-of-\d+)?\.safetensors|{re.escape(SAFETENSORS_INDEX)}|"
+    rf"latest|global_step\d+|{re.escape(STATE)}|{re.escape(CONFIG)}"
+)
+_MARKS = {DCP_METADATA, SAFETENSORS, SAFETENSORS_INDEX, "latest"}
+
+
+def check_target(out: Path, *, overwrite: bool) -> None:
+    """Whether `out` may be made.
+
+    Raises:
+        CheckpointError: something is there that is not to be replaced.
+    """
+    if out.is_symlink() and not out.exists():
+        raise CheckpointError(
+            f"'{out}' is a link to '{out.readlink()}', which is not there; remove it, or make the folder"
+        )
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"'{out}' exists and is not empty; name another folder, or --overwrite to replace it")
+    if not _is_outcome(out):
+        raise CheckpointError(
+            f"'{out}' is not what a conversion makes, so --overwrite does not remove it; name another"
+        )
+
+
+def _is_outcome(out: Path) -> bool:
+    """A checkpoint, or a folder of just one."""
+    if not out.is_dir():
+        return False
+    inside = [path for path in out.iterdir() if path.name != REPLACED_MARK]  # of a kill as it was to be replaced
+    names = {path.name for path in inside}
+    bare = all(map(_FILES.fullmatch, names)) and bool(names & _MARKS)
+    return bare or (out / MANIFEST).is_file() or inside == published(out)[:1]
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """Neither may lie in the other.
+
+    Raises:
+        CheckpointError: one does.
+    """
+    if source.is_relative_to(out) or out.is_relative_to(source):
+        raise CheckpointError(
+            f"'{out}' and what is to be converted, '{source}', lie inside each other; name another folder"
+        )

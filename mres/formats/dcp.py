@@ -1,0 +1,124 @@
+"""The form that runs write: a PyTorch distributed checkpoint (DCP), read from its pieces and written tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mres.checkpoint.folder import DCP_METADATA, CheckpointError, FileFacts
+from mres.formats.dcp_index import Chunk, read_index
+from mres.formats.dcp_metadata import index_of
+from mres.formats.memory import Buffer, Reader, elements
+from mres.formats.open_files import OpenFiles
+from mres.formats.tensors import Progress, Spec, TensorSource, split_by_bytes
+from mres.formats.torch_archive import TorchArchive
+from mres.formats.torch_archive_writer import TorchArchiveWriter
+from mres.formats.torch_pickle import StoredTensor
+from mres.formats.workspace import HashedFile, Item, Workspace
+from mres.io.files import fsync, write_durably
+
+# So that a file is neither one of hundreds nor too large for a store to take at once.
+_FILE_BYTES = 1 << 30
+
+
+class DcpSource:
+    """The tensors of a DCP folder, whoever wrote it.
+
+    Args:
+        sizes: of the files that it may consist of; without, those beside its index.
+        check_sums: compare the checksums that torch.save left with every tensor when it is read first, as there is no
+            manifest.
+
+    Raises:
+        CheckpointError: it is none, or its index cannot be used.
+    """
+
+    notes: Sequence[str] = ()
+
+    def __init__(
+        self,
+        folder: Path,
+        state: dict[str, Any] | None = None,
+        config_yaml: str | None = None,
+        *,
+        check_sums: bool = False,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        self._folder, self.state, self.config_yaml = folder, state, config_yaml
+        self._check_sums = check_sums
+        self._checked: set[Chunk] = set()
+        self._buffer = Buffer()
+        self._files = OpenFiles()
+        self._chunks: dict[str, list[Chunk]] = {}
+        self.specs: dict[str, Spec] = {}
+        self.aliases: dict[str, str] = {}
+        first: dict[Any, str] = {}
+        for name, (spec, chunks) in read_index(folder, sizes).items():
+            holder = first.setdefault((spec, tuple(chunks)), name)
+            if holder != name:
+                self.aliases[name] = holder
+                continue
+            self.specs[name], self._chunks[name] = spec, chunks
+
+    def read_into(self, name: str, target: memoryview) -> None:
+        spec = self.specs[name]
+        whole = elements(target, spec.dtype, spec.shape)
+        for chunk in self._chunks[name]:
+            try:
+                archive, tensor = self._open(spec, chunk)
+                if self._check_sums and chunk not in self._checked:
+                    archive.check(tensor, self._buffer)
+                    self._checked.add(chunk)
+                # An index of nothing would give a copy of the one element.
+                archive.read_box(tensor, whole[chunk.slices] if chunk.slices else whole, self._buffer)
+            except (ValueError, OSError) as error:
+                raise CheckpointError(f"{self._folder / chunk.file}: {name} cannot be read: {error}") from None
+
+    def check_items(self) -> None:
+        """Looks at what torch.load would unpickle, so that nobody comes to load what could run.
+
+        Raises:
+            CheckpointError: an item is something else than the tensor that the index says.
+        """
+        for name, chunks in self._chunks.items():
+            for chunk in chunks:
+                try:
+                    self._open(self.specs[name], chunk)
+                except (ValueError, OSError) as error:
+                    raise CheckpointError(f"{self._folder / chunk.file}: {name} is refused: {error}") from None
+
+    def _open(self, spec: Spec, chunk: Chunk) -> tuple[TorchArchive, StoredTensor]:
+        archive = TorchArchive(self._files, self._folder / chunk.file, chunk.start, chunk.length)
+        tensor = archive.structure
+        if not isinstance(tensor, StoredTensor) or (tensor.shape, tensor.dtype) != (chunk.sizes, spec.dtype):
+            raise ValueError(f"it is not of the shape and type that {DCP_METADATA} says")
+        return archive, tensor
+
+
+def write_dcp(source: TensorSource, work: Workspace, progress: Progress) -> None:
+    """Writes every tensor of the source, one after another, as one process would."""
+    items: list[Item] = []
+    reader = Reader(source)
+    for number, names in enumerate(split_by_bytes(source.specs, _FILE_BYTES)):
+        items += work.write_file(f"__0_{number}.distcp", _items(source, reader, names, progress))
+    path = work.folder / DCP_METADATA
+    write_durably(path, index_of(source.specs, source.aliases, items))
+    fsync(path.parent)
+    work.facts[path.name] = FileFacts.of(path)
+
+
+def _items(
+    source: TensorSource, reader: Reader, names: list[str], progress: Progress
+) -> Iterator[tuple[str, Callable[[HashedFile], None]]]:
+    for name in names:
+        yield name, partial(_write_tensor, reader, name, source.specs[name], progress)
+
+
+def _write_tensor(reader: Reader, name: str, spec: Spec, progress: Progress, file: HashedFile) -> None:
+    archive = TorchArchiveWriter(file)
+    written = archive.begin(spec)
+    archive.append(reader.read(name))
+    archive.finish(written)
+    progress(spec.num_bytes)

@@ -1,0 +1,193 @@
+"""A file of torch.save, or the part of a file that is one: its structure without its bytes, the bytes by their place."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_STORED, ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mres.formats.inert_pickle import RefusedError
+from mres.formats.memory import Buffer, elements, read_at
+from mres.formats.open_files import OpenFiles
+from mres.formats.tensors import ITEM_BYTES
+from mres.formats.torch_pickle import StoredTensor, TorchUnpickler
+
+_MAX_PICKLE_BYTES = 1 << 28  # names and shapes: a hundred bytes a tensor
+_PIECE_BYTES = 1 << 22
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: lengths of its name and its extra field
+
+
+Read = Callable[[bytes], Any]
+
+
+def read_torch(content: bytes) -> Any:
+    return TorchUnpickler(content).load()
+
+
+class TorchArchive:
+    """What torch.save wrote; tensors in `structure` are descriptions, which `read_into` takes.
+
+    Args:
+        files: open it when it is read.
+        length: of the part from `start` on; up to the file's end without.
+        read: makes the structure of the pickle.
+
+    Raises:
+        ValueError: it is torn, no file of torch.save, or has something in it that is not allowed; says what.
+        OSError: it cannot be opened or read.
+    """
+
+    def __init__(
+        self, files: OpenFiles, path: Path, start: int = 0, length: int | None = None, read: Read = read_torch
+    ) -> None:
+        self._files, self._path, self._start = files, path, start
+        self._length = path.stat().st_size - start if length is None else length
+        self._checked: set[str] = set()
+        try:
+            with ZipFile(io.BufferedReader(_Part(files.descriptor(path), start, self._length), 1 << 12)) as archive:
+                pickled = next((n for n in archive.namelist() if re.fullmatch("[^/]+/data[.]pkl", n)), None)
+                if pickled is None:
+                    raise ValueError("it is no file of torch.save: no data.pkl")
+                self._root = pickled.removesuffix("data.pkl")
+                self._members = {m.filename.removeprefix(self._root): m for m in archive.infolist()}
+                self._check_order(archive)
+                self.structure: Any = read(_small(archive, pickled, _MAX_PICKLE_BYTES))
+        except (RefusedError, OSError):
+            raise
+        except Exception as error:  # zips and pickles can fail in any way
+            raise ValueError(f"it is torn or no file of torch.save ({_first_line(error)})") from None
+
+    def _check_order(self, archive: ZipFile) -> None:
+        name = self._root + "byteorder"
+        if "byteorder" in self._members and (order := _small(archive, name, 16).decode()) != sys.byteorder:
+            raise ValueError(f"its numbers are {order}-endian, this machine's are {sys.byteorder}-endian")
+
+    def read_into(self, tensor: StoredTensor, target: memoryview, start: int = 0) -> None:
+        """Fills `target` with the tensor's elements from `start` on, as they lie in the file.
+
+        Raises:
+            ValueError: they are not in the file.
+            OSError: they cannot be read.
+        """
+        offset, size = self._place(tensor.key)
+        first = (tensor.offset + start) * ITEM_BYTES[tensor.dtype]
+        if first + target.nbytes > size:
+            raise ValueError(f"a tensor of it ends {first + target.nbytes - size} bytes after its storage")
+        read_at(self._files.descriptor(self._path), offset + first, target)
+
+    def read_box(self, tensor: StoredTensor, box: NDArray[Any], buffer: Buffer) -> None:
+        """Fills `box`, elements to be moved of the tensor's shape that may lie apart, from a tensor that may, too.
+
+        `buffer` holds a part of it at a time.
+
+        Raises:
+            ValueError: the elements are not in the file.
+            OSError: they cannot be read.
+        """
+        if not tensor.numel:
+            return
+        if tensor.is_contiguous and box.flags.c_contiguous:
+            self.read_into(tensor, memoryview(box.reshape(-1).view(np.uint8).data))
+            return
+        # As it lies: the dimension along which the file is gone through comes first.
+        order = sorted(range(box.ndim), key=lambda dim: (tensor.shape[dim] == 1, -tensor.strides[dim]))
+        shape, strides = ([of[dim] for dim in order] for of in (tensor.shape, tensor.strides))
+        lying = box.transpose(order)
+        item_bytes = ITEM_BYTES[tensor.dtype]
+        inner = sum((size - 1) * stride for size, stride in zip(shape[1:], strides[1:], strict=True)) + 1
+        num = max(1, (_PIECE_BYTES // item_bytes - inner) // max(strides[0], 1) + 1)
+        for at in range(0, shape[0], num):
+            rows = min(num, shape[0] - at)
+            extent = (rows - 1) * strides[0] + inner
+            piece = buffer.take(extent * item_bytes)
+            flat = replace(tensor, offset=tensor.offset + at * strides[0], shape=(extent,), strides=(1,))
+            self.read_into(flat, piece)
+            found = elements(piece, tensor.dtype, (extent,))
+            steps = [stride * item_bytes for stride in strides]
+            lying[at : at + rows] = np.lib.stride_tricks.as_strided(found, (rows, *shape[1:]), steps, writeable=False)
+
+    def check(self, tensor: StoredTensor, buffer: Buffer) -> None:
+        """Compares the CRC of the storage that the tensor is in, at the first time; torch itself does not.
+
+        Raises:
+            ValueError: its bytes are not those that were written.
+            OSError: they cannot be read.
+        """
+        if tensor.key in self._checked:
+            return
+        offset, size = self._place(tensor.key)
+        found = 0
+        for at in range(0, size, _PIECE_BYTES):
+            piece = buffer.take(min(_PIECE_BYTES, size - at))
+            read_at(self._files.descriptor(self._path), offset + at, piece)
+            found = zlib.crc32(piece, found)
+        if found != self._members[f"data/{tensor.key}"].CRC:
+            raise ValueError(f"bytes from {offset} on are not those that were written (CRC)")
+        self._checked.add(tensor.key)
+
+    def _place(self, key: str) -> tuple[int, int]:
+        """Where a storage begins in the file, and its bytes."""
+        member = self._members.get(f"data/{key}")
+        if member is None:
+            raise ValueError(f"it has no data/{key}, which a tensor of it is in")
+        if member.compress_type != ZIP_STORED or member.header_offset + _LOCAL_HEADER.size > self._length:
+            raise ValueError(f"its data/{key} is compressed or lies outside of it")
+        header = bytearray(_LOCAL_HEADER.size)
+        read_at(self._files.descriptor(self._path), self._start + member.header_offset, memoryview(header))
+        magic, name, extra = _LOCAL_HEADER.unpack(header)
+        offset = member.header_offset + _LOCAL_HEADER.size + name + extra
+        if magic != b"PK\3\4" or offset + member.file_size > self._length:
+            raise ValueError(f"its data/{key} does not lie where it should")
+        return self._start + offset, member.file_size
+
+
+def _small(archive: ZipFile, name: str, most: int) -> bytes:
+    info = archive.getinfo(name)
+    if info.compress_type != ZIP_STORED or info.file_size > most:
+        raise ValueError(f"its {name} is compressed or has {info.file_size:,} bytes, more than {most:,}")
+    return archive.read(info)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class _Part(io.RawIOBase):
+    """A part of a file, to read and to seek in."""
+
+    def __init__(self, descriptor: int, start: int, length: int) -> None:
+        self._descriptor, self._start, self._length = descriptor, start, length
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise OSError(None, "there is nothing before its beginning")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self._length - self._at)]
+        got = os.preadv(self._descriptor, [view], self._start + self._at)
+        self._at += got
+        return got

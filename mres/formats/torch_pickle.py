@@ -1,0 +1,167 @@
+"""The pickle inside a file of torch.save, read without torch: tensors come as descriptions of where they lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mres.formats.inert_pickle import Inert, InertUnpickler, Maker, RefusedError
+from mres.formats.tensors import ITEM_BYTES
+
+# torch's class of a storage → the type of its elements; what has none of its own is kept as bytes.
+STORAGES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
+}  # fmt: skip
+_MOST_DIMENSIONS = 64
+# What is text in the pickle and becomes bytes: states of random generators, a few kB.
+_MOST_ENCODED = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Elements `offset` … of the storage `key`, in elements of `dtype`."""
+
+    key: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie one after another in their order."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != expected:
+                return not self.numel
+            expected *= size
+        return True
+
+    @property
+    def extent(self) -> int:
+        """Elements from its first one to its last."""
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return last + 1 if self.numel else 0
+
+
+class TorchUnpickler(InertUnpickler):
+    """Tensors as torch.save and torch.jit.save name them; subclasses name more.
+
+    Args:
+        inert: full names of classes that may be in it beside torch's own.
+    """
+
+    def __init__(self, content: bytes, inert: Sequence[str] = ()) -> None:
+        super().__init__(content)
+        self._inert = frozenset(inert)
+        self._num_encoded = 0
+
+    def named(self, full: str) -> Any:
+        if full == "_codecs.encode":
+            return Maker(self._encode)
+        return Inert if full in self._inert else _KNOWN.get(full)
+
+    def _encode(self, text: str, _: str) -> bytes:
+        """Protocol 2 has bytes as text in latin-1; a text that is there once can be named again and again."""
+        self._num_encoded += len(text)
+        if self._num_encoded > _MOST_ENCODED:
+            raise RefusedError(f"it has more than {_MOST_ENCODED:,} bytes as text")
+        return text.encode("latin-1")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage, key, _, numel = pid
+        if kind != "storage" or not isinstance(storage, _StorageClass) or type(numel) is not int or numel < 0:
+            raise ValueError("a storage of it is none")
+        if type(key) is not str:
+            raise ValueError("a storage of it has no name")
+        return _Storage(key, storage.dtype, numel)
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    key: str
+    dtype: str
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
+class _StorageClass:
+    dtype: str
+
+
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str, metadata: Any) -> StoredTensor:
+    numbers = (offset, *_size(shape), *_size(strides))
+    if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers):
+        raise ValueError("a tensor of it has no storage or no shape")
+    if metadata:
+        raise RefusedError("it has a tensor that is conjugated or negated when it is read; save tensor.resolve_conj()")
+    tensor = StoredTensor(storage.key, dtype, offset, tuple(shape), tuple(strides))
+    if (offset + tensor.extent) * ITEM_BYTES[dtype] > storage.numel * ITEM_BYTES[storage.dtype]:
+        raise ValueError("a tensor of it lies outside its storage")
+    return tensor
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, _: Any = 0, __: Any = 0, metadata: Any = 0) -> Any:
+    return _rebuild(storage, offset, shape, strides, storage.dtype, metadata)
+
+
+def _tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, dtype: Any, metadata: Any = None
+) -> Any:
+    return _rebuild(storage, offset, shape, strides, dtype, metadata)
+
+
+def _parameter(tensor: Any, *_: Any) -> Any:
+    return tensor
+
+
+def _from_type(made: Any, _: Any, args: Any, __: Any) -> Any:
+    """A tensor with attributes of its own, which are not needed."""
+    if made not in _TENSORS:
+        raise RefusedError("it makes a tensor in an unknown way")
+    return made.make(*args)
+
+
+def _size(items: Sequence[Any] = ()) -> tuple[Any, ...]:
+    if len(items) > _MOST_DIMENSIONS:
+        raise ValueError(f"a size of {len(items)} dimensions")
+    return tuple(items)
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    """An OrderedDict; its items come one after another, as torch writes it."""
+    return {}
+
+
+SIZE = Maker(_size)
+_TENSORS = (Maker(_tensor), Maker(_tensor_v3), Maker(_parameter))
+_COLLECTIONS = ("set", "frozenset", "bytearray", "complex")
+_KNOWN: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": _TENSORS[0],
+    "torch._utils._rebuild_tensor_v2": _TENSORS[0],
+    "torch._utils._rebuild_tensor_v3": _TENSORS[1],
+    "torch._utils._rebuild_parameter": _TENSORS[2],
+    "torch._utils._rebuild_parameter_with_state": _TENSORS[2],
+    "torch._utils._rebuild_meta_tensor_no_storage": Inert,
+    "torch._tensor._rebuild_from_type_v2": Maker(_from_type),
+    "torch.Size": SIZE,
+    "torch.device": Inert,
+    "torch.Tensor": Inert,
+    "torch.nn.parameter.Parameter": Inert,
+    "torch.serialization._get_layout": Inert,
+    "collections.OrderedDict": Maker(_empty),
+    "collections.Counter": Inert,
+    **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _COLLECTIONS},
+    **{f"torch.{name}": _StorageClass(dtype) for name, dtype in STORAGES.items()},
+    "torch.storage.UntypedStorage": _StorageClass("uint8"),
+    **{f"torch.{dtype}": dtype for dtype in ITEM_BYTES},
+}

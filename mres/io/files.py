@@ -1,0 +1,131 @@
+"""Files and folders that are whole or not there at all: hashed, fsynced, published by rename."""
+
+import errno
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+# In a folder that is moved away for another: under its new name, it may be removed.
+REPLACED_MARK = ".replaced-by-mres"
+
+
+def file_sha256(path: Path, *, from_disk: bool = False) -> str:
+    """Hash of a file's bytes, read in pieces; `from_disk`, not from what memory still has of them."""
+    digest = hashlib.sha256()
+    piece = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while got := file.readinto(piece):
+            digest.update(piece[:got])
+    return digest.hexdigest()
+
+
+def bytes_sha256(content: bytes) -> str:
+    """Hash of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Writes a file and waits until its bytes are on the disk; its name is there once its folder is `fsync`ed."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole, as it was before or as it is to be."""
+    part = path.with_name(path.name + ".part")
+    write_durably(part, content)
+    part.rename(path)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and what is missing above it, all of it on the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync(path.parent)
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk on which `path` is, or would be made."""
+    there = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+def commit_folder(part: Path, final: Path) -> None:
+    """Renames `part`, whose content is on the disk, to `final`; what stands there is removed once it is replaced.
+
+    Until then it is `final`.replaced, or has another name beside it where something of others is called so.
+
+    Raises:
+        OSError: there is no such `part`, or it cannot be renamed; what stood there stands there again.
+    """
+    if not part.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(part))
+    replaced = _name_beside(final) if final.exists() else None
+    if replaced is None:
+        part.rename(final)
+    else:
+        _exchange(part, final, replaced)
+    fsync(final.parent)
+    with suppress(OSError):  # `final` is there: what cannot be removed is litter
+        if replaced is not None:
+            remove_folder(replaced, last=REPLACED_MARK)
+        _name_beside(final)
+
+
+def _exchange(part: Path, final: Path, replaced: Path) -> None:
+    if not final.is_symlink():
+        with suppress(OSError):  # a full disk: only a kill, now, would leave a folder that nobody removes
+            (final / REPLACED_MARK).touch()
+    final.rename(replaced)
+    try:
+        part.rename(final)
+    except OSError:
+        replaced.rename(final)
+        if not final.is_symlink():
+            (final / REPLACED_MARK).unlink(missing_ok=True)
+        raise
+
+
+def _name_beside(final: Path) -> Path:
+    """A free name for what is to be replaced; what killed processes left under such goes, what is of others stays."""
+    for number in count(1):
+        path = final.with_name(f"{final.name}.replaced" + (f"-{number}" if number > 1 else ""))
+        if not path.is_symlink() and (path / REPLACED_MARK).is_file():
+            remove_folder(path, last=REPLACED_MARK)
+        with suppress(OSError):
+            path.rmdir()  # an empty one: the kill came after the mark went
+        if not os.path.lexists(path):
+            return path
+    raise AssertionError("unreachable")
+
+
+def remove_folder(folder: Path, *, last: str) -> None:
+    """Removes what can be removed of a folder, the file `last` at the end: after a kill, it still says whose it is."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != last:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

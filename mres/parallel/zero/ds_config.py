@@ -1,0 +1,209 @@
+"""`parallel.ds_config`: a DeepSpeed JSON beside the run's own config, strict.
+
+DeepSpeed takes a mistyped key of the top level without a word, and a batch size or a clipping that is not the run's.
+Here every key must be known, and one that the run's config decides must say the same (or "auto": the run's). What is
+left is merged into what mres tells DeepSpeed anyway.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mres.errors import UserError
+from mres.parallel.zero.ds_keys import PASSED, REFUSED
+
+if TYPE_CHECKING:
+    from mres.config import Config
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", list: "a list"}
+
+
+def read_ds_config(path: Path) -> dict[str, Any]:
+    """The keys of the file that ask for something: "auto" and sections that are not enabled are left out.
+
+    Raises:
+        UserError: no file, no JSON, an unknown key (with near names), one that mres cannot pass on, a wrong type.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UserError(f"cannot read parallel.ds_config='{path}': {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON: {error.msg} ({path}:{error.lineno}:{error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON that can be used: {error} ({path})") from None
+    return _checked(values, PASSED, "", path)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key '{key}' is given twice")
+        values[key] = value
+    return values
+
+
+def _refuse_constant(constant: str) -> None:
+    """Python reads these, which are no JSON."""
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _checked(values: Any, known: dict[str, Any], prefix: str, path: Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the file'} = {values!r}: an object is due ({path})")
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if dotted in REFUSED:
+            if not _asks_nothing(value):
+                raise UserError(f"'{dotted}' cannot go to DeepSpeed here: {REFUSED[dotted]} ({path})")
+        elif key not in known:
+            raise UserError(f"unknown key '{dotted}' ({path}); {_hint(dotted, known)}")
+        elif isinstance(known[key], dict):
+            kept[key] = _checked(value, known[key], f"{dotted}.", path)
+        elif value != "auto":
+            if not _is(value, known[key]):
+                raise UserError(f"{dotted} = {json.dumps(value)}: {_NAMES[known[key]]} is due ({path})")
+            kept[key] = value
+    return kept
+
+
+def _asks_nothing(value: Any) -> bool:
+    """A section of another framework's template that is switched off, or left to whoever starts DeepSpeed."""
+    return value == "auto" or (isinstance(value, dict) and value.get("enabled") in (False, "auto"))
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind in (int, float):  # bucket sizes are written as 5e8
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return number and (kind is float or value == int(value))
+    return isinstance(value, kind)
+
+
+def _hint(dotted: str, known: dict[str, Any]) -> str:
+    """The key that was probably meant: in the same object, or anywhere."""
+    prefix, _, key = dotted.rpartition(".")
+    anywhere = {path.rpartition(".")[2]: path for path in (*REFUSED, *_paths(PASSED))}
+    here = {name: f"{prefix}.{name}".lstrip(".") for name in known}
+    for names in (here, anywhere):
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
+        if near:
+            return f"did you mean '{names[near[0]]}'?"
+    return f"allowed{f' in {prefix}' if prefix else ''}: {', '.join(known)}"
+
+
+def _paths(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def decided(config: Config, world_size: int) -> dict[str, tuple[Any, str]]:
+    """What the run's config decides: path in the JSON → (the value that would say the same, who says so)."""
+    data, train, optim, parallel = config.data, config.train, config.optim, config.parallel
+    share = data.images_per_batch // world_size // train.accumulate
+    batch = f"data.images_per_batch={data.images_per_batch}"
+    half = parallel.compute_dtype == "bfloat16"
+    reduction = "gradients are added up and reduced in float32 under every strategy"
+    masters = "masters and moments are float32 under every strategy"
+    return {
+        "train_batch_size": (data.images_per_batch, batch),
+        "train_micro_batch_size_per_gpu": (
+            share,
+            f"{batch} over {world_size} rank(s) and train.accumulate={train.accumulate}",
+        ),
+        "gradient_accumulation_steps": (train.accumulate, f"train.accumulate={train.accumulate}"),
+        "gradient_clipping": (optim.max_grad_norm, f"optim.max_grad_norm={optim.max_grad_norm}"),
+        "gradient_allreduce_op": ("mean", "the loss counts on the mean over ranks"),
+        "optimizer.type": ("AdamW", "the optimizer is AdamW under every strategy"),
+        "optimizer.params.lr": (optim.lr, f"optim.lr={optim.lr}"),
+        "optimizer.params.betas": (list(optim.betas), f"optim.betas={list(optim.betas)}"),
+        "optimizer.params.eps": (optim.eps, f"optim.eps={optim.eps}"),
+        "optimizer.params.weight_decay": (optim.weight_decay, f"optim.weight_decay={optim.weight_decay}"),
+        "bf16.enabled": (half, f"parallel.compute_dtype={parallel.compute_dtype}"),
+        "bf16.check_grad_overflow": (True, "a step that is not finite is skipped under every strategy"),
+        "bf16.immediate_grad_update": (False, reduction),
+        "bf16.bf16_master_weights_and_grads": (False, masters),
+        "bf16.bf16_optimizer_states": (False, masters),
+        "communication_data_type": ("fp32", reduction),
+        "data_types.grad_accum_dtype": ("fp32", reduction),
+        "zero_force_ds_cpu_optimizer": (False, "the optimizer is torch's AdamW under every strategy"),
+        "zero_optimization.stage": (parallel.zero_stage, f"parallel.zero_stage={parallel.zero_stage}"),
+        "zero_optimization.compute_grad_norm": (True, "the norm clips, and shows steps that are not finite"),
+        "zero_optimization.offload_optimizer.device": (parallel.offload, f"parallel.offload={parallel.offload}"),
+    }
+
+
+def check_ds_config(config: Config, world_size: int) -> None:
+    """Refuses a file that cannot be read or contradicts the run's config; does nothing without one.
+
+    Raises:
+        UserError: names the key in the file and the run's.
+    """
+    if config.parallel.ds_config is None:
+        return
+    path = Path(config.parallel.ds_config)
+    given = read_ds_config(path)
+    for dotted, (value, says) in decided(config, world_size).items():
+        found = _at(given, dotted)
+        if found is not None and found != value and not (dotted == "optimizer.type" and found.lower() == "adamw"):
+            raise UserError(
+                f"{dotted} = {json.dumps(found)} ({path}) contradicts the run: {says}; "
+                f"make it {json.dumps(value)}, or leave it out of the file"
+            )
+
+
+def _at(values: dict[str, Any], dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values.get(key, {}) if isinstance(values, dict) else {}
+    return None if values == {} else values
+
+
+def merged(own: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What mres tells DeepSpeed (`own`) with the rest of the file (`given`), which wins where the run decides nothing."""
+    return _merge(own, given, "")
+
+
+@contextmanager
+def refusals_named(path: str | None) -> Iterator[None]:
+    """Around what DeepSpeed does with its config: values out of range, and keys that exclude one another.
+
+    Raises:
+        UserError: with DeepSpeed's own words and the file; without a file, its error is left as it is.
+    """
+    try:
+        yield
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        if path is None:
+            raise
+        words = " ".join(str(error).split())
+        raise UserError(f"DeepSpeed refuses what parallel.ds_config='{path}' asks for: {words}") from error
+
+
+# They stand in `own` already, or nowhere because mres does it.
+_DECIDED = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "gradient_allreduce_op", "optimizer", "bf16", "communication_data_type", "data_types",
+    "zero_force_ds_cpu_optimizer", "zero_optimization.stage", "zero_optimization.offload_optimizer.device",
+)  # fmt: skip
+
+
+def _merge(own: dict[str, Any], given: dict[str, Any], prefix: str) -> dict[str, Any]:
+    result = dict(own)
+    for key, value in given.items():
+        if f"{prefix}{key}" in _DECIDED:
+            continue
+        if isinstance(value, dict):
+            value = _merge(result.get(key, {}), value, f"{prefix}{key}.")
+            if not value:
+                continue
+        result[key] = value
+    return result

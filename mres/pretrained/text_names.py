@@ -1,0 +1,29 @@
+"""CLIP's text tower: which tensors are of it, and what sizes they say it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mres.pretrained.parts import Parts
+
+WORDS = "positional_embedding"
+_TOWER = ("token_embedding.", WORDS, "transformer.", "ln_final.", "text_model.")
+
+
+def text_parts(clip: Parts) -> Parts:
+    """The tower's tensors, of which the last kind is what of it has no name in CLIP; nothing, where there is no tower."""
+    found = {name: part for name, part in clip.items() if name.startswith(_TOWER)}
+    dimensions = {name: len(found[name].shape) for name in ("token_embedding.weight", WORDS) if name in found}
+    return found if list(dimensions.values()) == [2, 2] else {}
+
+
+def text_sizes(tower: Parts) -> Mapping[str, int]:
+    """By the keys of the model's config."""
+    vocab_size, width = tower["token_embedding.weight"].shape
+    depth = len({name.split(".")[2] for name in tower if name.startswith("transformer.resblocks.")})
+    return {
+        "text_width": width,
+        "text_depth": depth,
+        "text_vocab_size": vocab_size,
+        "text_length": tower[WORDS].shape[0],
+    }

@@ -1,0 +1,140 @@
+"""This process's place among the ranks, and the process group.
+
+Any launcher will do: torchrun, deepspeed, srun through submitit, or none at all (one rank).
+"""
+
+import atexit
+import datetime
+import gc
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mres.errors import UserError
+from mres.parallel.config import ParallelConfig
+from mres.parallel.mesh import check_world
+from mres.supervise.rank_env import REMEDY, read_rank_env
+from mres.supervise.rendezvous import rendezvous
+
+# How the group is described whose collectives another thread begins, whenever it writes a checkpoint.
+SAVES = "mres_saves"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Rank, size and device; `local_*` count the ranks of this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def join_world(config: ParallelConfig) -> World:
+    """Reads RANK, WORLD_SIZE, LOCAL_RANK … and opens the process group (gloo for CPU tensors, NCCL for CUDA's).
+
+    Raises:
+        UserError: variables that are missing or do not fit, a strategy that cannot run on so many ranks, ranks that do
+            not come or are of another world (`meet`).
+    """
+    place = read_rank_env()
+    check_world(config, place.size, place.local_size)
+    if place.size > 1:
+        _check_address()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        # A launcher that shows every task only its own GPU leaves one device, whatever the local rank.
+        device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = datetime.timedelta(seconds=config.timeout_s)
+        # Alone there is nobody to meet: no address, no port.
+        store: dist.Store = (
+            dist.HashStore() if place.size == 1 else rendezvous(place.rank, place.size, config.timeout_s)
+        )
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size)
+        _wait_no_longer(timeout)
+        atexit.register(_let_threads_rest)
+    return World(place.rank, place.size, place.local_rank, place.local_size, device)
+
+
+def _wait_no_longer(timeout: datetime.timedelta) -> None:
+    """Groups that are opened later, also by device meshes and by DeepSpeed, which name no time-out, wait as long as the first.
+
+    By torch's own defaults those of gloo would wait 30 minutes, those of NCCL 10.
+    """
+    from torch.distributed import distributed_c10d
+
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(distributed_c10d, name, timeout)
+
+
+def collectives_begun() -> int:
+    """How many collectives this process has begun in all its groups but that of `SAVES`; 0 where there is none.
+
+    Ranks begin the same ones in the same order: of two that wait for one another, the one that has not come has fewer.
+    Any thread may ask.
+    """
+    from torch.distributed import distributed_c10d
+
+    if not dist.is_initialized():
+        return 0
+    return sum(_begun_in(group) for group in list(distributed_c10d._world.pg_map) if group.group_desc != SAVES)
+
+
+def _begun_in(group: dist.ProcessGroup) -> int:
+    """Asked of its backends: a group that has one for CPU tensors and one for CUDA's tells of one of them only."""
+    begun: dict[Any, int] = {}
+    for device in group._device_types:
+        with suppress(RuntimeError):  # a backend that does not count
+            backend: Any = group._get_backend(device)
+            begun[backend] = backend._get_sequence_number_for_group()
+    return sum(begun.values())
+
+
+def leave_world() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _let_threads_rest() -> None:
+    """Before Python ends: gloo's threads get the interpreter until none of them is busy any more.
+
+    A thread that still lets go of the last collective's tensors when Python is gone ends a run that was complete with
+    "terminate called without an active exception"; it happens when the machine is busy.
+    """
+    leave_world()
+    gc.collect()
+    resting, deadline = 0, time.monotonic() + 5
+    while resting < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+        resting = resting + 1 if set(_thread_states("pt_gloo_runloop")) <= {"S"} else 0
+
+
+def _thread_states(name: str) -> list[str]:
+    """The kernel's letter for each of this process's threads of that name ("S": it waits); none but on Linux."""
+    states = []
+    for stat in Path("/proc/self/task").glob("*/stat"):
+        with suppress(OSError):  # a thread that has just ended
+            called, _, rest = stat.read_text().partition(") ")
+            if called.endswith(f"({name}"):
+                states.append(rest[0])
+    return states
+
+
+def _check_address() -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError(f"the environment variable {name} is not set, so ranks cannot find one another; {REMEDY}")

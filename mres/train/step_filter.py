@@ -1,0 +1,151 @@
+"""Steps that moved nothing: skipped on the device, looked at when figures are read, named, and counted against budgets."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mres.config import Config
+from mres.parallel.strategy import Strategy
+from mres.stream.batch import Batch
+from mres.train.monitor import Monitor
+from mres.train.progress import Progress
+from mres.train.rollback import BAD_STEPS, DivergenceError
+from mres.train.spikes import NONE, REASONS, SpikeDetector
+
+_NOT_FINITE = "loss or gradient is not finite"
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is kept of a step until its figures are read: tensors on the device, ids on the host."""
+
+    number: int
+    place: int
+    norm: Tensor
+    loss: Tensor
+    spike: Tensor | None
+    image_ids: tuple[str, ...]
+    expression_ids: tuple[str, ...]
+
+
+class StepFilter:
+    """Makes the optimizer's steps and knows which of them it did not make."""
+
+    def __init__(self, config: Config, strategy: Strategy, monitor: Monitor) -> None:
+        self._config, self._strategy, self._monitor = config, strategy, monitor
+        self._progress = Progress()
+        self._unread: deque[_Step] = deque()
+        self._in_a_row = 0
+        self._spike_steps: deque[int] = deque()
+        self._trouble: tuple[str, int] | None = None
+        factor = config.train.spike_factor
+        self._spikes: SpikeDetector | None = None
+        if factor is not None:
+            self._spikes = SpikeDetector(factor, config.train.spike_window, strategy.world.device)
+
+    def start(self, progress: Progress) -> None:
+        """Begins, or begins again, with what was counted before; it goes on being counted in place."""
+        self._progress = progress
+        self._unread.clear()
+        self._spike_steps.clear()
+        self._in_a_row, self._trouble = 0, None
+        if self._spikes is not None:
+            self._spikes.load(progress.recent)
+
+    def step(self, step: int, lr: float, loss: Tensor, batch: Batch) -> None:
+        """The optimizer's step; `loss` is this rank's share of the global batch's."""
+        # Its own look, as the gradient of a loss that is not finite may be: where the loss is infinite and flat.
+        global_loss = self._strategy.all_reduce(loss.detach().double())
+        spike: Tensor | None = None
+
+        def accept(norm: Tensor) -> Tensor:
+            nonlocal spike
+            may_move = torch.isfinite(global_loss)
+            if self._spikes is not None:
+                spike = self._spikes.judge(step, norm, global_loss)
+                may_move = may_move & (spike == NONE)
+            return may_move
+
+        norm = self._strategy.step(lr, accept)
+        place = step + self._progress.skipped_batches
+        ids = batch.image_ids, batch.expression_ids
+        self._unread.append(_Step(step + 1, place, norm, global_loss, spike, *ids))
+
+    def read(self) -> float:
+        """Reads the figures of the steps since the last look; returns the last one's gradient norm.
+
+        Raises:
+            DivergenceError: too many of them were skipped.
+        """
+        norm = float("nan")
+        last = self._unread[-1].number if self._unread else 0
+        while self._unread:
+            step = self._unread.popleft()
+            norm = float(step.norm)
+            if not (math.isfinite(norm) and math.isfinite(step.loss)):
+                self._not_finite(step, norm)
+            else:
+                self._in_a_row = 0
+                if step.spike is not None and int(step.spike) != NONE:
+                    self._spike(step, norm, int(step.spike))
+        if self._trouble is not None:
+            raise DivergenceError(*self._trouble, reached=last)
+        return norm
+
+    def remember(self) -> None:
+        """Brings what the next checkpoint must know into the progress; waits for the device."""
+        if self._spikes is not None:
+            self._progress.recent = self._spikes.to_json()
+
+    def _not_finite(self, step: _Step, norm: float) -> None:
+        self._progress.bad_steps += 1
+        self._in_a_row += 1
+        self._report(step, norm, _NOT_FINITE)
+        allowed = self._config.train.max_bad_steps
+        if self._in_a_row > allowed:
+            message = (
+                f"{self._in_a_row} steps in a row up to step {step.number} had a loss or gradient that is not finite "
+                f"(train.max_bad_steps={allowed}); {self._remedy()}"
+            )
+            self._trouble = message, step.number - self._in_a_row
+
+    def _spike(self, step: _Step, norm: float, code: int) -> None:
+        config, recent = self._config.train, self._spike_steps
+        self._progress.spikes += 1
+        self._report(step, norm, REASONS[code])
+        recent.append(step.number)
+        while recent[0] <= step.number - config.spike_window:
+            recent.popleft()
+        if len(recent) > config.max_spikes:
+            message = (
+                f"{len(recent)} of the {config.spike_window} steps up to step {step.number} were spikes: loss or gradient "
+                f"norm above {config.spike_factor:g} times the median (train.max_spikes={config.max_spikes}); "
+                f"{self._remedy()}"
+            )
+            self._trouble = message, recent[0] - 1
+
+    def _remedy(self) -> str:
+        return (
+            f"their images and expressions are in {self._config.run_dir / BAD_STEPS}; lower optim.lr or look at those "
+            f"images (python tools/replay.py {self._config.run_dir} --step N)"
+        )
+
+    def _report(self, step: _Step, norm: float, reason: str) -> None:
+        ranks = self._strategy.gather_object((step.image_ids, step.expression_ids)) or []
+        line: dict[str, Any] = {
+            "step": step.number,
+            "batch": step.place,
+            "reason": reason,
+            "grad_norm": norm,
+            "loss": float(step.loss),
+            "image_ids": [i for images, _ in ranks for i in images],
+            "expression_ids": [e for _, expressions in ranks for e in expressions],
+        }
+        self._monitor.append(BAD_STEPS, line)
+        self._monitor.say(f"warning: step {step.number}: {reason}; the step was skipped on all ranks")

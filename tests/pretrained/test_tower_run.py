@@ -1,0 +1,31 @@
+"""A real run that starts from a CLIP: its towers, frozen, are in the checkpoint as they were in the file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from clip_files import config_of, write_clip
+from tiny_run import TRAIN, run, write_config
+
+from mres.checkpoint.weights import DcpWeights
+from mres.model.unires.unires import UniRES
+from mres.pretrained import match_image_weights, match_text_weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "zero"])
+def test_both_towers_of_openais_archive_under_sharding(tmp_path: Path, tiny_shards: Path, strategy: str) -> None:
+    path, _ = write_clip("archive", tmp_path)
+    config = config_of(image_size=48)
+    model = [f"model.{key}={str(value).lower()}" for key, value in config.model_dump().items() if value is not None]
+    keys = [f"checkpoint.text_weights={path}", f"checkpoint.image_weights={path}", "optim.freeze=[vision,text]"]
+    words = ["--config", str(write_config(tmp_path, tiny_shards)), f"parallel.strategy={strategy}", "train.steps=2"]
+    done = run(TRAIN, [*words, *model, *keys], tmp_path, world_size=2)
+    assert done.codes == [0, 0], done.outputs
+    assert done.output.count("(OpenAI CLIP, TorchScript archive)") == 2
+    assert "interpolated from 4×4 to 6×6" in done.output
+    outline = UniRES.outline(config)
+    expected = dict(match_text_weights(outline, config, path)) | dict(match_image_weights(outline, config, path))
+    saved = dict(DcpWeights(tmp_path / "runs" / "run" / "checkpoints" / "step-00000002"))
+    assert all(torch.equal(saved[name], value) for name, value in expected.items())
+    assert {name for name in saved if name.startswith(("text.", "vision.vit."))} == expected.keys()

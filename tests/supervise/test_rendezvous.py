@@ -1,0 +1,113 @@
+"""The ranks' first meeting: who is missing, double or of another world is named, at once and everywhere."""
+
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mres.errors import UserError
+from mres.supervise import rendezvous as meeting
+from mres.supervise.rendezvous import rendezvous, tell_refusal
+from mres.testing import free_port
+
+
+@pytest.fixture(autouse=True)
+def address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(meeting, "_STAY_S", 1.0)
+
+
+def met(*ranks_and_sizes: tuple[int, int], timeout_s: float = 30) -> list[str]:
+    """What came of it for each, in threads: the stores and their connections are those of processes."""
+    held = []  # rank 0's serves the others: a process keeps it as long as its group
+
+    def one(rank_and_size: tuple[int, int]) -> str:
+        rank, size = rank_and_size
+        try:
+            store = rendezvous(rank, size, timeout_s)
+        except UserError as error:
+            return str(error)
+        held.append(store)
+        store.set(f"there/{rank}", "x")
+        store.wait([f"there/{r}" for r in range(size)])  # what the process group does first
+        return "met"
+
+    with ThreadPoolExecutor(len(ranks_and_sizes)) as pool:
+        return list(pool.map(one, ranks_and_sizes))
+
+
+def test_all_meet() -> None:
+    assert met((0, 3), (1, 3), (2, 3)) == ["met"] * 3
+
+
+def test_another_world_size_is_named_on_all_ranks() -> None:
+    texts = met((0, 3), (1, 2), (2, 3))
+    assert set(texts) == {"the ranks have different WORLD_SIZE: rank 1 has 2, rank 0 has 3; start all with the same"}
+
+
+def test_two_of_one_rank_are_named() -> None:
+    assert all("two processes have RANK=1" in text for text in met((0, 3), (1, 3), (1, 3)))
+
+
+def test_who_does_not_come_is_named_by_those_that_did() -> None:
+    texts = met((0, 4), (2, 4), timeout_s=1)
+    assert all(text.startswith("rank(s) 1, 3 of 4 did not come within parallel.timeout_s=1 s; ") for text in texts)
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(UserError, match="rank 0 cannot listen at MASTER_ADDR:MASTER_PORT"):
+            rendezvous(0, 2, 1)
+
+
+def test_nobody_at_the_address() -> None:
+    with pytest.raises(UserError, match="rank 1 found nobody at MASTER_ADDR:MASTER_PORT"):
+        rendezvous(1, 2, 1)
+
+
+@pytest.mark.parametrize("port", ["http", "70000", "-1"])
+def test_what_is_no_port(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(UserError, match="is not a port"):
+        rendezvous(0, 2, 1)
+
+
+def teller(rank: int, size: int, hear_s: float) -> "subprocess.Popen[str]":
+    """A rank that cannot come to the meeting; it prints whether somebody else says why."""
+    code = f"from mres.supervise import rendezvous; rendezvous._HEAR_S = {hear_s}; print(rendezvous.tell_refusal('no such file'))"
+    environ = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_what_keeps_a_rank_away_is_known_on_all_that_came() -> None:
+    process = teller(1, 3, hear_s=60)
+    assert met((0, 3), (2, 3), timeout_s=600) == ["rank 1: no such file"] * 2
+    assert process.communicate(timeout=60)[0] == "True\n"
+
+
+def test_who_is_not_heard_must_speak() -> None:
+    """As under torchrun, whose store is there before rank 0."""
+    port = int(os.environ["MASTER_PORT"])
+    store = meeting._connect(port, 60, is_master=True)
+    assert teller(1, 2, hear_s=0.5).communicate(timeout=60)[0] == "False\n"
+    assert store.get("refused") == b"rank 1: no such file"
+
+
+@pytest.mark.parametrize(("rank", "size"), [("0", "2"), ("1", "2"), ("0", "1"), ("2", "2"), ("first", "2"), ("1", "")])
+def test_where_nobody_is_to_be_told_nothing_happens(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: str, size: str
+) -> None:
+    monkeypatch.setattr(meeting, "_came", False)
+    monkeypatch.setattr(meeting, "_SEEK_S", 0.3)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert tell_refusal("no such file")
+    assert capfd.readouterr() == ("", "")
