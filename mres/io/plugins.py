@@ -1,0 +1,80 @@
+"""What a user's own Python file or module brings, named in a config as `path/to/file.py:NAME` or `package.module:NAME`."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mres.errors import UserError
+
+
+def load_object(reference: str, key: str) -> Any:
+    """The object that `reference` names; a file is run once a process, however often it is named.
+
+    Args:
+        reference: `path/to/file.py:NAME`, a path relative to the working directory, or `package.module:NAME`.
+        key: the config key it was given for, for messages.
+
+    Raises:
+        UserError: it names no such thing, or the file or module fails while it is imported.
+    """
+    where, colon, name = reference.rpartition(":")
+    if not colon or not where or not name.isidentifier():
+        raise UserError(f"{key}='{reference}': name it as path/to/file.py:NAME or package.module:NAME")
+    module = _load(where, f"{key}='{reference}'")
+    if not hasattr(module, name):
+        own = [other for other, value in vars(module).items() if not other.startswith("_") and _is_of(module, value)]
+        near = difflib.get_close_matches(name, own, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it defines {', '.join(own) or 'nothing'}"
+        raise UserError(f"{key}='{reference}': '{where}' has no '{name}'; {hint}")
+    return getattr(module, name)
+
+
+def _is_of(module: ModuleType, value: Any) -> bool:
+    """Whether a value is the module's own and not something that it imports."""
+    return getattr(value, "__module__", module.__name__) == module.__name__ and not isinstance(value, ModuleType)
+
+
+def _load(where: str, what: str) -> ModuleType:
+    path = Path(where)
+    if path.suffix == ".py" and not path.is_file():
+        raise UserError(f"{what}: there is no file '{where}' (from '{Path.cwd()}')")
+    try:
+        return _load_file(path.resolve()) if path.suffix == ".py" else importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{where}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{what}: there is no module '{error.name}'; install it, put its folder into PYTHONPATH, or name a file"
+            ) from None
+        raise UserError(f"{what}: {_failure(error)}") from error
+    except Exception as error:
+        raise UserError(f"{what}: {_failure(error)}") from error
+
+
+def _failure(error: Exception) -> str:
+    """Where and why an import failed."""
+    at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+    place = f" ({at.filename}:{at.lineno})" if at.filename else ""
+    return f"importing it failed: {type(error).__name__}: {error}{place}"
+
+
+def _load_file(path: Path) -> ModuleType:
+    name = f"mres_plugin_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "its name ends with .py"
+    assert spec.loader is not None, "its name ends with .py"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
