@@ -7,6 +7,7 @@ import sys
 
 from mres.errors import exit_on_user_error
 from mres.evaluate.run import main
+from mres.io.processes import end_process
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(lambda: main(sys.argv[1:]))())
+    end_process(exit_on_user_error(lambda: main(sys.argv[1:]))())

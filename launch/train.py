@@ -3,8 +3,9 @@
 import sys
 
 from mres.errors import exit_on_user_error
+from mres.io.processes import end_process
 from mres.supervise.rendezvous import tell_refusal
 from mres.train.run import main
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(lambda: main(sys.argv[1:]), tell_refusal)())
+    end_process(exit_on_user_error(lambda: main(sys.argv[1:]), tell_refusal)())

@@ -49,14 +49,14 @@ def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Pat
     from mres.evaluate.evaluator import Evaluator
     from mres.model.task import SegmentationTask
     from mres.parallel.config import ParallelConfig
-    from mres.parallel.strategy import build_strategy
+    from mres.parallel.factory import build_strategy
     from mres.pretrained import load_weights
     from mres.supervise.world import join_world, leave_world
     from mres.train.session import set_threads
 
     # Every rank holds the whole model and takes its share of the images; only gather and agree cross ranks.
     parallel = ParallelConfig(strategy="ddp")
-    world = join_world(parallel)
+    world = join_world(parallel.timeout_s)
     try:
         set_threads(config, world)
         task = SegmentationTask(config.model, config.loss)

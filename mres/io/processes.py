@@ -1,13 +1,16 @@
 """Work spread over forked processes: every number once, a dead process named, whatever ends this one ends them all."""
 
+import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from mres.errors import UserError
 
@@ -114,3 +117,18 @@ def _received(connection: Connection, process: BaseProcess) -> T:  # type: ignor
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
+
+
+def end_process(code: int) -> NoReturn:
+    """`sys.exit(code)`, but once torch is loaded without the end of Python, which its threads may not survive.
+
+    One of gloo's that still lets go of the last collective's tensors, as happens on a busy machine, would end a run that
+    was complete with "terminate called without an active exception".
+    """
+    if "torch" not in sys.modules:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)

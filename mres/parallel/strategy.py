@@ -215,18 +215,3 @@ def _cpu_group(timeout_s: int, description: str | None = None) -> dist.ProcessGr
     group = dist.new_group(backend="gloo", timeout=timeout, group_desc=description)
     assert isinstance(group, dist.ProcessGroup)
     return group
-
-
-def build_strategy(config: ParallelConfig, world: World) -> Strategy:
-    """The strategy of the config; backends are imported only where they run."""
-    if config.strategy == "fsdp":
-        from mres.parallel.fsdp import FsdpStrategy
-
-        return FsdpStrategy(config, world)
-    if config.strategy == "zero":
-        from mres.parallel.zero.strategy import ZeroStrategy
-
-        return ZeroStrategy(config, world)
-    from mres.parallel.native import DdpStrategy, SingleStrategy
-
-    return (DdpStrategy if config.strategy == "ddp" else SingleStrategy)(config, world)

@@ -29,7 +29,7 @@ def supervised(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
     heartbeat.start()
     enable_flight_recorder(config.run_dir)
     try:
-        world = join_world(config.parallel)
+        world = join_world(config.parallel.timeout_s)
     except BaseException as error:
         heartbeat.end(FAILED, in_one_line(error))
         raise

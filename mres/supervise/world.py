@@ -3,22 +3,16 @@
 Any launcher will do: torchrun, deepspeed, srun through submitit, or none at all (one rank).
 """
 
-import atexit
 import datetime
-import gc
 import os
-import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from mres.errors import UserError
-from mres.parallel.config import ParallelConfig
-from mres.parallel.mesh import check_world
 from mres.supervise.rank_env import REMEDY, read_rank_env
 from mres.supervise.rendezvous import rendezvous
 
@@ -41,15 +35,16 @@ class World:
         return self.rank == 0
 
 
-def join_world(config: ParallelConfig) -> World:
+def join_world(timeout_s: int) -> World:
     """Reads RANK, WORLD_SIZE, LOCAL_RANK … and opens the process group (gloo for CPU tensors, NCCL for CUDA's).
 
+    Args:
+        timeout_s: how long a collective, and the ranks at the start, wait for a rank.
+
     Raises:
-        UserError: variables that are missing or do not fit, a strategy that cannot run on so many ranks, ranks that do
-            not come or are of another world (`meet`).
+        UserError: variables that are missing or do not fit, ranks that do not come or are of another world.
     """
     place = read_rank_env()
-    check_world(config, place.size, place.local_size)
     if place.size > 1:
         _check_address()
     device = torch.device("cpu")
@@ -59,14 +54,11 @@ def join_world(config: ParallelConfig) -> World:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        timeout = datetime.timedelta(seconds=config.timeout_s)
+        timeout = datetime.timedelta(seconds=timeout_s)
         # Alone there is nobody to meet: no address, no port.
-        store: dist.Store = (
-            dist.HashStore() if place.size == 1 else rendezvous(place.rank, place.size, config.timeout_s)
-        )
+        store: dist.Store = dist.HashStore() if place.size == 1 else rendezvous(place.rank, place.size, timeout_s)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size)
         _wait_no_longer(timeout)
-        atexit.register(_let_threads_rest)
     return World(place.rank, place.size, place.local_rank, place.local_size, device)
 
 
@@ -107,31 +99,6 @@ def _begun_in(group: dist.ProcessGroup) -> int:
 def leave_world() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _let_threads_rest() -> None:
-    """Before Python ends: gloo's threads get the interpreter until none of them is busy any more.
-
-    A thread that still lets go of the last collective's tensors when Python is gone ends a run that was complete with
-    "terminate called without an active exception"; it happens when the machine is busy.
-    """
-    leave_world()
-    gc.collect()
-    resting, deadline = 0, time.monotonic() + 5
-    while resting < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-        resting = resting + 1 if set(_thread_states("pt_gloo_runloop")) <= {"S"} else 0
-
-
-def _thread_states(name: str) -> list[str]:
-    """The kernel's letter for each of this process's threads of that name ("S": it waits); none but on Linux."""
-    states = []
-    for stat in Path("/proc/self/task").glob("*/stat"):
-        with suppress(OSError):  # a thread that has just ended
-            called, _, rest = stat.read_text().partition(") ")
-            if called.endswith(f"({name}"):
-                states.append(rest[0])
-    return states
 
 
 def _check_address() -> None:

@@ -17,7 +17,13 @@ def check_ranks(config: Config, size: int, local_size: int | None) -> None:
     """
     check_world(config.parallel, size, local_size or size)
     check_batch(config, size)
-    check_ds_config(config, size)
+    check_ds_config(
+        config.parallel,
+        config.optim.model_dump(),
+        images_per_batch=config.data.images_per_batch,
+        accumulate=config.train.accumulate,
+        world_size=size,
+    )
     check_patience(config, size)
 
 

@@ -19,7 +19,8 @@ from mres.errors import UserError
 from mres.model.task import SegmentationTask
 from mres.model.unires.unires import UniRES
 from mres.parallel.ema import holds_average
-from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import AdamW, ParameterGroup
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
 from mres.supervise.agreement import (

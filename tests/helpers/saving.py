@@ -94,11 +94,12 @@ def small_strategy(width: int = 32) -> Any:
     from torch import nn
 
     from mres.parallel.config import ParallelConfig
-    from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
+    from mres.parallel.factory import build_strategy
+    from mres.parallel.strategy import AdamW, ParameterGroup
     from mres.supervise.world import join_world
 
     config = ParallelConfig(strategy="ddp")
-    strategy = build_strategy(config, join_world(config))
+    strategy = build_strategy(config, join_world(config.timeout_s))
     model = nn.Linear(width, width)
     names = tuple(name for name, _ in model.named_parameters())
     strategy.wrap(model, [], [ParameterGroup(names, 0.0)], AdamW((0.9, 0.999), 1e-8, 1.0))

@@ -19,7 +19,8 @@ from torch import Tensor
 from mres.model.config import LossConfig, ModelConfig
 from mres.model.loss import mask_losses
 from mres.parallel.config import ParallelConfig
-from mres.parallel.strategy import AdamW, Strategy, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import AdamW, Strategy
 from mres.supervise.world import World
 from mres.train.optim import parameter_groups
 

@@ -138,11 +138,11 @@ VARIANTS = {
 def train_all() -> dict[str, list[float]]:
     """Two ranks, dropout on: losses of three steps under every variant."""
     from mres.model.initial import initial_weights
-    from mres.parallel.strategy import build_strategy
+    from mres.parallel.factory import build_strategy
     from mres.supervise.world import join_world, leave_world
     from mres.train.optim import parameter_groups
 
-    world = join_world(ParallelConfig(strategy="ddp"))
+    world = join_world(ParallelConfig(strategy="ddp").timeout_s)
     losses = {}
     for name, changes in VARIANTS.items():
         model = UniRES.outline(toy.model_config().model_copy(update={"dropout": 0.3}))

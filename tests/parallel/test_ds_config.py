@@ -10,8 +10,9 @@ import pytest
 
 from mres.config import Config, load_config
 from mres.errors import UserError
-from mres.parallel.zero.ds_config import check_ds_config, merged, read_ds_config, refusals_named
+from mres.parallel.zero.ds_config import merged, read_ds_config, refusals_named
 from mres.parallel.zero.ds_keys import PASSED, REFUSED
+from mres.train.ranks import check_ranks
 
 ZERO = ["parallel.strategy=zero", "data.images_per_batch=32", "train.accumulate=2"]
 
@@ -37,7 +38,7 @@ def message(path: Path, *overrides: str, world_size: int = 4) -> str:
 
 def check(path: Path, *overrides: str, world_size: int = 4) -> Config:
     config = load_config(None, [*ZERO, f"parallel.ds_config={path}", *overrides])
-    check_ds_config(config, world_size)
+    check_ranks(config, world_size, None)
     return config
 
 

@@ -14,9 +14,10 @@ import toy_training as toy
 from torch import Tensor, nn
 
 from mres.errors import UserError
+from mres.parallel.factory import build_strategy
 from mres.parallel.local_shards import LocalShard
 from mres.parallel.staging import write_shards
-from mres.parallel.strategy import ParameterGroup, Strategy, build_strategy
+from mres.parallel.strategy import ParameterGroup, Strategy
 from mres.supervise.world import join_world, leave_world
 from mres.testing import run_distributed
 
@@ -47,7 +48,7 @@ class Odd(nn.Module):
 
 def built(kind: str) -> Strategy:
     config = toy.config_of(kind)
-    strategy = build_strategy(config, join_world(config))
+    strategy = build_strategy(config, join_world(config.timeout_s))
     if kind.startswith("zero"):
         type(strategy).persist_below = 20  # type: ignore[attr-defined]  # some whole on every rank, some partitioned
     torch.manual_seed(1)
@@ -78,7 +79,7 @@ def any_state() -> dict[str, Tensor]:
 
 
 def write_start(folder: Path) -> None:
-    join_world(toy.config_of("single"))
+    join_world(toy.config_of("single").timeout_s)
     write_shards({name: LocalShard.of(tensor) for name, tensor in any_state().items()}, folder / "start", None)
     less = {name: tensor for name, tensor in any_state().items() if name != "optim.norm.bias.exp_avg"}
     write_shards({name: LocalShard.of(tensor) for name, tensor in less.items()}, folder / "less", None)

@@ -13,7 +13,8 @@ import torch
 import toy_training as toy
 from torch import Tensor
 
-from mres.parallel.strategy import Strategy, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import Strategy
 from mres.supervise.world import World
 from mres.testing import run_distributed
 from mres.train.config import OptimConfig
@@ -59,7 +60,7 @@ def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
 def _run_all(folder: Path) -> dict[str, Report]:
     from mres.supervise.world import join_world, leave_world
 
-    world = join_world(toy.config_of("ddp"))
+    world = join_world(toy.config_of("ddp").timeout_s)
     reports = {kind: _run(build(kind, world), folder / kind) for kind in ALL}
     for kind, source in READS.items():
         other = build(kind, world, seed=1)
@@ -234,7 +235,7 @@ def test_one_rank_goes_on_from_two(reports: dict[str, Report], folder: Path) -> 
 def _read_alone(folder: Path) -> None:
     from mres.supervise.world import join_world, leave_world
 
-    strategy = build("fsdp", join_world(toy.config_of("fsdp")), seed=1)
+    strategy = build("fsdp", join_world(toy.config_of("fsdp").timeout_s), seed=1)
     strategy.load_state(folder / "zero3" / "saved", optimizer=True)
     strategy.save_state(folder / "alone")
     leave_world()

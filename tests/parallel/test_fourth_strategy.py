@@ -43,7 +43,7 @@ def wrapped(kind: type[Strategy], world: World, seed: int) -> Strategy:
 
 def train_by_hand(folder: Path) -> tuple[toy.Course, toy.Course, toy.Course]:
     """The course with accumulation, the course taken up from its checkpoint, and that of one process."""
-    world = join_world(ParallelConfig(strategy="ddp"))
+    world = join_world(ParallelConfig(strategy="ddp").timeout_s)
     try:
         strategy = wrapped(ByHandStrategy, world, seed=0)
         course = toy.train(strategy, range(SAVED), accumulate=2)

@@ -16,8 +16,9 @@ from mres.model.config import ModelConfig
 from mres.model.initial import initial_weights
 from mres.model.unires.unires import UniRES
 from mres.parallel.config import ParallelConfig
+from mres.parallel.factory import build_strategy
 from mres.parallel.materialise import materialise
-from mres.parallel.strategy import Strategy, build_strategy
+from mres.parallel.strategy import Strategy
 from mres.supervise.world import World, join_world, leave_world
 from mres.testing import run_distributed
 from mres.train.optim import parameter_groups
@@ -51,7 +52,7 @@ def wrapped(changes: dict, world: World) -> tuple[Strategy, Iterator[tuple[str, 
 
 def shares_of_all() -> dict[str, Any]:
     """One rank's shares under every kind, and what was not finite before, after, and where a value is infinite."""
-    world = join_world(ParallelConfig(strategy="ddp"))
+    world = join_world(ParallelConfig(strategy="ddp").timeout_s)
     found: dict[str, Any] = {}
     for kind, changes in KINDS.items():
         strategy, weights = wrapped(changes, world)

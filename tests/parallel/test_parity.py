@@ -53,7 +53,7 @@ class Report:
 def _train_all(folder: Path, kinds: tuple[str, ...]) -> dict[str, Report]:
     from mres.supervise.world import join_world, leave_world
 
-    world = join_world(toy.config_of("ddp"))
+    world = join_world(toy.config_of("ddp").timeout_s)
     reports = {kind: _train(toy.build(kind, world), folder / kind) for kind in kinds}
     leave_world()
     return reports

@@ -48,7 +48,7 @@ def _train_all(folder: Path) -> dict[str, Report]:
     from mres.supervise.world import join_world, leave_world
 
     _write_output_to(folder / f"output-{os.environ['RANK']}")
-    world = join_world(toy.config_of("ddp"))
+    world = join_world(toy.config_of("ddp").timeout_s)
     reports = {kind: _train(toy.build(kind, world), folder / kind, STEPS, SAVED) for kind in KINDS}
     for kind in (*BRIEF, *HALF):
         reports[kind] = _train(toy.build(kind, world), folder / kind, BRIEF_STEPS, BRIEF_SAVED)
@@ -84,7 +84,7 @@ def _train_alone(folder: Path) -> dict[str, Report]:
     """One rank: from the same start, and on from what two ranks saved."""
     from mres.supervise.world import join_world, leave_world
 
-    world = join_world(toy.config_of("fsdp"))
+    world = join_world(toy.config_of("fsdp").timeout_s)
     strategies = {kind: toy.build(kind, world) for kind in ("single", "fsdp", "zero2", "zero3")}
     reports = {kind: Report(course=toy.train(strategy, range(3))) for kind, strategy in strategies.items()}
     for kind, strategy in strategies.items():

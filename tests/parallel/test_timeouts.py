@@ -18,7 +18,7 @@ def open_groups() -> list[tuple[str, float]]:
     """What opened each group of this process, and how many seconds it waits."""
     from mres.supervise.world import join_world, leave_world
 
-    world = join_world(toy.config_of("ddp-timed"))
+    world = join_world(toy.config_of("ddp-timed").timeout_s)
     found, seen = [], set()
     for kind in ("the run", *KINDS):
         kept = toy.build(kind, world) if kind in KINDS else None

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from mres.parallel.config import ParallelConfig
-from mres.parallel.strategy import AdamW, ParameterGroup, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import AdamW, ParameterGroup
 from mres.supervise.world import join_world, leave_world
 from mres.testing import run_distributed
 
@@ -26,7 +27,7 @@ def train(changes: dict[str, Any]) -> dict[str, Any]:
     """The losses of a few steps, how many layers' whole weights are in memory after the first forward pass, and whether
     masters are the very memory that weights are gathered from."""
     config = ParallelConfig.model_validate(changes)
-    world = join_world(config)
+    world = join_world(config.timeout_s)
     strategy = build_strategy(config, world)
     type(strategy).persist_below = 0  # type: ignore[attr-defined]
     model = chain()

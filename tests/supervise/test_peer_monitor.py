@@ -17,7 +17,7 @@ from mres.config import load_config
 from mres.doctor import hang
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
-from mres.parallel.strategy import build_strategy
+from mres.parallel.factory import build_strategy
 from mres.supervise import peer_server as desks
 from mres.supervise.heartbeat import FAILED, LOST, PHASES, Heartbeat, read_beats
 from mres.supervise.peer_monitor import LOST_RANK_EXIT, is_of_communication

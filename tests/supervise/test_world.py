@@ -6,7 +6,8 @@ import torch.distributed as dist
 
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
-from mres.parallel.strategy import build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.mesh import check_world
 from mres.supervise.world import collectives_begun, join_world, leave_world
 from mres.testing import run_distributed
 
@@ -22,7 +23,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_without_a_launcher_one_rank_needs_no_address(environment: pytest.MonkeyPatch) -> None:
-    world = join_world(ParallelConfig(strategy="single"))
+    world = join_world(ParallelConfig(strategy="single").timeout_s)
     try:
         assert (world.rank, world.size, world.local_rank, world.local_size, world.is_main) == (0, 1, 0, 1, True)
         assert dist.get_world_size() == 1
@@ -50,31 +51,29 @@ def test_variables_that_do_not_fit_are_named(
     for name, value in variables.items():
         environment.setenv(name, value)
     with pytest.raises(UserError) as caught:
-        join_world(DDP)
+        join_world(DDP.timeout_s)
     assert named in str(caught.value)
     assert "torchrun" in str(caught.value)
     assert not dist.is_initialized()
 
 
-def test_single_on_several_ranks_names_the_strategies_that_can(environment: pytest.MonkeyPatch) -> None:
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
-        environment.setenv(name, value)
+def test_single_on_several_ranks_names_the_strategies_that_can() -> None:
     with pytest.raises(UserError, match=r"launched on 2; use parallel\.strategy=ddp, fsdp or zero"):
-        join_world(ParallelConfig(strategy="single"))
+        check_world(ParallelConfig(strategy="single"), 2, 2)
 
 
 @pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])  # torchrun and srun; deepspeed
 def test_takes_what_launchers_set(name: str, environment: pytest.MonkeyPatch) -> None:
     for variable, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "1"), (name, "2")):
         environment.setenv(variable, value)
-    world = join_world(DDP)
+    world = join_world(DDP.timeout_s)
     leave_world()
     assert (world.local_rank, world.local_size) == (1, 2)
 
 
 def test_collectives_are_counted_but_those_of_saves(environment: pytest.MonkeyPatch) -> None:
     assert collectives_begun() == 0
-    world = join_world(ParallelConfig(strategy="single"))
+    world = join_world(ParallelConfig(strategy="single").timeout_s)
     try:
         strategy = build_strategy(ParallelConfig(strategy="single"), world)
         group = dist.new_group()
@@ -105,7 +104,7 @@ def test_of_a_group_with_two_backends_those_count_that_can(environment: pytest.M
 
 
 def _tell() -> dict:
-    world = join_world(DDP)
+    world = join_world(DDP.timeout_s)
     strategy = build_strategy(DDP, world)
     rank = world.rank
     told = {

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mres.config import load_config
 from mres.model.task import SegmentationTask, normalise
-from mres.parallel.strategy import AdamW, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import AdamW
 from mres.stream.batch import Batch
 from mres.supervise.world import join_world, leave_world
 from mres.train.monitor import Monitor
@@ -50,7 +51,7 @@ def test_a_step_reads_nothing_back(tmp_path: Path, recompute: str) -> None:
     options = ["parallel.strategy=single", f"parallel.activation_checkpointing={recompute}", "train.spike_factor=10"]
     config = load_config(None, [*model, *options, "optim.ema_decay=0.9", f"run.dir={tmp_path}"])
     task = SegmentationTask(config.model, config.loss)
-    strategy = build_strategy(config.parallel, join_world(config.parallel))
+    strategy = build_strategy(config.parallel, join_world(config.parallel.timeout_s))
     try:
         network = task.build(seed=0)
         strategy.wrap(network, network.blocks(), parameter_groups(network, 0.05), AdamW((0.9, 0.99), 1e-8, 1.0))

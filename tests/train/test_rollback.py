@@ -156,7 +156,7 @@ def _train_beside_a_rank_that_spikes(config: Path, overrides: list[str]) -> tupl
     from mres.train import session
 
     chosen = load_config(config, overrides)
-    world = join_world(chosen.parallel)
+    world = join_world(chosen.parallel.timeout_s)
     SpikingTask.poisoned = frozenset({14, 15, 17} if world.rank else ())
     session.SegmentationTask = SpikingTask  # type: ignore[misc]
     running = session._Session(chosen, TrainingSets.open(chosen.data), world, StopRequest())

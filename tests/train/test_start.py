@@ -13,7 +13,8 @@ from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.model.initial import initial_weights
 from mres.model.unires.unires import UniRES
-from mres.parallel.strategy import AdamW, Strategy, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import AdamW, Strategy
 from mres.supervise.world import join_world, leave_world
 from mres.train.optim import parameter_groups
 from mres.train.start import check_finite, first_weights
@@ -41,7 +42,7 @@ def text_file(tmp_path: Path) -> Path:
 def strategy() -> Iterator[Strategy]:
     """With a model that has memory and no values."""
     config = config_of()
-    strategy = build_strategy(config.parallel, join_world(config.parallel))
+    strategy = build_strategy(config.parallel, join_world(config.parallel.timeout_s))
     model = UniRES.outline(config.model)
     strategy.wrap(model, model.blocks(), parameter_groups(model, 0.0), AdamW((0.9, 0.999), 1e-8, 1.0))
     yield strategy

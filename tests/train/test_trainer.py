@@ -61,7 +61,7 @@ def fit(
     monkeypatch.setattr(session, "SegmentationTask", PoisonedTask)
     monkeypatch.setattr(PoisonedTask, "poisoned", frozenset(poisoned))
     monkeypatch.setattr(PoisonedTask, "infinite", infinite)
-    world = join_world(config.parallel)
+    world = join_world(config.parallel.timeout_s)
     torch.set_num_threads(1)
     try:
         running = session._Session(config, TrainingSets.open(config.data), world, StopRequest())

@@ -26,7 +26,8 @@ from mres.model.config import ModelConfig
 from mres.model.initial import initial_weights
 from mres.model.unires.unires import UniRES
 from mres.parallel.config import ParallelConfig
-from mres.parallel.strategy import AdamW, Strategy, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import AdamW, Strategy
 from mres.supervise.world import join_world, leave_world
 from mres.testing import run_distributed
 from mres.train.optim import parameter_groups
@@ -112,7 +113,7 @@ def _config(is_async: bool) -> CheckpointConfig:
 
 def _started(kind: str, size: str) -> Strategy:
     config = ParallelConfig.model_validate(STRATEGIES[kind])
-    strategy = build_strategy(config, join_world(config))
+    strategy = build_strategy(config, join_world(config.timeout_s))
     model = UniRES.outline(ModelConfig.model_validate(MODELS[size]))
     weights = initial_weights(model, 0)
     strategy.wrap(model, model.blocks(), parameter_groups(model, 0.0), AdamW((0.9, 0.999), 1e-8, 1.0))

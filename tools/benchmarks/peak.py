@@ -19,7 +19,8 @@ from mres.model.config import ModelConfig
 from mres.model.initial import initial_weights
 from mres.model.unires.unires import UniRES
 from mres.parallel.config import ParallelConfig
-from mres.parallel.strategy import AdamW, Strategy, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import AdamW, Strategy
 from mres.supervise.world import World, join_world, leave_world
 from mres.testing import run_distributed
 from mres.train.optim import parameter_groups
@@ -86,7 +87,7 @@ def rank_peaks(kind: str, model: ModelConfig) -> dict[str, float]:
     """MB of this rank's peak, above its start, until the weights are there and until a step is made."""
     _return_what_is_freed()
     config = ParallelConfig.model_validate(STRATEGIES[kind])
-    world = join_world(config)
+    world = join_world(config.timeout_s)
     small = ModelConfig.model_validate(
         {"size": "large", **_SMALLER, "vision_width": 64, "text_width": 96, "decoder_width": 64}
     )

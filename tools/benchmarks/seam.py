@@ -36,7 +36,7 @@ def seam(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _both(arguments: argparse.Namespace) -> dict[str, float]:
     config = training_config(arguments, arguments.k, "fsdp")
-    world = join_world(config.parallel)
+    world = join_world(config.parallel.timeout_s)
     torch.set_num_threads(arguments.threads)
     try:
         task = SegmentationTask(config.model, config.loss)

@@ -15,7 +15,8 @@ from benchmarks.claim import claim
 from benchmarks.timing import alternate
 from mres.config import Config, load_config
 from mres.model.task import SegmentationTask
-from mres.parallel.strategy import AdamW, build_strategy
+from mres.parallel.factory import build_strategy
+from mres.parallel.strategy import AdamW
 from mres.stream.batch import Batch
 from mres.stream.mixture import SetShape
 from mres.stream.order import Order
@@ -97,7 +98,7 @@ def _trainer_steps(
     config: Config, task: SegmentationTask, batch: Batch, folder: Path, steps: int
 ) -> Callable[[], None]:
 
-    strategy = build_strategy(config.parallel, join_world(config.parallel))
+    strategy = build_strategy(config.parallel, join_world(config.parallel.timeout_s))
     model = task.build(0)
     groups = parameter_groups(model, config.optim.weight_decay)
     strategy.wrap(model, model.blocks(), groups, AdamW(config.optim.betas, config.optim.eps, 1.0))

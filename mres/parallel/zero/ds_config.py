@@ -10,16 +10,14 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mres.errors import UserError
+from mres.parallel.config import ParallelConfig
 from mres.parallel.zero.ds_keys import PASSED, REFUSED
-
-if TYPE_CHECKING:
-    from mres.config import Config
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", list: "a list"}
 
@@ -106,28 +104,27 @@ def _paths(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{prefix}{key}.")
 
 
-def decided(config: Config, world_size: int) -> dict[str, tuple[Any, str]]:
+def decided(
+    parallel: ParallelConfig, optim: Mapping[str, Any], *, images_per_batch: int, accumulate: int, world_size: int
+) -> dict[str, tuple[Any, str]]:
     """What the run's config decides: path in the JSON → (the value that would say the same, who says so)."""
-    data, train, optim, parallel = config.data, config.train, config.optim, config.parallel
-    share = data.images_per_batch // world_size // train.accumulate
-    batch = f"data.images_per_batch={data.images_per_batch}"
+    share = images_per_batch // world_size // accumulate
+    batch = f"data.images_per_batch={images_per_batch}"
+    adamw = {key: list(optim[key]) if key == "betas" else optim[key] for key in ("lr", "betas", "eps", "weight_decay")}
     half = parallel.compute_dtype == "bfloat16"
     reduction = "gradients are added up and reduced in float32 under every strategy"
     masters = "masters and moments are float32 under every strategy"
     return {
-        "train_batch_size": (data.images_per_batch, batch),
+        "train_batch_size": (images_per_batch, batch),
         "train_micro_batch_size_per_gpu": (
             share,
-            f"{batch} over {world_size} rank(s) and train.accumulate={train.accumulate}",
+            f"{batch} over {world_size} rank(s) and train.accumulate={accumulate}",
         ),
-        "gradient_accumulation_steps": (train.accumulate, f"train.accumulate={train.accumulate}"),
-        "gradient_clipping": (optim.max_grad_norm, f"optim.max_grad_norm={optim.max_grad_norm}"),
+        "gradient_accumulation_steps": (accumulate, f"train.accumulate={accumulate}"),
+        "gradient_clipping": (optim["max_grad_norm"], f"optim.max_grad_norm={optim['max_grad_norm']}"),
         "gradient_allreduce_op": ("mean", "the loss counts on the mean over ranks"),
         "optimizer.type": ("AdamW", "the optimizer is AdamW under every strategy"),
-        "optimizer.params.lr": (optim.lr, f"optim.lr={optim.lr}"),
-        "optimizer.params.betas": (list(optim.betas), f"optim.betas={list(optim.betas)}"),
-        "optimizer.params.eps": (optim.eps, f"optim.eps={optim.eps}"),
-        "optimizer.params.weight_decay": (optim.weight_decay, f"optim.weight_decay={optim.weight_decay}"),
+        **{f"optimizer.params.{key}": (value, f"optim.{key}={value}") for key, value in adamw.items()},
         "bf16.enabled": (half, f"parallel.compute_dtype={parallel.compute_dtype}"),
         "bf16.check_grad_overflow": (True, "a step that is not finite is skipped under every strategy"),
         "bf16.immediate_grad_update": (False, reduction),
@@ -142,17 +139,27 @@ def decided(config: Config, world_size: int) -> dict[str, tuple[Any, str]]:
     }
 
 
-def check_ds_config(config: Config, world_size: int) -> None:
+def check_ds_config(
+    parallel: ParallelConfig, optim: Mapping[str, Any], *, images_per_batch: int, accumulate: int, world_size: int
+) -> None:
     """Refuses a file that cannot be read or contradicts the run's config; does nothing without one.
+
+    Args:
+        parallel: names the file.
+        optim: the section's values by key.
+        images_per_batch: of all ranks together.
+        accumulate: micro-batches a step.
+        world_size: number of ranks.
 
     Raises:
         UserError: names the key in the file and the run's.
     """
-    if config.parallel.ds_config is None:
+    if parallel.ds_config is None:
         return
-    path = Path(config.parallel.ds_config)
+    path = Path(parallel.ds_config)
     given = read_ds_config(path)
-    for dotted, (value, says) in decided(config, world_size).items():
+    run = decided(parallel, optim, images_per_batch=images_per_batch, accumulate=accumulate, world_size=world_size)
+    for dotted, (value, says) in run.items():
         found = _at(given, dotted)
         if found is not None and found != value and not (dotted == "optimizer.type" and found.lower() == "adamw"):
             raise UserError(
