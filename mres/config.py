@@ -4,7 +4,6 @@ Each section is declared beside its owner (`mres/<room>/config.py`); this file o
 `python -m mres.config configs/demo.yaml optim.lr=1e-4` prints the resolved config.
 """
 
-import difflib
 import hashlib
 import json
 import sys
@@ -18,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mres.checkpoint.config import CheckpointConfig
-from mres.errors import UserError, exit_on_user_error
+from mres.errors import UserError, exit_on_user_error, near
 from mres.evaluate.config import EvaluateConfig
 from mres.model.config import LossConfig, ModelConfig
 from mres.parallel.config import STRATEGIES_OF, ParallelConfig
@@ -196,9 +195,7 @@ def _explain(detail: ErrorDetails, path: Path | None, given: dict[tuple[str, ...
     dotted = ".".join(keys)
     where = _where(keys, path, given)
     if detail["type"] == "extra_forbidden":
-        suggestion = _near(keys)
-        remedy = f"; did you mean '{suggestion}'?" if suggestion else _allowed(keys)
-        return f"unknown key '{dotted}' ({where}){remedy}"
+        return f"unknown key '{dotted}' ({where}); {_near(keys)}"
     message = detail["msg"].removeprefix("Value error, ")
     found = "" if detail["type"] in ("value_error", "missing") else f" = {detail['input']!r}"
     return f"{dotted or 'config'}{found}: {message} ({where})"
@@ -218,26 +215,20 @@ def _also_called(field: FieldInfo) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _near(keys: tuple[str, ...]) -> str | None:
+def _near(keys: tuple[str, ...]) -> str:
     """The known key that was probably meant: by spelling or by another framework's name, in its section or in any."""
-    known = dict(_known_keys())
-    here = {name: field for name, field in known.items() if name.split(".")[:-1] == list(keys[:-1])}
-    for fields in (here, known):
-        by_last = {name.split(".")[-1]: name for name in reversed(fields)}
-        by_last |= {other: name for name, field in fields.items() for other in _also_called(field)}
-        close = difflib.get_close_matches(keys[-1], by_last, n=1, cutoff=0.7)
-        if close:
-            return by_last[close[0]]
+    known, section = dict(_known_keys()), ".".join(keys[:-1])
+    here = {name: field for name, field in known.items() if name.rpartition(".")[0] == section}
     as_deep = [name for name in known if name.count(".") == len(keys) - 1]
-    close = difflib.get_close_matches(".".join(keys), as_deep, n=1, cutoff=0.7)
-    return close[0] if close else None
+    inside = f" in {section}" if section else ""
+    allowed = f"allowed{inside}: {', '.join(name.rpartition('.')[2] for name in here)}"
+    return near(keys[-1], _by_last(here), _by_last(known), otherwise=near(".".join(keys), as_deep, otherwise=allowed))
 
 
-def _allowed(keys: tuple[str, ...]) -> str:
-    depth, section = len(keys), ".".join(keys[:-1])
-    inside = f"{section}." if section else ""
-    names = [name for name, _ in _known_keys() if name.count(".") == depth - 1 and name.startswith(inside)]
-    return f"; allowed{f' in {section}' if section else ''}: {', '.join(name.split('.')[-1] for name in names)}"
+def _by_last(fields: dict[str, FieldInfo]) -> dict[str, str]:
+    """Dotted names by their last part, and by what other frameworks call them."""
+    by_last = {name.split(".")[-1]: name for name in reversed(fields)}
+    return by_last | {other: name for name, field in fields.items() for other in _also_called(field)}
 
 
 @exit_on_user_error

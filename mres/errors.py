@@ -1,10 +1,11 @@
 """What a user is told when something that they gave is wrong."""
 
+import difflib
 import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 # Launchers end all ranks once one has failed: the silent ones wait, or the one that speaks may be ended before it has.
@@ -13,6 +14,17 @@ _HEAD_START_S = 3.0
 
 class UserError(Exception):
     """Bad input: one message that names what, where, the allowed values and the remedy. Exit code 2, no traceback."""
+
+
+def near(name: str, *known: Collection[str], otherwise: str | None = None) -> str:
+    """What to say about `name`, which is none of `known`: the one that was probably meant, else what is allowed.
+
+    The first of several collections that has a near name answers; a mapping's value is what is shown for its key.
+    """
+    for names in known:
+        for close in difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+            return f"did you mean '{names[close] if isinstance(names, Mapping) else close}'?"
+    return f"allowed: {', '.join(known[0])}" if otherwise is None else otherwise
 
 
 def _speaks(environ: Mapping[str, str]) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.rle import num_pixels
 
 Granularity = Literal["object", "part"]
@@ -295,7 +295,7 @@ class _Reader:
     def _known(self, value: Mapping[str, Any], keys: set[str]) -> None:
         unknown = sorted(set(value) - keys)
         if unknown:
-            raise RecordError(f"{self.where}: unknown field {unknown[0]!r}; allowed: {', '.join(sorted(keys))}")
+            raise RecordError(f"{self.where}: unknown field {unknown[0]!r}; {near(unknown[0], sorted(keys))}")
 
     def _text(self, value: Mapping[str, Any], field: str) -> str:
         text = value.get(field)

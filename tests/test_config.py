@@ -111,7 +111,7 @@ def test_a_name_like_no_other_gets_the_list_of_keys() -> None:
         ("data.train.x=1", "data.train: expected a shard folder, or a list of folders and of {path: …, weight: …}"),
         ("data.train=[]", "or a list of folders and of {path: …, weight: …}, found []"),
         ("data.train=[a,3]", "data.train: set 2: expected a shard folder or {path: …, weight: …}, found 3"),
-        ("data.train=[a,{path: b,wieght: 2}]", "data.train: set 2: unknown key 'wieght'; allowed: path, weight"),
+        ("data.train=[a,{path: b,wieght: 2}]", "data.train: set 2: unknown key 'wieght'; did you mean 'weight'?"),
         ("data.train=[{weight: 2},b]", "data.train: set 1: path = {'weight': 2}: Field required"),
         ("data.train=[a,{path: b,weight: 0}]", "data.train: set 2: weight = 0: Input should be greater than 0"),
         ("data.train=[a,{path: b,weight: true}]", "data.train: set 2: weight = True: a number is due"),

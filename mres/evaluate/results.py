@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.evaluate.iou import PROTOCOL, all_figures_of, iou
 from mres.records import GRANULARITIES, Granularity, ImageRecord, RecordError, Rle, Target, expression_id, read_jsonl
 
@@ -82,7 +82,7 @@ class ExpressionResult:
         """
         known = {*_TEXTS, "granularity", "intersection", "union", "prediction"}
         if unknown := sorted(set(value) - known):
-            raise ResultsError(f"{where}: unknown field {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
+            raise ResultsError(f"{where}: unknown field {unknown[0]!r}; {near(unknown[0], sorted(known))}")
         for name in _TEXTS:
             if not isinstance(value.get(name), str):
                 raise _wrong(where, name, value.get(name), "a string")

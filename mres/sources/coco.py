@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.records import Expression, Granularity, ImageRecord, RecordError, Rle, Target
 from mres.sources.coco_expressions import category_expressions, position_expressions, whole_expressions
 from mres.sources.coco_file import CocoFile, annotation_mask, read_image
@@ -52,9 +52,8 @@ def coco_parts(
     file = CocoFile(annotations)
     file.refuse_same_names(lambda file_name: PurePosixPath(file_name).name)  # they are the records' ids
     if unknown := sorted(set(separate) - set(file.names.values())):
-        raise UserError(
-            f"'{annotations}' has no category '{unknown[0]}' (--separate); it has: {', '.join(file.names.values())}"
-        )
+        names = list(file.names.values())
+        raise UserError(f"'{annotations}' has no category '{unknown[0]}' (--separate); {near(unknown[0], names)}")
     annotated = [image_id for image_id in file.images if file.annotations_of[image_id]]
     held_out = _held_out(annotated, val_images, seed)
     chosen = [image_id for image_id in annotated if (image_id in held_out) == (split == "val")]

@@ -89,10 +89,9 @@ def from_arguments(arguments: argparse.Namespace) -> Source:
 
 
 def _read(annotations: Path, split: str, setting: str) -> EntryFile:
-    if split not in SPLITS or setting not in SETTINGS:
-        raise UserError(
-            f"unknown split '{split}' or setting '{setting}'; allowed: {', '.join(SPLITS)} and {', '.join(SETTINGS)}"
-        )
+    for name, given, known in (("split", split, SPLITS), ("setting", setting, SETTINGS)):
+        if given not in known:
+            raise UserError(f"unknown {name} '{given}'; allowed: {', '.join(known)}")
     needed = "the benchmark has it"
     if setting == "part_only":
         needed += ", and object_part needs it too, to tell parts from objects"

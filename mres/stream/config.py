@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 
 SHUFFLE_WINDOW = 1024  # the default
 _SET = "{path: …, weight: …}"
@@ -74,7 +74,7 @@ def _train_set(value: Any, where: str) -> TrainSet:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise ValueError(f"{where}: unknown key '{key}'; allowed: {', '.join(TrainSet.model_fields)}") from None
+            raise ValueError(f"{where}: unknown key '{key}'; {near(key, list(TrainSet.model_fields))}") from None
         raise ValueError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
 
 

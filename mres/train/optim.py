@@ -3,14 +3,13 @@
 All of it is decided by plain names before a strategy wraps the model.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.parallel.strategy import ParameterGroup
 from mres.train.config import OptimConfig
 
@@ -58,11 +57,10 @@ def _begins(name: str, prefix: str) -> bool:
 
 
 def _near(prefix: str, names: Sequence[str]) -> str:
-    """The known prefixes that were probably meant."""
+    """The known prefix that was probably meant."""
     known = {name[: dot.start()] for name in names for dot in re.finditer(r"\.|$", name)}
-    close = difflib.get_close_matches(prefix, sorted(known), n=3)
     tops = sorted({name.split(".")[0] for name in names})
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"the model has {', '.join(tops)}"
+    return near(prefix, sorted(known), otherwise=f"the model has {', '.join(tops)}")
 
 
 def lr_scales(model: nn.Module, config: OptimConfig) -> dict[str, float]:

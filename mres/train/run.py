@@ -1,6 +1,5 @@
 """The command line of training: everything that can be refused is refused here, before torch loads."""
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from mres.cli import config_parser, parse
 from mres.config import Config
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.stream.config import share_of_rank
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets, open_set
@@ -79,8 +78,7 @@ def check_kinds(config: Config, sets: TrainingSets) -> None:
     known = {kind for kinds in sets.expressions_by_kind.values() for kind in kinds}
     for kind in config.data.kind_weights:
         if kind not in known:
-            near = difflib.get_close_matches(kind, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(known))}"
+            hint = near(kind, known, otherwise=f"it has {', '.join(sorted(known))}")
             raise UserError(f"data.kind_weights names '{kind}', and '{sets.where}' has no such expressions; {hint}")
 
 

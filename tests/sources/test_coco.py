@@ -240,7 +240,7 @@ def test_what_is_no_coco_file_is_refused(content: str | None, message: str, tmp_
         ({"split": "val", "val_images": 0}, "the val split .* is empty"),
         ({"val_images": 2}, r"cannot hold out 2 images \(--val-images\): the file has 1"),
         ({"images": Path("/nowhere")}, "no folder of images at '/nowhere'"),
-        ({"separate": ["weel"]}, "has no category 'weel'.*front_bumper, wheel"),
+        ({"separate": ["weel"]}, "has no category 'weel'.*did you mean 'wheel'"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ left is merged into what mres tells DeepSpeed anyway.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.parallel.config import ParallelConfig
 from mres.parallel.zero.ds_keys import PASSED, REFUSED
 
@@ -90,11 +89,7 @@ def _hint(dotted: str, known: dict[str, Any]) -> str:
     prefix, _, key = dotted.rpartition(".")
     anywhere = {path.rpartition(".")[2]: path for path in (*REFUSED, *_paths(PASSED))}
     here = {name: f"{prefix}.{name}".lstrip(".") for name in known}
-    for names in (here, anywhere):
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
-        if near:
-            return f"did you mean '{names[near[0]]}'?"
-    return f"allowed{f' in {prefix}' if prefix else ''}: {', '.join(known)}"
+    return near(key, here, anywhere, otherwise=f"allowed{f' in {prefix}' if prefix else ''}: {', '.join(known)}")
 
 
 def _paths(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
