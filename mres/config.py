@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -20,7 +20,8 @@ from mres.checkpoint.config import CheckpointConfig
 from mres.errors import UserError, exit_on_user_error, near
 from mres.evaluate.config import EvaluateConfig
 from mres.model.config import LossConfig, ModelConfig
-from mres.parallel.config import STRATEGIES_OF, ParallelConfig
+from mres.parallel.config import ParallelConfig
+from mres.section import Section, told
 from mres.stream.config import DataConfig
 from mres.train.config import OptimConfig, RunConfig, TrainConfig
 
@@ -29,10 +30,8 @@ class ConfigError(UserError):
     """A config that cannot be used; the message names the key, the file (or command line) and the remedy."""
 
 
-class Config(BaseModel):
+class Config(Section):
     """Everything a run depends on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -69,10 +68,9 @@ class Config(BaseModel):
 def _settable(config: Config) -> dict[str, Any]:
     """A dump without the keys that are refused where they would have no effect (`parallel.zero_stage` under fsdp)."""
     values = config.model_dump(mode="json")
-    parallel = values["parallel"]
-    for key, strategies in STRATEGIES_OF.items():
-        if parallel["strategy"] not in strategies:
-            del parallel[key]
+    for name, section in config:
+        for key in section.keys_of_others():
+            del values[name][key]
     return values
 
 
@@ -86,8 +84,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     given: dict[tuple[str, ...], str] = {}
     parsed = [(override, *_parse_override(override)) for override in overrides]
     for _, keys, value in parsed:
-        if keys == ("parallel", "strategy"):
-            _drop_other_strategies(values, value)
+        _drop_what_belongs_elsewhere(values, keys, value)
     for override, keys, value in parsed:
         _set(values, keys, value, override)
         given[keys] = override
@@ -154,12 +151,16 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     return keys, text if is_text and not isinstance(value, str) else value
 
 
-def _drop_other_strategies(values: dict[str, Any], strategy: Any) -> None:
+def _drop_what_belongs_elsewhere(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
     """A file's keys for its own strategy must not keep the command line from naming another one."""
-    parallel = values.get("parallel")
-    if isinstance(parallel, dict):
-        kept = {key: value for key, value in parallel.items() if strategy in STRATEGIES_OF.get(key, (strategy,))}
-        values["parallel"] = kept
+    section = values.get(keys[0])
+    for name, field in _known_keys():
+        inside, _, key = name.rpartition(".")
+        owners = [
+            owner for owner in told(field, "belongs_to") if (inside, owner.partition("=")[0]) == (keys[0], keys[-1])
+        ]
+        if owners and f"{keys[-1]}={value}" not in owners and isinstance(section, dict):
+            section.pop(key, None)
 
 
 def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: str) -> None:
@@ -209,12 +210,6 @@ def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[t
             yield from _known_keys(field.annotation, f"{prefix}{name}.")
 
 
-def _also_called(field: FieldInfo) -> list[str]:
-    extra = field.json_schema_extra
-    names = extra.get("also_called", []) if isinstance(extra, dict) else []
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
 def _near(keys: tuple[str, ...]) -> str:
     """The known key that was probably meant: by spelling or by another framework's name, in its section or in any."""
     known, section = dict(_known_keys()), ".".join(keys[:-1])
@@ -228,7 +223,7 @@ def _near(keys: tuple[str, ...]) -> str:
 def _by_last(fields: dict[str, FieldInfo]) -> dict[str, str]:
     """Dotted names by their last part, and by what other frameworks call them."""
     by_last = {name.split(".")[-1]: name for name in reversed(fields)}
-    return by_last | {other: name for name, field in fields.items() for other in _also_called(field)}
+    return by_last | {other: name for name, field in fields.items() for other in told(field, "also_called")}
 
 
 @exit_on_user_error

@@ -91,7 +91,7 @@ def test_a_name_like_no_other_gets_the_list_of_keys() -> None:
         ("optim.ema_every=2", "optim: ema_every=2 has an effect with ema_decay only"),
         ("optim.ema_decay=1", "optim.ema_decay = 1: Input should be less than 1"),
         ("optim.freeze=text", "optim.freeze = 'text': Input should be a valid tuple"),
-        ("train.spike_window=50", "train: spike_window: no effect without spike_factor"),
+        ("train.spike_window=50", "train: spike_window=50 has an effect with spike_factor only"),
         ("train.spike_factor=1", "train.spike_factor = 1: Input should be greater than 1"),
         ("checkpoint.keep_every=1500", "checkpoint: keep_every=1500 must be a multiple of every=1000"),
         ("checkpoint.keep_best=mIoU", "'mIoU' is no figure of an evaluation; give object, part or"),
@@ -105,7 +105,7 @@ def test_a_name_like_no_other_gets_the_list_of_keys() -> None:
         ("model.patch_size=7", "image_size=96 is not a multiple of patch_size=7"),
         ("model.split_block=4", "split_block=4 must be below vision_depth=4"),
         ("parallel.strategy=dpp", "Input should be 'single', 'ddp', 'fsdp' or 'zero'"),
-        ("parallel.zero_stage=3", "zero_stage has an effect with strategy=zero only, not with strategy=fsdp"),
+        ("parallel.zero_stage=3", "zero_stage=3 has an effect with strategy=zero only, not with strategy=fsdp"),
         ("train.accumulate=5", "data.images_per_batch=32 is not a multiple of train.accumulate=5"),
         ("data.train=[1", "cannot read the value of 'data.train=[1' as YAML"),
         ("data.train.x=1", "data.train: expected a shard folder, or a list of folders and of {path: …, weight: …}"),
@@ -273,7 +273,7 @@ def test_another_strategy_keeps_its_own_keys(write) -> None:
     path = write("parallel: {strategy: zero, zero_stage: 3}\n")
     assert load_config(path, ["parallel.strategy=zero"]).parallel.zero_stage == 3
     assert load_config(path, ["parallel.strategy=fsdp"]).parallel.strategy == "fsdp"
-    assert "zero_stage has an effect" in message(path, "parallel.strategy=fsdp", "parallel.zero_stage=1")
+    assert "zero_stage=1 has an effect" in message(path, "parallel.strategy=fsdp", "parallel.zero_stage=1")
 
 
 def keys(model: type[BaseModel] = Config, section: str = "") -> Iterator[tuple[str, str]]:

@@ -3,15 +3,13 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mres.stream.config import named
+from mres.section import Section, instead_of, named, only_with
 
 
-class CheckpointConfig(BaseModel):
+class CheckpointConfig(Section):
     """When checkpoints are written and where a run starts from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     every: int = Field(
         1000, ge=1, description="steps between checkpoints", json_schema_extra=named("save_every", "save_steps")
@@ -40,14 +38,19 @@ class CheckpointConfig(BaseModel):
         json_schema_extra=named("pretrained"),
     )
     text_weights: str | None = Field(
-        None, description="the text tower's: a CLIP of OpenAI, open_clip or Hugging Face, as a local file or folder"
+        None,
+        description="the text tower's: a CLIP of OpenAI, open_clip or Hugging Face, as a local file or folder",
+        json_schema_extra=instead_of("init_from"),  # which brings both towers
     )
     image_weights: str | None = Field(
-        None, description="the image tower's: such a CLIP (text_weights' own, or another) or a ViT of timm"
+        None,
+        description="the image tower's: such a CLIP (text_weights' own, or another) or a ViT of timm",
+        json_schema_extra=instead_of("init_from"),
     )
     strict: bool = Field(
         True,
         description="weights must fit whole; false: what a source lacks keeps its first value, the rest stays behind",
+        json_schema_extra=only_with("init_from", "text_weights", "image_weights"),
     )
 
     @field_validator("keep_best")
@@ -61,20 +64,7 @@ class CheckpointConfig(BaseModel):
         return name
 
     @model_validator(mode="after")
-    def _check_retention(self) -> "CheckpointConfig":
+    def _check(self) -> "CheckpointConfig":
         if self.keep_every is not None and self.keep_every % self.every:
             raise ValueError(f"keep_every={self.keep_every} must be a multiple of every={self.every}")
-        return self
-
-    @model_validator(mode="after")
-    def _check(self) -> "CheckpointConfig":
-        for key, tower in (("text_weights", "text"), ("image_weights", "image")):
-            if self.init_from is not None and getattr(self, key) is not None:
-                raise ValueError(
-                    f"init_from brings the {tower} tower too, so {key} would have no effect; give one of the two"
-                )
-        if not self.strict and not (self.init_from or self.text_weights or self.image_weights):
-            raise ValueError(
-                "strict=false has no effect without init_from, text_weights or image_weights; leave it out"
-            )
         return self

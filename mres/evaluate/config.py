@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from mres.section import Section
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(Section):
     """How masks are measured (docs/evaluation.md defines every figure)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     threshold: float = Field(0.5, gt=0, lt=1, description="probability from which a pixel is foreground")
     images_per_batch: int = Field(16, ge=1, description="images a rank takes at a time")

@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mres.section import Section
 
 # What a named size stands for. "base" and "large" have the shapes of CLIP ViT-B/16 and ViT-L/14, so that their released
 # weights fit; "tiny" is what two CPU cores can train from scratch in minutes.
@@ -72,10 +74,8 @@ SIZES["large"] = {
 }
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Section):
     """UniRES. A key that is not given takes the value of the named `size` (docs/decisions.md gives every reason)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     size: Literal["tiny", "base", "large"] = "tiny"
     image_size: int = Field(ge=16, le=4096, description="side of the square input, pixels")
@@ -155,10 +155,8 @@ class ModelConfig(BaseModel):
         return self
 
 
-class LossConfig(BaseModel):
+class LossConfig(Section):
     """Binary cross-entropy and Dice on the logits, each averaged over the expressions of the global batch."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bce_weight: float = Field(1.0, ge=0)
     dice_weight: float = Field(1.0, ge=0)

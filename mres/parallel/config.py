@@ -2,47 +2,51 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mres.section import Section, belongs_to, only_with
 
 _LONGEST_TIMEOUT_S = 30 * 24 * 3600
-# Keys that some strategies alone read; they are refused under another one.
-STRATEGIES_OF = {
-    "zero_stage": ("zero",),
-    "ds_config": ("zero",),
-    "reshard_after_forward": ("fsdp",),
-    "shard_ranks": ("fsdp",),
-    "offload": ("fsdp", "zero"),
-}
+_FSDP, _ZERO = belongs_to("strategy=fsdp"), belongs_to("strategy=zero")
 
 
-class ParallelConfig(BaseModel):
+class ParallelConfig(Section):
     """Which strategy trains the model across ranks; losses do not depend on it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     strategy: Literal["single", "ddp", "fsdp", "zero"] = "fsdp"
-    zero_stage: Literal[1, 2, 3] = Field(2, description="for strategy=zero only")
+    zero_stage: Literal[1, 2, 3] = Field(2, description="for strategy=zero only", json_schema_extra=_ZERO)
     ds_config: str | None = Field(
         None,
         description="for strategy=zero only: a DeepSpeed JSON whose keys go to DeepSpeed, checked against the run's",
+        json_schema_extra=_ZERO,
     )
     compute_dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32",
         description="of forward and backward; master weights and gradient reduction are float32 (float64: all of it)",
     )
-    tf32: bool = Field(False, description="float32 products of matrices on CUDA in TF32; no effect on a CPU")
+    tf32: bool = Field(
+        False,
+        description="float32 products of matrices on CUDA in TF32; no effect on a CPU",
+        json_schema_extra=only_with("compute_dtype=float32"),
+    )
     attention: Literal["auto", "flash", "efficient", "math"] = Field(
         "auto", description="kernels of attention; flash and efficient: with math where they cannot take the inputs"
     )
     reshard_after_forward: bool = Field(
         True,
         description="for strategy=fsdp only: free a block's gathered weights; false shards gradients and moments only",
+        json_schema_extra=_FSDP,
     )
     shard_ranks: int | None = Field(
-        None, ge=1, description="for strategy=fsdp only: ranks that share one copy of the model; default: all"
+        None,
+        ge=1,
+        description="for strategy=fsdp only: ranks that share one copy of the model; default: all",
+        json_schema_extra=_FSDP,
     )
     offload: Literal["none", "cpu"] = Field(
-        "none", description="for fsdp and zero: masters, moments and the optimizer's step in host memory"
+        "none",
+        description="for fsdp and zero: masters, moments and the optimizer's step in host memory",
+        json_schema_extra=belongs_to("strategy=fsdp", "strategy=zero"),
     )
     activation_checkpointing: Literal["none", "block", "selective"] = Field(
         "none",
@@ -54,12 +58,6 @@ class ParallelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "ParallelConfig":
-        for key, owners in STRATEGIES_OF.items():
-            if key in self.model_fields_set and self.strategy not in owners:
-                raise ValueError(
-                    f"{key} has an effect with strategy={' or '.join(owners)} only, not with strategy={self.strategy}; "
-                    "remove it"
-                )
         half = self.compute_dtype == "bfloat16"
         if self.strategy == "zero" and self.compute_dtype == "float64":
             raise ValueError(
@@ -73,10 +71,6 @@ class ParallelConfig(BaseModel):
             )
         if self.strategy == "zero" and self.zero_stage == 3:
             self._check_blocks_of_stage_3()
-        if self.tf32 and self.compute_dtype != "float32":
-            raise ValueError(
-                f"tf32 has an effect with compute_dtype=float32 only, not with {self.compute_dtype}; remove it"
-            )
         return self
 
     def _check_blocks_of_stage_3(self) -> None:

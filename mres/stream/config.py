@@ -3,24 +3,16 @@
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.config import JsonDict
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mres.errors import UserError, near
+from mres.section import Section, named, only_with
 
-SHUFFLE_WINDOW = 1024  # the default
 _SET = "{path: …, weight: …}"
 
 
-def named(*others: str) -> JsonDict:
-    """What other frameworks call a key; a config error for such a name suggests ours."""
-    return {"also_called": [*others]}
-
-
-class AugmentConfig(BaseModel):
+class AugmentConfig(Section):
     """Training augmentation; 0 (or false) switches a part off. Every draw is keyed by (seed, epoch, image id)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     flip_words: Literal["swap", "skip"] = Field(
@@ -42,10 +34,8 @@ class AugmentConfig(BaseModel):
         return self
 
 
-class TrainSet(BaseModel):
+class TrainSet(Section):
     """One of several sets to train on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     path: str = Field(min_length=1, description="shard folder")
     weight: float = Field(1.0, gt=0, description="how many times as often its images come")
@@ -78,10 +68,8 @@ def _train_set(value: Any, where: str) -> TrainSet:
         raise ValueError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """Where the shards are and how batches are drawn from them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     train: Annotated[str | list[TrainSet] | None, BeforeValidator(_train)] = Field(
         None,
@@ -105,10 +93,11 @@ class DataConfig(BaseModel):
         description="blocks: a rank reads stretches of the shards in shuffled order; uniform: each image by itself",
     )
     shuffle_window: int = Field(
-        SHUFFLE_WINDOW,
+        1024,
         ge=1,
         description="blocks: images that one slot of the batch shuffles among themselves",
-        json_schema_extra=named("shuffle_buffer", "shuffle_buffer_size", "shuffle_block_size", "buffer_size"),
+        json_schema_extra=only_with("shuffle=blocks")
+        | named("shuffle_buffer", "shuffle_buffer_size", "shuffle_block_size", "buffer_size"),
     )
     expressions_per_image: int = Field(16, ge=1, description="K", json_schema_extra=named("k", "num_expressions"))
     part_share: float = Field(
@@ -163,24 +152,15 @@ class DataConfig(BaseModel):
         for kind, weight in self.kind_weights.items():
             if weight < 0:
                 raise ValueError(f"kind_weights.{kind}={weight} must not be negative")
-        self._check_sets()
-        if self.shuffle == "uniform" and self.shuffle_window != SHUFFLE_WINDOW:
-            raise ValueError(
-                f"shuffle_window={self.shuffle_window} has an effect with shuffle=blocks only, not with shuffle=uniform"
-            )
-        return self
-
-    def _check_sets(self) -> None:
         paths = Counter(chosen.path for chosen in self.train_sets)
         twice = next((path for path, count in paths.items() if count > 1), None)
         if twice is not None:
             raise ValueError(f"train names '{twice}' twice; name it once, with a weight")
-        if len(paths) > 1:
-            return
-        if self.mix_temperature != 1:
+        if len(paths) < 2 and self.mix_temperature != 1:
             raise ValueError(f"mix_temperature={self.mix_temperature:g} has an effect with several sets in train only")
-        if any(chosen.weight != 1 for chosen in self.train_sets):
+        if len(paths) < 2 and any(chosen.weight != 1 for chosen in self.train_sets):
             raise ValueError("train: a weight has an effect with several sets only; name one set by its folder alone")
+        return self
 
     @property
     def train_sets(self) -> list[TrainSet]:

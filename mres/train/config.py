@@ -2,17 +2,13 @@
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mres.stream.config import named
-
-SPIKE_WINDOW, MAX_SPIKES = 100, 5  # the defaults
+from mres.section import Section, instead_of, named, only_with
 
 
-class RunConfig(BaseModel):
+class RunConfig(Section):
     """Where a run's folder is and what seeds it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dir: str = Field("runs", description="parent of the runs")
     name: str = Field("run", description="the run's folder in it")
@@ -26,10 +22,8 @@ class RunConfig(BaseModel):
         return name
 
 
-class OptimConfig(BaseModel):
+class OptimConfig(Section):
     """AdamW with linear warm-up and cosine decay; the defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: float = Field(
         1e-5,
@@ -44,7 +38,9 @@ class OptimConfig(BaseModel):
     warmup_steps: int | None = Field(
         None, ge=0, description="default: 1000", json_schema_extra=named("warmup", "warmup_iters")
     )
-    warmup_epochs: float | None = Field(None, ge=0, description="instead of warmup_steps")
+    warmup_epochs: float | None = Field(
+        None, ge=0, description="instead of warmup_steps", json_schema_extra=instead_of("warmup_steps")
+    )
     max_grad_norm: float = Field(1.0, gt=0, json_schema_extra=named("gradient_clipping", "clip_grad", "grad_clip"))
     image_lr_scale: float = Field(1.0, gt=0, description="times lr, for the image encoder (vision.*)")
     text_lr_scale: float = Field(1.0, gt=0, description="times lr, for the text encoder (text.*)")
@@ -57,17 +53,12 @@ class OptimConfig(BaseModel):
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="of a moving average of the weights; default: none is kept"
     )
-    ema_every: int = Field(1, ge=1, description="steps between updates of the average")
+    ema_every: int = Field(
+        1, ge=1, description="steps between updates of the average", json_schema_extra=only_with("ema_decay")
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
-        if self.warmup_steps is not None and self.warmup_epochs is not None:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} and warmup_epochs={self.warmup_epochs:g} are both given; "
-                "set one of them to null"
-            )
-        if self.ema_every > 1 and self.ema_decay is None:
-            raise ValueError(f"ema_every={self.ema_every} has an effect with ema_decay only; set that or remove it")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)} must lie in [0, 1)")
         if self.min_lr > self.lr:
@@ -75,15 +66,18 @@ class OptimConfig(BaseModel):
         return self
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Section):
     """How long to train and what to write on the way."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(
         None, ge=1, description="optimizer steps", json_schema_extra=named("max_steps", "iterations")
     )
-    epochs: int | None = Field(None, ge=1, description="passes over the data; the default is the paper's 50")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="passes over the data; the default is the paper's 50",
+        json_schema_extra=instead_of("steps"),
+    )
     log_every: int = Field(10, ge=1, description="steps a line of metrics")
     accumulate: int = Field(
         1,
@@ -97,9 +91,14 @@ class TrainConfig(BaseModel):
         gt=1,
         description="skip a step whose loss or gradient norm is above so many times its running median; default: none",
     )
-    spike_window: int = Field(SPIKE_WINDOW, ge=4, description="steps of the running median")
+    spike_window: int = Field(
+        100, ge=4, description="steps of the running median", json_schema_extra=only_with("spike_factor")
+    )
     max_spikes: int = Field(
-        MAX_SPIKES, ge=0, description="spikes to skip within spike_window steps before the run goes back"
+        5,
+        ge=0,
+        description="spikes to skip within spike_window steps before the run goes back",
+        json_schema_extra=only_with("spike_factor"),
     )
     max_rollbacks: int = Field(
         2, ge=0, description="times a run goes back to its last good checkpoint by itself before it ends"
@@ -116,28 +115,17 @@ class TrainConfig(BaseModel):
     memory_snapshot: tuple[int, int] | None = Field(
         None, description="[first, last] step to record the memory of the GPU in, into profile/"
     )
-    profile_ranks: tuple[int, ...] = Field((0,), description="ranks that write profile and memory_snapshot")
+    profile_ranks: tuple[int, ...] = Field(
+        (0,),
+        description="ranks that write profile and memory_snapshot",
+        json_schema_extra=only_with("profile", "memory_snapshot"),
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError(f"steps={self.steps} and epochs={self.epochs} are both given; set one of them to null")
-        defaults = {"spike_window": SPIKE_WINDOW, "max_spikes": MAX_SPIKES}
-        changed = [key for key, default in defaults.items() if getattr(self, key) != default]
-        if changed and self.spike_factor is None:
-            raise ValueError(f"{' and '.join(changed)}: no effect without spike_factor; set that or remove this")
-        return self
-
-    @model_validator(mode="after")
-    def _check_windows(self) -> "TrainConfig":
-        windows = {"profile": self.profile, "memory_snapshot": self.memory_snapshot}
-        for key, window in windows.items():
+        for key, window in {"profile": self.profile, "memory_snapshot": self.memory_snapshot}.items():
             if window is not None and not 1 <= window[0] <= window[1]:
                 raise ValueError(f"{key}={list(window)} must be [first, last] with 1 <= first <= last")
-        if self.profile_ranks != (0,) and not any(windows.values()):
-            raise ValueError(
-                f"profile_ranks={list(self.profile_ranks)} has an effect with profile or memory_snapshot only"
-            )
         if not self.profile_ranks or min(self.profile_ranks) < 0:
             raise ValueError(f"profile_ranks={list(self.profile_ranks)} must name ranks, from 0 on")
         return self

@@ -122,14 +122,14 @@ def test_a_kernel_that_the_device_lacks_is_refused() -> None:
         (["strategy=zero", "compute_dtype=float64"], "DeepSpeed keeps its masters in float32"),
         (
             ["tf32=true", "compute_dtype=bfloat16"],
-            "tf32 has an effect with compute_dtype=float32 only, not with bfloat16",
+            "tf32=true has an effect with compute_dtype=float32 only, not with compute_dtype=bfloat16",
         ),
         (["strategy=zero", "offload=cpu", "compute_dtype=bfloat16"], "needs zero_stage=3, not 2"),
         (
             ["strategy=ddp", "offload=cpu"],
-            "offload has an effect with strategy=fsdp or zero only, not with strategy=ddp",
+            "offload=cpu has an effect with strategy=fsdp or strategy=zero only, not with strategy=ddp",
         ),
-        (["strategy=zero", "shard_ranks=2"], "shard_ranks has an effect with strategy=fsdp only"),
+        (["strategy=zero", "shard_ranks=2"], "shard_ranks=2 has an effect with strategy=fsdp only"),
         (["shard_ranks=0"], "Input should be greater than or equal to 1"),
     ],
 )

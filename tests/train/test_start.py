@@ -129,7 +129,7 @@ def test_what_a_source_lacks_keeps_the_seeds_value_where_it_may(tmp_path: Path) 
 
 @pytest.mark.parametrize("key", ["text_weights", "image_weights"])
 def test_keys_without_effect_are_refused(key: str) -> None:
-    with pytest.raises(UserError, match=rf"so {key} would have no effect"):
+    with pytest.raises(UserError, match=f"init_from=a and {key}=b are both given"):
         config_of("checkpoint.init_from=a", f"checkpoint.{key}=b")
-    with pytest.raises(UserError, match="strict=false has no effect without init_from"):
+    with pytest.raises(UserError, match="strict=false has an effect with init_from or text_weights"):
         config_of("checkpoint.strict=false")
