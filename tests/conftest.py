@@ -1,6 +1,5 @@
 """What all tests share: one tiny shard set, no more threads than a test needs, and no clock that fails a test."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import preloaded
 import pytest
 import tiny_run
 
@@ -15,10 +15,11 @@ import tiny_run
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests are small, the machine is shared
 
-# Before anything starts the server that processes are forked from; there is one for all tests.
-multiprocessing.set_forkserver_preload(["preloaded"])
+preloaded.preload()
 
-hypothesis.settings.register_profile("mres", deadline=None)
+# Few examples where somebody waits for them; `make test-all` asks for the thorough ones.
+hypothesis.settings.register_profile("mres", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=200)
 hypothesis.settings.load_profile("mres")
 
 NUM_IMAGES = 22

@@ -2,14 +2,13 @@
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
+from commands import command
 from pydantic import BaseModel
 
 from mres.config import Config, ConfigError, load_config
@@ -323,15 +322,9 @@ def test_every_section_refuses_unknown_keys_and_is_frozen() -> None:
         assert model.model_config["frozen"]
 
 
-def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "mres.config", *arguments], capture_output=True, text=True, check=False
-    )
-
-
 def test_the_command_prints_the_resolved_config(write) -> None:
     path = write("model: {size: base}\n")
-    done = command(str(path), "optim.lr=1e-4")
+    done = command("mres.config", path, "optim.lr=1e-4")
     assert done.returncode == 0
     values = yaml.safe_load(done.stdout)
     assert values["optim"]["lr"] == 1e-4
@@ -340,8 +333,9 @@ def test_the_command_prints_the_resolved_config(write) -> None:
 
 
 def test_the_command_fails_in_one_line(write) -> None:
-    done = command(str(write("optim: {learning_rate: 1}\n")))
+    done = command("mres.config", write("optim: {learning_rate: 1}\n"))
     assert done.returncode == 2
-    assert done.stderr == "error: unknown key 'optim.learning_rate' (configs/x.yaml); did you mean 'optim.lr'?\n"
-    assert done.stdout == ""
-    assert re.fullmatch("usage: .*\n", command("--help").stdout)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    for named in ("error: ", "'optim.learning_rate'", "configs/x.yaml", "'optim.lr'"):
+        assert named in done.stderr
+    assert re.fullmatch("usage: .*\n", command("mres.config", "--help").stdout)

@@ -81,7 +81,7 @@ def test_what_docker_needs_is_not_ignored() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_its_targets() -> None:
     shown = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
-    for target in ("help", "setup", "demo", "test", "check", "clean"):
+    for target in ("help", "setup", "demo", "test", "test-all", "check", "clean"):
         assert re.search(rf"^  {target}\s+\S", shown, re.MULTILINE), target
 
 

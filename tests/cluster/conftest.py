@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE_S
 
 HERE = Path(__file__).parent
 
@@ -38,6 +39,8 @@ def run_batch(fake_slurm: Path) -> Callable[..., int]:
             "SLURM_JOB_ID": "4242",
             **variables,
         }
-        return subprocess.run(["bash", str(fake_slurm / "batch")], env=environ, timeout=60, check=False).returncode
+        return subprocess.run(
+            ["bash", str(fake_slurm / "batch")], env=environ, timeout=PATIENCE_S, check=False
+        ).returncode
 
     return run

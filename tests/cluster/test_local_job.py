@@ -6,11 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from commands import PATIENCE_S, wait_until
 
 from mres.cluster.job import TrainJob
 from mres.cluster.local import _visible_gpus, run_debug, run_local
@@ -73,7 +73,7 @@ def test_preempted_tasks_end_where_no_restart_was_asked_for(tmp_path: Path) -> N
 def test_stopping_lets_the_tasks_save(tmp_path: Path, number: signal.Signals) -> None:
     process, _ = start_until_ready(tmp_path)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "stopping: the tasks save" in err
     assert "saved\n" in out
@@ -87,7 +87,7 @@ def test_second_stop_is_at_once(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert "stopping" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert not task.is_running() or task.status() == psutil.STATUS_ZOMBIE
 
@@ -95,11 +95,11 @@ def test_second_stop_is_at_once(tmp_path: Path) -> None:
 def start_until_ready(folder: Path) -> tuple["subprocess.Popen[str]", psutil.Process]:
     """A process that runs `run_local` on two tasks of `until_stopped`, and its rank 0."""
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from test_local_job import run;"
-        "sys.exit(run(Path(sys.argv[2]), 'until_stopped', sys.argv[2]))"
+        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]; from test_local_job import run;"
+        "sys.exit(run(Path(sys.argv[1]), 'until_stopped', sys.argv[1]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)],
+        [sys.executable, "-c", code, str(folder), *sys.path],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,10 +111,9 @@ def start_until_ready(folder: Path) -> tuple["subprocess.Popen[str]", psutil.Pro
         pid = int(line.split()[1]) if line.startswith("pid ") else pid
         if line == "ready\n":
             break
-    (other,) = (folder / "submitit").glob("*_1_log.out")
-    while "ready" not in other.read_text():
-        time.sleep(0.05)
-    assert pid is not None
+    assert pid is not None, process.communicate()
+    logs = folder / "submitit"
+    wait_until(lambda: any("ready" in log.read_text() for log in logs.glob("*_1_log.out")), "the other rank")
     return process, psutil.Process(pid)
 
 

@@ -4,12 +4,12 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from commands import command
 from made_run import make_run
 from PIL import Image
 
@@ -202,9 +202,7 @@ def test_another_shard_set_is_refused(made_run, tmp_path):
 
 
 def report_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    tool = Path(__file__).parents[2] / "tools" / "report.py"
-    command = [sys.executable, str(tool), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return command("tools/report.py", *arguments)
 
 
 def test_the_tool_takes_the_data_from_the_runs_config(run_copy):

@@ -5,25 +5,22 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from commands import ROOT, command
 from PIL import Image
 from pycocotools import mask as coco
 
-REPOSITORY = Path(__file__).parents[2]
-COMMAND = [sys.executable, str(REPOSITORY / "tools/shard.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+COMMAND = [sys.executable, str(ROOT / "tools/shard.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 BUILD = ("build", "jsonl", "out", "--records", "own.jsonl")
 
 
-def shard(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def shard(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`tools/shard.py` in `folder`."""
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, **options
-    )
+    return command(COMMAND[1], *arguments, folder=folder)
 
 
 def done(folder: Path, *arguments: str) -> str:
@@ -66,13 +63,6 @@ def processes_in(folder: Path) -> set[int]:
         except OSError:  # it has ended, or is somebody else's
             continue
     return found
-
-
-def wait_until(condition, what: str, patience_s: float = 60) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.02)
 
 
 def content(folder: Path) -> dict[str, bytes]:

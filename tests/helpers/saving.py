@@ -12,13 +12,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tiny_run import PRELOAD
-
 from mres.testing import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# DDP and DCP would import the last two at their first use, in every process anew.
-CONTEXT.set_forkserver_preload([*PRELOAD, "torch._dynamo", "torch.distributed.checkpoint._fsspec_filesystem"])
 CONFIG_YAML = "model: {size: tiny}\n"
 # What changes the disk, or opens what will be written or waited for, as Python's audit hooks name it.
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}

@@ -7,19 +7,16 @@ has imported torch and friends once, because importing them takes longer than ev
 import json
 import multiprocessing
 import os
-import runpy
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from commands import PATIENCE_S, ROOT, become
 
 from mres.testing import free_port
 
-ROOT = Path(__file__).parents[2]
 TRAIN, EVALUATE = ROOT / "launch" / "train.py", ROOT / "launch" / "evaluate.py"
-PRELOAD = ["preloaded"]
 MODEL = {
     "size": "tiny", "image_size": 32, "vision_width": 32, "vision_depth": 2, "vision_heads": 2, "low_group_tokens": 4,
     "high_group_tokens": 3, "text_width": 32, "text_depth": 1, "text_vocab_size": 1024, "text_length": 14,
@@ -80,7 +77,6 @@ def start(
 ) -> list[multiprocessing.process.BaseProcess]:  # fmt: skip
     """Starts the script's ranks in `folder`; their outputs go into out-0.txt …"""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     port, processes = free_port(), []
     for rank in range(world_size):
         variables = {"PYTHONFAULTHANDLER": "1", "OMP_NUM_THREADS": "1"}
@@ -97,13 +93,13 @@ def start(
     return processes
 
 
-def run(script: Path, arguments: list[str], folder: Path, *, timeout_s: float = 300, **options) -> Done:
+def run(script: Path, arguments: list[str], folder: Path, *, timeout_s: float = PATIENCE_S, **options) -> Done:
     """Runs the script's ranks to their end."""
     folder.mkdir(parents=True, exist_ok=True)
     return wait(start(script, arguments, folder, **options), folder, timeout_s)
 
 
-def wait(processes: list, folder: Path, timeout_s: float = 300) -> Done:
+def wait(processes: list, folder: Path, timeout_s: float = PATIENCE_S) -> Done:
     try:
         for process in processes:
             process.join(timeout_s)
@@ -121,16 +117,11 @@ def outputs(folder: Path, world_size: int) -> list[str]:
 def _rank(
     script: Path, arguments: list[str], folder: Path, rank: int, environ: dict[str, str], raising: Raise | None
 ) -> None:
-    os.chdir(folder)
     os.environ.update(environ)
-    out = os.open(f"out-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for descriptor in (1, 2):
-        os.dup2(out, descriptor)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", encoding="utf-8")
     if raising is not None and raising.rank == rank:
         _raise_at(raising)
-    sys.argv = [str(script), *arguments]
-    runpy.run_path(str(script), run_name="__main__")
+    output = folder / f"out-{rank}.txt"
+    become([str(script), *arguments], folder, output, output)
 
 
 def _raise_at(raising: Raise) -> None:

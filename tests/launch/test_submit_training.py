@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -31,7 +32,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with shards and a config."""
     folder = tmp_path_factory.mktemp("work")
     build = [sys.executable, str(ROOT / "tools" / "shard.py"), "build", "scenes", str(folder / "shards")]
-    subprocess.run([*build, "--num-images", "16", "--image-size", "64"], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [*build, "--num-images", "16", "--image-size", "64"], check=True, capture_output=True, timeout=PATIENCE_S
+    )
     (folder / "tiny.yaml").write_text(CONFIG % STEPS)
     return folder
 
@@ -59,12 +62,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(work: Path) -> None:
     first = submit(work, *options)
     wait_for_steps(work / "runs" / "local", 3, first)
     first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=120)
+    out, err = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 130, out + err
     reached = steps_of(work / "runs" / "local")[-1]
     assert reached < STEPS
     second = submit(work, *options)
-    out, err = second.communicate(timeout=120)
+    out, err = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0, out + err
     assert f"going on at step {reached}" in out
     assert steps_of(work / "runs" / "local") == list(range(1, STEPS + 1))
@@ -79,7 +82,7 @@ def test_preempted_under_slurm_saves_requeues_and_goes_on(work: Path, tmp_path: 
         "FAKE_JOB_ID": "4343",
     }
     submitted = submit(work, "--nodes", "2", "--tasks-per-node", "1", "run.name=slurm", environ=environ)
-    out, err = submitted.communicate(timeout=60)
+    out, err = submitted.communicate(timeout=PATIENCE_S)
     assert submitted.returncode == 0, err
     assert "scancel 4343" in out
 
@@ -91,7 +94,7 @@ def test_preempted_under_slurm_saves_requeues_and_goes_on(work: Path, tmp_path: 
     for task in psutil.Process(first.pid).children(recursive=True):
         if "submitit.core._submit" in task.cmdline() and "srun" not in " ".join(task.cmdline()):
             task.send_signal(signal.SIGUSR2)  # SLURM's warning, to every task
-    first.communicate(timeout=120)
+    first.communicate(timeout=PATIENCE_S)
     log = (run / "submitit" / "4343_0_log.out").read_text()
     assert first.returncode == 0, log
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4343\n"
@@ -99,7 +102,7 @@ def test_preempted_under_slurm_saves_requeues_and_goes_on(work: Path, tmp_path: 
     assert reached < STEPS
 
     environ["SLURM_RESTART_COUNT"] = "1"
-    again = subprocess.run(batch, cwd=work, env=environ, timeout=120, check=False)
+    again = subprocess.run(batch, cwd=work, env=environ, timeout=PATIENCE_S, check=False)
     log = (run / "submitit" / "4343_0_log.out").read_text()
     assert again.returncode == 0, log
     assert f"going on at step {reached}" in log

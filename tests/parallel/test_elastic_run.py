@@ -13,7 +13,7 @@ from pathlib import Path
 import hops
 import pytest
 import toy_training as toy
-from tiny_run import PRELOAD, TRAIN, Raise, _rank, lines, losses, write_config
+from tiny_run import TRAIN, Raise, _rank, lines, losses, write_config
 from torch import Tensor
 
 from mres.supervise.stop_request import PREEMPTED_EXIT
@@ -62,7 +62,7 @@ def chain(folder: Path, config: Path, name: str, links: list[tuple[str, int]], *
 
 
 def run_all(folder: Path, config: Path) -> None:
-    hops.preload(*PRELOAD)
+    hops.preload()
     steps, fewer = LENGTH * len(CHAIN), LENGTH * len(DROPOUT_CHAIN)
     train(folder, config, "whole", "single", 1, steps, steps)
     chain(folder, config, "chain", CHAIN)

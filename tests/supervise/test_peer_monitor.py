@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from tiny_run import PRELOAD, ROOT, TRAIN, Done, Raise, start, wait, write_config
+from tiny_run import ROOT, TRAIN, Done, Raise, start, wait, write_config
 
 from mres.config import load_config
 from mres.doctor import hang
@@ -184,7 +184,6 @@ def of_three(rank: int, port: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_fails_alone_ends_the_others_wherever_they_are(tmp_path: Path) -> None:
     context, port = multiprocessing.get_context("forkserver"), free_port()
-    context.set_forkserver_preload(PRELOAD)
     processes = [context.Process(target=of_three, args=(rank, port, tmp_path)) for rank in range(3)]
     for process in processes:
         process.start()

@@ -3,7 +3,6 @@
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from benchmarks.limit import Decodable
 from benchmarks.memory import made_set
 from benchmarks.synthetic import made_source
 from benchmarks.timing import batch_rate, medians
+from commands import command
 
 from mres.errors import UserError
 from mres.model.config import ModelConfig
@@ -22,7 +22,6 @@ from mres.shards.reader import ShardSet
 from mres.stream.transforms import fit
 from mres.testing import run_distributed
 
-BENCH = Path(__file__).parents[2] / "tools" / "bench.py"
 TINY = {
     "data": ["--size", "tiny", "--num-images", "32", "--images", "2", "--k", "3", "--rounds", "1"],
     "order": ["--num-images", "3000", "--ranks", "4", "--rounds", "1"],
@@ -34,7 +33,7 @@ TINY = {
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(BENCH), *arguments], capture_output=True, text=True, timeout=300)
+    return command("tools/bench.py", *arguments)
 
 
 def found(name: str) -> dict[str, Any]:

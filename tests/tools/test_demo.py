@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import PATIENCE_S
 
 from mres.config import load_config
 from mres.errors import UserError
@@ -116,6 +117,6 @@ def test_nothing_is_left_training(tmp_path: Path, number: signal.Signals, code: 
     assert len(family) >= 3, "torchrun and its ranks"
     for _ in range(3):  # as `timeout make demo` does: to make, to the demo, and to both as a group
         process.send_signal(number)
-    assert process.wait(timeout=120) == code
+    assert process.wait(timeout=PATIENCE_S) == code
     assert [child for child in family if child.is_running()] == []
     assert (tmp_path / "saved").read_text().splitlines() == [f"saved by [{int(number)}]"] * 2

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from commands import command
 from tiny_run import TRAIN, start, wait, write_config
 
 from mres.config import load_config
@@ -28,8 +29,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def doctor(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(ROOT / "tools" / "doctor.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return command("tools/doctor.py", *arguments)
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -357,7 +357,7 @@ def test_a_stopped_rank_of_a_real_run_is_named_and_the_run_goes_on_after_it(tmp_
             )
         )
         os.kill(processes[0].pid, signal.SIGTERM)
-        assert wait(processes, tmp_path, timeout_s=60).codes == [75, 75]
+        assert wait(processes, tmp_path).codes == [75, 75]
         assert "ended in order" in hang.diagnose(run_dir)[0].found
     finally:
         for process in processes:

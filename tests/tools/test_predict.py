@@ -1,12 +1,12 @@
 """tools/predict.py on a really trained (if tiny) run: files, sizes, and what bad input gets."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_run
+from commands import command
 from PIL import Image
 
 
@@ -22,8 +22,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path
 
 
 def predict(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(tiny_run.ROOT / "tools" / "predict.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return command("tools/predict.py", *arguments, folder=folder)
 
 
 @pytest.mark.slow

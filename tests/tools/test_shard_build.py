@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE_S, wait_until
 from made_jsonl import (
     BUILD,
+    COMMAND,
+    ENVIRONMENT,
     content,
     done,
     jpeg,
@@ -20,7 +23,6 @@ from made_jsonl import (
     refused,
     shard,
     start,
-    wait_until,
     write,
 )
 
@@ -136,14 +138,14 @@ def test_a_build_that_was_ended_goes_on(end: Callable, layout: str, stuck: Path,
     process = start_stuck(stuck, *command)
     assert len(processes_in(stuck)) == 3
     end(process)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == (
         130 if end is ctrl_c else -signal.SIGTERM if end is terminate_parent else -signal.SIGKILL
     )
     assert "Traceback" not in err
     if end is ctrl_c:
         assert err.splitlines()[-1] == "interrupted"
-    wait_until(lambda: not processes_in(stuck), "the workers' end", 10)
+    wait_until(lambda: not processes_in(stuck), "the workers' end")
 
     mend(stuck)
     files = {p: p.stat() for p in (stuck / "out.incomplete").glob("shard-*") if p.suffix == f".{layout}"}
@@ -166,7 +168,7 @@ def test_two_builds_into_one_folder_are_refused(stuck: Path) -> None:
     assert second.stderr.count("\n") == 1
     assert len(pieces(stuck)) == 3
     kill_all(process)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
 
 def test_ctrl_c_before_the_first_shard_leaves_nothing_behind(data: Path) -> None:
@@ -178,7 +180,7 @@ def test_ctrl_c_before_the_first_shard_leaves_nothing_behind(data: Path) -> None
     with (data / "images/pipe.jpg").open("wb"):  # opens once the build has opened the other end
         assert (data / "out.incomplete/shard-000000.tar").exists()
         ctrl_c(process)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (130, "interrupted\n")
     assert sorted(data.rglob("*")) == before
     assert not processes_in(data)
@@ -191,7 +193,10 @@ def test_a_full_disk_is_said_once_and_the_build_goes_on(layout: str, workers: st
     (data / "images/4.jpg").write_bytes(jpeg(4, 480, 320))
     write(data, [*(record(i) for i in range(4)), {**record(4), "width": 480, "height": 320, "targets": large_target()}])
     command = (*BUILD, "--images-per-shard", "2", "--workers", workers, "--format", layout)
-    limited = shard(data, *command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)))
+    limited = subprocess.run(
+        [*COMMAND, *command], cwd=data, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+    )  # fmt: skip
     assert limited.returncode == 2, limited.stderr
     assert "Traceback" not in limited.stderr
     (error,) = [line for line in limited.stderr.splitlines() if line.startswith("error: ")]

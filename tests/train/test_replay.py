@@ -1,11 +1,10 @@
 """`tools/replay.py`: a step's global batch again, with the losses that training had."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import command
 from PIL import Image
 from test_trainer import fit
 from tiny_run import lines, write_config
@@ -13,8 +12,6 @@ from tiny_run import lines, write_config
 from mres.config import load_config
 from mres.errors import UserError
 from mres.train.replay import batch_of_step, replay
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +65,7 @@ def test_which_batch_a_step_took(tmp_path: Path) -> None:
 
 
 def test_the_command(trained: Path, tmp_path: Path) -> None:
-    def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        words = [sys.executable, "tools/replay.py", *arguments]
-        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    done = command(str(trained), "--step", "7")
+    done = command("tools/replay.py", trained, "--step", "7")
     assert done.returncode == 0, done.stderr
     assert (trained / "replay-step-7.png").is_file()
     for arguments, words in (
@@ -80,6 +73,6 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
         ([str(trained), "--step", "0"], "--step counts from 1"),
         ([str(trained), "--step", "13"], "has no step 13: it is planned for 12; name one from 1 to 12"),
     ):
-        refused = command(*arguments)
+        refused = command("tools/replay.py", *arguments)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert words in refused.stderr
