@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from mres.config import Config
-from mres.stream.config import share_of_rank
+from mres.stream.config import local_batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,6 @@ def load_of(config: Config, ranks: int) -> Load:
         workers=data.workers,
         prefetch=data.prefetch,
         threads=config.train.threads,
-        batch_bytes=share_of_rank(data.images_per_batch, world_size) * sum(t.nbytes for t in tensors),
+        batch_bytes=local_batch_size(data.images_per_batch, world_size) * sum(t.nbytes for t in tensors),
         checkpoint_bytes=copies * 4 * num_parameters * (config.checkpoint.keep + 1),
     )

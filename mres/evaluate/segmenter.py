@@ -25,7 +25,7 @@ from mres.model.tokenizer_file import check_tokenizer
 from mres.model.unires.unires import UniRES
 from mres.pretrained import load_weights, run_config
 from mres.stream import transforms
-from mres.stream.image import place
+from mres.stream.image import paste
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 # Expressions that go through the decoder at once; for more, the image is encoded again.
@@ -106,7 +106,7 @@ class Segmenter:
         side = self.task.shape.side
         geometry = transforms.fit(rgb.width, rgb.height, side, self.config.data.resize)
         image_1CSS = torch.empty(1, 3, side, side, dtype=torch.uint8)
-        place(np.array(rgb), geometry, image_1CSS[0])
+        paste(np.array(rgb), geometry, image_1CSS[0])
         text_KT, num_cut = self.task.tokenizer(texts)
         if num_cut:
             warnings.warn(self._cut(num_cut), TextCut, stacklevel=3)

@@ -30,7 +30,7 @@ class StreamShape:
 class Batch:
     """Tensors as they travel (uint8 images and masks, int32 tokens) and the ids behind them.
 
-    A place without an image has all of its `valid_BK` false and no id. `bad` are messages on images that could not be
+    A slot without an image has all of its `valid_BK` false and no id. `bad` are messages on images that could not be
     used, `num_cut` counts expressions that lost their end.
     """
 
@@ -50,7 +50,7 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """Micro-batches of equal size; the ids stay with the whole."""
         tensors = [t.chunk(parts) for t in (self.image_BCSS, self.mask_BKhh, self.text_BKT, self.valid_BK)]
-        return [Batch(*pieces) for pieces in zip(*tensors, strict=True)]
+        return [Batch(*part) for part in zip(*tensors, strict=True)]
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
@@ -62,17 +62,17 @@ class Batch:
         """Called by the loader's pinning thread where there is a GPU."""
         return replace(self, **{n: getattr(self, n).pin_memory() for n in _TENSORS})
 
-    def clear(self, row: int) -> None:
-        """Makes a place empty."""
+    def clear(self, slot: int) -> None:
+        """Makes a slot empty."""
         for name in _TENSORS:
-            getattr(self, name)[row].zero_()
+            getattr(self, name)[slot].zero_()
 
 
 _TENSORS = ("image_BCSS", "mask_BKhh", "text_BKT", "valid_BK")
 
 
 def empty_batch(num_images: int, num_expressions: int, shape: StreamShape, *, shared: bool) -> Batch:
-    """A batch of empty places to be filled in.
+    """A batch of empty slots to be filled in.
 
     Args:
         shared: lie in memory that other processes can be handed without a copy.

@@ -170,7 +170,7 @@ class DataConfig(Section):
         return [TrainSet(path=self.train)] if isinstance(self.train, str) else self.train
 
 
-def share_of_rank(images_per_batch: int, world_size: int) -> int:
+def local_batch_size(images_per_batch: int, world_size: int) -> int:
     """Images of a global batch that each rank takes.
 
     Raises:

@@ -58,7 +58,7 @@ def square_image(record: ImageRecord, geometry: Geometry, image_CSS: Tensor, whe
     pixels_hwC = decode_plain_jpeg(record, reduction)
     if pixels_hwC is None:
         pixels_hwC, reduction = _decode(open_image(record, where), record, reduction, where)
-    place(pixels_hwC, geometry, image_CSS, reduction)
+    paste(pixels_hwC, geometry, image_CSS, reduction)
 
 
 def reduction_of(geometry: Geometry) -> int:
@@ -96,7 +96,7 @@ def _decode(image: Image.Image, record: ImageRecord, reduction: int, where: str)
         raise RecordError(f"{where}: record {record.id!r}: the image cannot be decoded ({error})") from None
 
 
-def place(pixels_hwC: np.ndarray, geometry: Geometry, image_CSS: Tensor, reduction: int = 1) -> None:
+def paste(pixels_hwC: np.ndarray, geometry: Geometry, image_CSS: Tensor, reduction: int = 1) -> None:
     """Cuts, resizes (bicubic, antialiased), mirrors and letterboxes pixels, decoded at 1/reduction, into `image_CSS`."""
     import torch
 

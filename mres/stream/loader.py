@@ -1,4 +1,4 @@
-"""The training stream: slots of the order become batches in worker processes; the cursor is a few global numbers.
+"""The training stream: samples of the order become batches in worker processes; the cursor is a few global numbers.
 
 Shapes: K expressions an image, S side of the square, h side of the grid of logits, T tokens.
 """
@@ -17,16 +17,16 @@ from mres.records import ImageRecord, RecordError, Rle, expression_id
 from mres.rle import decode_counts
 from mres.stream import text_flip, transforms
 from mres.stream.batch import Batch, StreamShape, empty_batch
-from mres.stream.config import DataConfig, share_of_rank
+from mres.stream.config import DataConfig, local_batch_size
 from mres.stream.draws import ExpressionDraws
 from mres.stream.image import jitter, square_image
-from mres.stream.order import Order, Slot
+from mres.stream.order import Order, Sample
 from mres.stream.rng import rng
 from mres.stream.sets import TrainingSets
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, int]]
 
-# Images that are tried in the place of a broken one; where all are broken, the place stays empty.
+# Images that are tried instead of a broken one; where all are broken, the slot stays empty.
 _SUBSTITUTES = 8
 
 
@@ -73,7 +73,7 @@ class TrainingStream:
         rank: int,
         world_size: int,
     ) -> None:
-        share_of_rank(config.images_per_batch, world_size)
+        local_batch_size(config.images_per_batch, world_size)
         self.sets, self.config = sets, config
         self.order = sets.order(config, seed)
         self._dataset = Batches(sets, self.order, config, shape, tokenize)
@@ -85,19 +85,19 @@ class TrainingStream:
         Raises:
             UserError: a remote store that does not answer, or refuses.
         """
-        slots = self.order.slots(first_step, last_step, rank=self._rank, world_size=self._world_size)
+        samples = self.order.samples(first_step, last_step, rank=self._rank, world_size=self._world_size)
         workers = self.config.workers
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
-            batch_sampler=slots,
-            collate_fn=_as_it_is,
+            batch_sampler=samples,
+            collate_fn=_collate,
             num_workers=workers,
             # Whatever the default is: forks share the memory of this process, end with it even when it is killed, and
             # leave no named semaphore behind.
             multiprocessing_context="fork" if workers else None,
             prefetch_factor=self.config.prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_settle,
+            worker_init_fn=_init_worker,
         )
         for batch in loader:
             if isinstance(batch, UserError):
@@ -135,12 +135,12 @@ class TrainingStream:
                 )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _collate(batch: Any) -> Any:
     """The dataset makes whole batches, in memory that is handed over as it is: nothing is left to collate."""
     return batch
 
 
-def _settle(_: int) -> None:
+def _init_worker(_: int) -> None:
     """A worker is one thread, and its garbage collector leaves alone what the training process had: shared pages."""
     torch.set_num_threads(1)
     gc.freeze()
@@ -148,7 +148,7 @@ def _settle(_: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """The ids behind one place of a batch; no `image_id`: it stayed empty."""
+    """The ids behind one slot of a batch; no `image_id`: it stayed empty."""
 
     image_id: str | None = None
     expression_ids: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ class _Drawn:
 
 
 class Batches(Dataset[Batch]):
-    """Reads, draws, decodes and augments a rank's slots of a batch; every random choice is keyed by (seed, pass, id)."""
+    """Reads, draws, decodes and augments a rank's samples of a batch; every random choice is keyed by (seed, pass, id)."""
 
     def __init__(
         self, sets: TrainingSets, order: Order, config: DataConfig, shape: StreamShape, tokenize: Tokenize
@@ -165,13 +165,13 @@ class Batches(Dataset[Batch]):
         self._sets, self._order, self._config, self._shape, self._tokenize = sets, order, config, shape, tokenize
         self._draws = ExpressionDraws(config, [s.manifest.counts.targets_by_category for s in sets])
 
-    def __getitems__(self, slots: Sequence[Slot]) -> Batch | UserError:
-        """The batch of these slots; an error that is not one image's comes back as a value, not with a traceback."""
+    def __getitems__(self, samples: Sequence[Sample]) -> Batch | UserError:
+        """The batch of these samples; an error that is not one image's comes back as a value, not with a traceback."""
         shared = get_worker_info() is not None
-        batch = empty_batch(len(slots), self._config.expressions_per_image, self._shape, shared=shared)
+        batch = empty_batch(len(samples), self._config.expressions_per_image, self._shape, shared=shared)
         try:
-            self._announce(slots)
-            drawn = [self._fill(batch, row, slot) for row, slot in enumerate(slots)]
+            self._prefetch(samples)
+            drawn = [self._load(batch, slot, sample) for slot, sample in enumerate(samples)]
         except RecordError:
             raise AssertionError("what is wrong with a record is handled where it is read") from None
         except UserError as error:
@@ -184,50 +184,54 @@ class Batches(Dataset[Batch]):
             bad=tuple(message for d in drawn for message in d.bad),
         )
 
-    def _announce(self, slots: Sequence[Slot]) -> None:
+    def _prefetch(self, samples: Sequence[Sample]) -> None:
         for number, shards in enumerate(self._sets):
-            shards.prefetch([s.index for s in slots if s.set == number and s.index is not None])
+            shards.prefetch([s.index for s in samples if s.set == number and s.index is not None])
 
-    def _fill(self, batch: Batch, row: int, slot: Slot) -> _Drawn:
-        """Fills a place with the slot's image, or with a substitute that depends on the slot alone where it is broken."""
-        if slot.index is None:
+    def _load(self, batch: Batch, slot: int, sample: Sample) -> _Drawn:
+        """Fills a slot with its image, or with a substitute that depends on the sample alone where it is broken."""
+        if sample.index is None:
             return _Drawn()
         bad: list[str] = []
         for attempt in range(_SUBSTITUTES + 1):
-            candidate = self._order.substitute(slot, attempt) if attempt else slot
+            candidate = self._order.substitute(sample, attempt) if attempt else sample
             assert candidate.index is not None
             shards = self._sets[candidate.set]
             try:
                 record = shards.read(candidate.index)
-                return replace(self.place(batch, row, record, slot, shards.name(candidate.index)), bad=tuple(bad))
+                return replace(self.fill(batch, slot, record, sample, shards.name(candidate.index)), bad=tuple(bad))
             except RecordError as error:
                 bad.append(str(error))
-        batch.clear(row)
+        batch.clear(slot)
         return _Drawn(bad=tuple(bad))
 
-    def place(self, batch: Batch, row: int, record: ImageRecord, slot: Slot, where: str) -> _Drawn:
-        """Fills a place with a record; its draws are keyed by its id and the slot's pass.
+    def fill(self, batch: Batch, slot: int, record: ImageRecord, sample: Sample, where: str) -> _Drawn:
+        """Fills a slot with a record; its draws are keyed by its id and the sample's pass.
 
         Raises:
             RecordError: naming `where` and the record: its image or a mask cannot be decoded.
         """
-        key = (self._order.seed, slot.pass_, record.id)
+        key = (self._order.seed, sample.pass_, record.id)
         random = rng(*key, "augment")
         pairs = self._draws.draw(record, rng(*key, "expressions"))
         texts = [target.expressions[i].text for target, i in pairs]
         geometry = transforms.augmented(record, self._shape.side, self._config, random)
-        if geometry.flipped and self._config.augment.flip_words == "skip" and any(map(text_flip.has_side_word, texts)):
+        if (
+            geometry.flipped
+            and self._config.augment.flip_words == "skip"
+            and any(map(text_flip.is_flip_sensitive, texts))
+        ):
             geometry = replace(geometry, flipped=False)
         if geometry.flipped:
-            texts = [text_flip.swap_side_words(text) for text in texts]
-        square_image(record, geometry, batch.image_BCSS[row], where)
-        jitter(batch.image_BCSS[row], self._config.augment, random)
-        self._place_masks(batch, row, [target.mask for target, _ in pairs], geometry, f"{where}: record {record.id!r}")
+            texts = [text_flip.flip_text(text) for text in texts]
+        square_image(record, geometry, batch.image_BCSS[slot], where)
+        jitter(batch.image_BCSS[slot], self._config.augment, random)
+        self._fill_masks(batch, slot, [target.mask for target, _ in pairs], geometry, f"{where}: record {record.id!r}")
         ids_kT, num_cut = self._tokenize(texts)
-        batch.text_BKT[row, : len(texts)] = ids_kT
+        batch.text_BKT[slot, : len(texts)] = ids_kT
         return _Drawn(record.id, tuple(expression_id(record, target, i) for target, i in pairs), num_cut)
 
-    def _place_masks(self, batch: Batch, row: int, masks: list[Rle], geometry: transforms.Geometry, where: str) -> None:
+    def _fill_masks(self, batch: Batch, slot: int, masks: list[Rle], geometry: transforms.Geometry, where: str) -> None:
         try:
             masks_khh = transforms.square_masks(masks, geometry, self._shape.side, self._shape.stride)
             # A target that zoom or shift moved out of the square has nothing to learn from; one that has no pixel in
@@ -237,8 +241,8 @@ class Batches(Dataset[Batch]):
             ]
         except ValueError as error:
             raise RecordError(f"{where}: a mask cannot be decoded ({error})") from None
-        batch.mask_BKhh[row, : len(masks)] = torch.from_numpy(masks_khh)
-        batch.valid_BK[row, : len(masks)] = torch.tensor(valid)
+        batch.mask_BKhh[slot, : len(masks)] = torch.from_numpy(masks_khh)
+        batch.valid_BK[slot, : len(masks)] = torch.tensor(valid)
 
 
 def _covers_nothing(mask: Rle) -> bool:

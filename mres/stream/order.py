@@ -1,27 +1,28 @@
-"""Which image stands at which place: a pure function of the seed, the sets' blocks, the shuffle options and the step.
+"""Which image each slot of each batch holds: a pure function of the seed, the sets' blocks, the shuffle options, the step.
 
-An epoch takes its share of each set (`mixture.py`), lays the blocks in a shuffled row (`layout.py`) and cuts the row
-into lanes (`lanes.py`). Ranks and workers only cut batches into pieces, so any number of them trains on the same
-global batches; a rank reads mostly its own blocks.
+An epoch (`epoch.py`) is a row of images, cut into as many sequences of equal length as a batch has slots: slot j of every
+batch reads the j-th, shuffled window by window. Ranks and workers only cut batches into contiguous slots, so any number
+of them trains on the same global batches, and a rank reads mostly its own blocks.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from mres.errors import UserError
-from mres.stream.config import DataConfig, share_of_rank
-from mres.stream.lanes import Lanes
-from mres.stream.layout import BlockLayout, Layout, UniformLayout
-from mres.stream.mixture import SetShape, draws_of_epoch, shares_of_sets
+from mres.stream.config import DataConfig, local_batch_size
+from mres.stream.epoch import BlockEpoch, SetShape, UniformEpoch, draws_of_epoch, shares_of_sets
 from mres.stream.rng import rng
+
+Number = TypeVar("Number", int, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """One place of a batch: image `index` of set number `set`, in pass `pass_` through that set.
+class Sample:
+    """What a slot of a batch holds: image `index` of set number `set`, in pass `pass_` through that set.
 
     An index of None pads an epoch's last batch. What is drawn for an image is keyed by its pass, not by the epoch: an
     image that an epoch draws twice is then augmented in two ways.
@@ -40,9 +41,10 @@ class Order:
     Attributes:
         seed: of all shuffling.
         sets: what is drawn from, at least one set.
-        images_per_batch: places of a global batch.
+        images_per_batch: slots of a global batch.
         shares: of each set in an epoch; None: by their sizes, every image once an epoch.
-        window: images of a lane that are shuffled among themselves; the larger, the more blocks are read at a time.
+        window: images of a slot's sequence that are shuffled among themselves; the larger, the more blocks are read at a
+            time.
         uniform: shuffle image by image, without regard to where the images lie; `window` is then of no effect.
     """
 
@@ -82,14 +84,10 @@ class Order:
         sizes = [shape.num_images for shape in self.sets]
         return draws_of_epoch(sizes, sizes if self.shares is None else self.shares)
 
-    @cached_property
-    def lanes(self) -> Lanes:
-        return Lanes(self.num_images, self.images_per_batch, self.window)
-
     @property
     def steps_per_epoch(self) -> int:
         """The last batch of an epoch may be smaller; it is padded, so that all ranks run the same number of steps."""
-        return self.lanes.steps
+        return -(-self.num_images // self.images_per_batch)
 
     def epoch_of(self, step: int) -> int:
         return step // self.steps_per_epoch
@@ -99,36 +97,38 @@ class Order:
         epoch, batch = divmod(step, self.steps_per_epoch)
         return epoch * self.num_images + batch * self.images_per_batch
 
-    def slots(self, first_step: int, last_step: int, *, rank: int, world_size: int) -> Iterator[list[Slot]]:
-        """A rank's share of the global batches first_step … last_step-1: a contiguous piece of each.
+    def samples(self, first_step: int, last_step: int, *, rank: int, world_size: int) -> Iterator[list[Sample]]:
+        """A rank's slots of the global batches first_step … last_step-1.
 
         Raises:
             UserError: the batch cannot be split evenly among the ranks.
         """
-        share = share_of_rank(self.images_per_batch, world_size)
+        count = local_batch_size(self.images_per_batch, world_size)
+        kind = UniformEpoch if self.uniform else BlockEpoch
         step = first_step
         while step < last_step:
-            epoch, batch = divmod(step, self.steps_per_epoch)
+            number, batch = divmod(step, self.steps_per_epoch)
             steps = min(last_step - step, self.steps_per_epoch - batch)
-            layout = self._layout(epoch)
-            lanes = [self._lane(layout, epoch, lane, batch) for lane in range(rank * share, (rank + 1) * share)]
+            epoch = kind(self.seed, number, self.sets, self.draws)
+            slots = range(rank * count, (rank + 1) * count)
+            sequences = [self._sequence(epoch, number, slot, batch) for slot in slots]
             for _ in range(steps):
-                yield [next(lane, Slot(epoch, 0, 0, None)) for lane in lanes]
+                yield [next(sequence, Sample(number, 0, 0, None)) for sequence in sequences]
             step += steps
 
-    def substitute(self, slot: Slot, attempt: int) -> Slot:
+    def substitute(self, sample: Sample, attempt: int) -> Sample:
         """Another image of the same set, to stand in for one that is broken; the same on every rank.
 
         Args:
-            slot: the place whose image is broken, as it was drawn; never an empty one.
+            sample: the image that is broken, as it was drawn; never an empty slot's.
             attempt: counts the images that were tried in its stead.
         """
-        assert slot.index is not None, "an empty place needs no substitute"
-        others = self.sets[slot.set].num_images - 1
+        assert sample.index is not None, "an empty slot needs no substitute"
+        others = self.sets[sample.set].num_images - 1
         if not others:
-            return slot
-        random = rng(self.seed, slot.set, slot.pass_, slot.index, attempt, "substitute")
-        return replace(slot, index=(slot.index + 1 + int(random.integers(others))) % (others + 1))
+            return sample
+        random = rng(self.seed, sample.set, sample.pass_, sample.index, attempt, "substitute")
+        return replace(sample, index=(sample.index + 1 + int(random.integers(others))) % (others + 1))
 
     def description(self) -> str:
         """All that fixes the order besides the data and the seed: with another one, a run cannot be continued exactly."""
@@ -139,22 +139,42 @@ class Order:
         shuffle = "uniform" if self.uniform else f"blocks, windows of {self.window}"
         return f"{sets}; {self.images_per_batch} a batch; {shuffle}"
 
-    def _layout(self, epoch: int) -> Layout:
-        kind = UniformLayout if self.uniform else BlockLayout
-        return kind(self.seed, epoch, self.sets, self.draws)
+    def span(self, slot: int) -> tuple[int, int]:
+        """Where a slot's sequence begins in the epoch and where the next one does.
 
-    def _lane(self, layout: Layout, epoch: int, lane: int, first: int) -> Iterator[Slot]:
-        """The images of a lane from its image `first` on."""
-        place = self.lanes.span(lane)[0] + first
-        for window, begin, end in self.lanes.windows(lane, first):
-            source_n, image_n = self._window(layout, (epoch, lane, window), begin, end)
-            for i in range(max(place - begin, 0), end - begin):
-                set_, pass_ = layout.sources[source_n[i]]
-                yield Slot(epoch, set_, pass_, int(image_n[i]))
+        They are equally long, but the first ones one image longer where the last batch is not full.
+        """
+        full, rest = divmod(self.num_images, self.images_per_batch)
+        return slot * full + min(slot, rest), (slot + 1) * full + min(slot + 1, rest)
 
-    def _window(self, layout: Layout, key: tuple[int, int, int], begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        source_n, image_n = layout.images(begin, end)
-        if self.uniform:
-            return source_n, image_n
-        order_n = rng(self.seed, *key, "window").permutation(end - begin)
-        return source_n[order_n], image_n[order_n]
+    def window_of(self, slot: Number, step: Number) -> Number:
+        """The number of the window that a slot's image at a step of the epoch (from 0) is shuffled in.
+
+        The borders of slot j's windows are shifted by the j-th part of a window: at no step do all slots go on to new
+        stretches of the shards at once.
+        """
+        return (step + self._shift(slot)) // self.window
+
+    def _shift(self, slot: Number) -> Number:
+        return slot * self.window // self.images_per_batch
+
+    def windows(self, slot: int, first: int) -> Iterator[tuple[int, int, int]]:
+        """(number, begin, end) of a slot's windows from that of its image `first` on, as positions in the epoch."""
+        slot_begin, slot_end = self.span(slot)
+        number = self.window_of(slot, first)
+        begin = slot_begin + number * self.window - self._shift(slot)
+        while begin < slot_end:
+            yield number, max(begin, slot_begin), min(begin + self.window, slot_end)
+            number, begin = number + 1, begin + self.window
+
+    def _sequence(self, epoch: BlockEpoch | UniformEpoch, number: int, slot: int, first: int) -> Iterator[Sample]:
+        """The samples of a slot in epoch `number` from its image `first` on."""
+        position = self.span(slot)[0] + first
+        for window, begin, end in self.windows(slot, first):
+            pass_n, image_n = epoch.images(begin, end)
+            if not self.uniform:
+                order_n = rng(self.seed, number, slot, window, "window").permutation(end - begin)
+                pass_n, image_n = pass_n[order_n], image_n[order_n]
+            for i in range(max(position - begin, 0), end - begin):
+                set_, pass_ = epoch.passes[pass_n[i]]
+                yield Sample(number, set_, pass_, int(image_n[i]))

@@ -10,7 +10,7 @@ from mres.records import GRANULARITIES
 from mres.shards.reader import BLOCK_RECORDS, ShardSet
 from mres.shards.remote import RemoteOptions, default_cache_dir
 from mres.stream.config import DataConfig
-from mres.stream.mixture import SetShape
+from mres.stream.epoch import SetShape
 from mres.stream.order import Order
 
 
@@ -84,15 +84,15 @@ class TrainingSets(Sequence[ShardSet]):
         shapes = [SetShape(len(shards), shards.block_starts) for shards in self._sets]
         return Order.from_config(config, shapes, seed)
 
-    def check_cache(self, config: DataConfig, lanes: int) -> None:
-        """Refuses a cache that could not hold the blocks which a machine's `lanes` slots of the batch read at once.
+    def check_cache(self, config: DataConfig, slots: int) -> None:
+        """Refuses a cache that could not hold the blocks which a machine's `slots` of the batch read at once.
 
         Raises:
             UserError: naming the limit that would do.
         """
         window = len(self._sets[0]) if config.shuffle == "uniform" else config.shuffle_window
         for shards in self._sets:
-            in_use = min(len(shards.block_starts), lanes * (window // BLOCK_RECORDS + 2))
+            in_use = min(len(shards.block_starts), slots * (window // BLOCK_RECORDS + 2))
             largest = shards.largest_block()
             for storage in shards.storages():
                 storage.check_capacity(largest, in_use)

@@ -2,20 +2,20 @@
 
 import re
 
-_SIDES = {"left": "right", "right": "left"}
-_SIDE_WORD = re.compile(r"(?<![a-z])(left|right)(?=most|hand|ward|[^a-z]|$)", re.IGNORECASE)
+_OTHER = {"left": "right", "right": "left"}
+_LEFT_OR_RIGHT = re.compile(r"(?<![a-z])(left|right)(?=most|hand|ward|[^a-z]|$)", re.IGNORECASE)
 
 
-def has_side_word(text: str) -> bool:
-    return _SIDE_WORD.search(text) is not None
+def is_flip_sensitive(text: str) -> bool:
+    return _LEFT_OR_RIGHT.search(text) is not None
 
 
-def swap_side_words(text: str) -> str:
+def flip_text(text: str) -> str:
     """What stays true of a mirrored image: left and right change places ("leftmost", "right-hand", "back_left" too)."""
 
     def swap(match: re.Match[str]) -> str:
         word = match.group(0)
-        other = _SIDES[word.lower()]
+        other = _OTHER[word.lower()]
         return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
-    return _SIDE_WORD.sub(swap, text)
+    return _LEFT_OR_RIGHT.sub(swap, text)

@@ -43,10 +43,12 @@ def resize_map(map_hw: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def fit(width: int, height: int, side: int, resize: str) -> Geometry:
     """The geometry without augmentation: letterboxed (aspect kept, centred) or stretched."""
-    return _place(width, height, side, resize, zoom=1.0, shift_x=0.0, shift_y=0.0)
+    return _fitted(width, height, side, resize, zoom=1.0, shift_x=0.0, shift_y=0.0)
 
 
-def _place(width: int, height: int, side: int, resize: str, *, zoom: float, shift_x: float, shift_y: float) -> Geometry:
+def _fitted(
+    width: int, height: int, side: int, resize: str, *, zoom: float, shift_x: float, shift_y: float
+) -> Geometry:
     fit_x, fit_y = (side / width, side / height) if resize == "stretch" else (side / max(width, height),) * 2
     x = _interval(width, fit_x * zoom, shift_x, side)
     y = _interval(height, fit_y * zoom, shift_y, side)
@@ -69,8 +71,8 @@ def augmented(record: ImageRecord, side: int, config: DataConfig, random: np.ran
     zoom = float(np.exp(random.uniform(np.log(low), np.log(high))))
     shift_x, shift_y = random.uniform(-augment.shift, augment.shift, size=2)
     flip = random.random() < augment.flip
-    place = _place(record.width, record.height, side, config.resize, zoom=zoom, shift_x=shift_x, shift_y=shift_y)
-    return Geometry(place.width, place.height, place.box, place.rect, flipped=bool(flip))
+    still = _fitted(record.width, record.height, side, config.resize, zoom=zoom, shift_x=shift_x, shift_y=shift_y)
+    return Geometry(still.width, still.height, still.box, still.rect, flipped=bool(flip))
 
 
 def decode_masks(masks: Sequence[Rle]) -> np.ndarray:

@@ -21,7 +21,7 @@ from mres.config import Config
 from mres.errors import UserError
 from mres.io.files import bytes_sha256, file_sha256
 from mres.parallel.strategy import Strategy
-from mres.stream.config import share_of_rank
+from mres.stream.config import local_batch_size
 from mres.stream.loader import TrainingStream
 
 PACKAGES = (
@@ -64,7 +64,7 @@ def differences(all_ranks: Sequence[Mapping[str, str | None]]) -> list[str]:
 
 def facts_of_run(config: Config, stream: TrainingStream, last_step: int, world_size: int) -> dict[str, str | None]:
     """What must be the same on all ranks before a model is built."""
-    share = share_of_rank(config.data.images_per_batch, world_size)
+    share = local_batch_size(config.data.images_per_batch, world_size)
     return {
         **{f"config {key}": value for key, value in _flat(config.model_dump(mode="json"))},
         "parallel.ds_config (SHA-256 of the file)": ds_config_sha256(config),

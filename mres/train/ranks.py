@@ -6,7 +6,7 @@ from mres.parallel.mesh import check_world
 from mres.parallel.zero.ds_config import check_ds_config
 from mres.shards.driver import longest_wait_s
 from mres.shards.storage import is_remote
-from mres.stream.config import share_of_rank
+from mres.stream.config import local_batch_size
 
 
 def check_ranks(config: Config, size: int, local_size: int | None) -> None:
@@ -29,7 +29,7 @@ def check_ranks(config: Config, size: int, local_size: int | None) -> None:
 
 def check_batch(config: Config, size: int) -> None:
     """Refuses a global batch that ranks and micro-batches cannot split evenly."""
-    share = share_of_rank(config.data.images_per_batch, size)
+    share = local_batch_size(config.data.images_per_batch, size)
     if share % config.train.accumulate:
         raise UserError(
             f"train.accumulate={config.train.accumulate} does not divide a rank's {share} images "

@@ -96,10 +96,10 @@ def batch_of_step(run: Path, step: int) -> int:
 
 def global_batch(config: Config, sets: TrainingSets, order: Order, task: SegmentationTask, place: int) -> list[Batch]:
     """The images of global batch number `place`, each as a batch of its own, with its ids."""
-    slots = next(order.slots(place, place + 1, rank=0, world_size=1))
+    samples = next(order.samples(place, place + 1, rank=0, world_size=1))
     batches = Batches(sets, order, config.data, task.shape, task.tokenizer)
     pieces = []
-    for piece in (batches.__getitems__([slot]) for slot in slots if slot.index is not None):
+    for piece in (batches.__getitems__([sample]) for sample in samples if sample.index is not None):
         if isinstance(piece, UserError):
             raise piece
         pieces.append(piece)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError, near
-from mres.stream.config import share_of_rank
+from mres.stream.config import local_batch_size
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets, open_set
 from mres.supervise.rank_env import local_size, read_rank_env, world_size
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     check_evaluation(config)
     check_weights(config)
     check_kinds(config, sets)
-    sets.check_cache(config.data, lanes_of_machine(config))
+    sets.check_cache(config.data, slots_of_machine(config))
     warn_of_warmup(config, sets)
     if arguments.dry_run:
         print(config.to_yaml(), end="")
@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
         return train(config, sets)
 
 
-def lanes_of_machine(config: Config) -> int:
+def slots_of_machine(config: Config) -> int:
     """Slots of the global batch that the ranks of this machine fill together."""
-    return share_of_rank(config.data.images_per_batch, world_size()) * (local_size() or 1)
+    return local_batch_size(config.data.images_per_batch, world_size()) * (local_size() or 1)
 
 
 def check_weights(config: Config) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from mres.stream.mixture import SetShape
-from mres.stream.order import Order, Slot
+from mres.stream.epoch import SetShape
+from mres.stream.order import Order, Sample
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -30,14 +30,14 @@ def orders(draw: st.DrawFn, weighted: bool = True) -> Order:
     return Order(draw(SEEDS), shapes, batch, shares, window, draw(st.booleans()))
 
 
-def global_batches(order: Order, first: int, last: int, world_size: int = 1) -> list[list[Slot]]:
+def global_batches(order: Order, first: int, last: int, world_size: int = 1) -> list[list[Sample]]:
     """The ranks' shares of each step, one behind the other."""
-    shares = [order.slots(first, last, rank=rank, world_size=world_size) for rank in range(world_size)]
-    return [[slot for share in step for slot in share] for step in zip(*shares, strict=True)]
+    shares = [order.samples(first, last, rank=rank, world_size=world_size) for rank in range(world_size)]
+    return [[sample for share in step for sample in share] for step in zip(*shares, strict=True)]
 
 
-def epoch_slots(order: Order, epoch: int = 0) -> list[Slot]:
-    """All slots of an epoch that hold an image."""
+def epoch_samples(order: Order, epoch: int = 0) -> list[Sample]:
+    """All samples of an epoch, without what pads its last batch."""
     steps = order.steps_per_epoch
     return [
         s for batch in global_batches(order, epoch * steps, (epoch + 1) * steps) for s in batch if s.index is not None

@@ -16,7 +16,7 @@ from torch import Tensor
 from mres.records import ImageRecord, RecordError
 from mres.stream import transforms
 from mres.stream.config import AugmentConfig, DataConfig
-from mres.stream.image import FILL, jitter, place, square_image
+from mres.stream.image import FILL, jitter, paste, square_image
 from mres.stream.order import rng
 from mres.stream.transforms import Geometry
 
@@ -163,7 +163,7 @@ def test_image_and_mask_stay_aligned_under_augmentation() -> None:
 def test_pixels_that_are_decoded_already_are_placed_alike() -> None:
     record, geometry = record_of(scene(50, 30)), transforms.fit(50, 30, 64, "letterbox")
     image_CSS = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    place(np.array(Image.open(io.BytesIO(record.image))), geometry, image_CSS)
+    paste(np.array(Image.open(io.BytesIO(record.image))), geometry, image_CSS)
     assert (image_CSS.numpy() == squared(record, geometry, 64)).all()
 
 

@@ -248,7 +248,7 @@ def test_broken_records_are_named_and_replaced_the_same_everywhere(
     assert any("shard-000000.tar: 00000003: damaged" in message for message in bad)
     assert any("00000004: record 'im4': the image cannot be decoded" in message for message in bad)
     order = stream(shards).order
-    for one, other, slots in zip(whole[:6], broken, order.slots(0, 6, rank=0, world_size=1), strict=True):
+    for one, other, slots in zip(whole[:6], broken, order.samples(0, 6, rank=0, world_size=1), strict=True):
         assert other.num_images == one.num_images, "every place is filled"
         for row, slot in enumerate(slots[: one.num_images]):
             expected = slot

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_order import SEEDS, epoch_slots, global_batches, made_set, orders
+from made_order import SEEDS, epoch_samples, global_batches, made_set, orders
 
 from mres.errors import UserError
 from mres.stream.config import DataConfig
-from mres.stream.order import Order, Slot
+from mres.stream.order import Order, Sample
 from mres.stream.rng import rng
 
 
-def images(slots: list[Slot]) -> list[tuple[int, int | None]]:
-    return [(slot.set, slot.index) for slot in slots]
+def images(samples: list[Sample]) -> list[tuple[int, int | None]]:
+    return [(sample.set, sample.index) for sample in samples]
 
 
 @given(orders(weighted=False), st.integers(0, 3))
@@ -24,12 +24,12 @@ def test_every_image_once_an_epoch_and_padding_only_at_its_end(order: Order, epo
     steps = order.steps_per_epoch
     batches = global_batches(order, epoch * steps, (epoch + 1) * steps)
     assert all(len(batch) == order.images_per_batch for batch in batches)
-    slots = [slot for batch in batches for slot in batch]
-    assert {slot.epoch for slot in slots} == {epoch}
-    assert {slot.pass_ for slot in slots[: order.num_images]} == {epoch}
+    samples = [sample for batch in batches for sample in batch]
+    assert {sample.epoch for sample in samples} == {epoch}
+    assert {sample.pass_ for sample in samples[: order.num_images]} == {epoch}
     every = [(number, i) for number, shape in enumerate(order.sets) for i in range(shape.num_images)]
-    assert Counter(images(slots[: order.num_images])) == Counter(every)
-    assert all(slot.index is None for slot in slots[order.num_images :])
+    assert Counter(images(samples[: order.num_images])) == Counter(every)
+    assert all(sample.index is None for sample in samples[order.num_images :])
 
 
 @given(orders())
@@ -37,10 +37,10 @@ def test_every_pass_visits_every_image_once_whatever_the_weights(order: Order) -
     """Passes go on across the borders of epochs; only those that are not over yet may lack images."""
     seen: dict[tuple[int, int], Counter[int | None]] = {}
     for epoch in range(4):
-        slots = epoch_slots(order, epoch)
-        assert Counter(slot.set for slot in slots) == Counter(dict(enumerate(order.draws)))
-        for slot in slots:
-            seen.setdefault((slot.set, slot.pass_), Counter())[slot.index] += 1
+        samples = epoch_samples(order, epoch)
+        assert Counter(sample.set for sample in samples) == Counter(dict(enumerate(order.draws)))
+        for sample in samples:
+            seen.setdefault((sample.set, sample.pass_), Counter())[sample.index] += 1
     for (number, pass_), counts in seen.items():
         size, drawn = order.sets[number].num_images, 4 * order.draws[number]
         assert set(counts.values()) == {1}
@@ -61,10 +61,10 @@ def test_going_on_at_any_step_is_the_continuation(order: Order, data: st.DataObj
     step = data.draw(st.integers(0, last))
     whole = global_batches(order, 0, last)
     assert global_batches(order, step, last) == whole[step:]
-    seen = sum(slot.index is not None for batch in whole[:step] for slot in batch)
+    seen = sum(sample.index is not None for batch in whole[:step] for sample in batch)
     assert order.images_before(step) == seen
     if step < last:
-        assert {slot.epoch for slot in whole[step]} == {order.epoch_of(step)}
+        assert {sample.epoch for sample in whole[step]} == {order.epoch_of(step)}
 
 
 @given(SEEDS, st.booleans(), st.sampled_from([1, 4, 1024]))
@@ -72,7 +72,7 @@ def test_epochs_and_seeds_are_shuffled_differently(seed: int, uniform: bool, win
     def order(seed: int) -> Order:
         return Order(seed, [made_set(50, 8)], 10, window=window, uniform=uniform)
 
-    orders = [images(epoch_slots(order(s), epoch)) for s, epoch in [(seed, 0), (seed, 1), (seed, 2), (seed + 1, 0)]]
+    orders = [images(epoch_samples(order(s), epoch)) for s, epoch in [(seed, 0), (seed, 1), (seed, 2), (seed + 1, 0)]]
     assert len(set(map(tuple, orders))) == 4
 
 
@@ -81,7 +81,7 @@ def test_images_of_a_block_meet_one_another() -> None:
     order = Order(0, [made_set(16)], 4)
     pairs: Counter[frozenset[int | None]] = Counter()
     for epoch in range(300):
-        first = epoch_slots(order, epoch)[:4]
+        first = epoch_samples(order, epoch)[:4]
         pairs.update(frozenset((a.index, b.index)) for i, a in enumerate(first) for b in first[:i])
     assert len(pairs) == 16 * 15 / 2
     assert min(pairs.values()) > 300 * 6 / 120 * 0.3
@@ -90,7 +90,7 @@ def test_images_of_a_block_meet_one_another() -> None:
 @pytest.mark.parametrize("uniform", [False, True])
 def test_every_image_is_as_likely_at_the_start_of_an_epoch(uniform: bool) -> None:
     order = Order(3, [made_set(20, 4)], 5, window=6, uniform=uniform)
-    firsts = Counter(next(order.slots(e * 4, e * 4 + 1, rank=0, world_size=5))[0].index for e in range(2000))
+    firsts = Counter(next(order.samples(e * 4, e * 4 + 1, rank=0, world_size=5))[0].index for e in range(2000))
     chi2 = sum((firsts[i] - 100) ** 2 / 100 for i in range(20))
     assert chi2 < 43.8, "the 0.1 % point of chi square with 19 degrees of freedom"
 
@@ -168,12 +168,12 @@ def test_every_image_is_as_likely_at_the_start_of_an_epoch(uniform: bool) -> Non
 )
 def test_the_order_of_a_seed_stays_what_it_is(uniform: bool, epoch: int, expected: list) -> None:
     order = Order(0, [made_set(7, 3), made_set(3, 2)], 2, shares=[1, 1], window=8, uniform=uniform)
-    assert [(slot.set, slot.pass_, slot.index) for slot in epoch_slots(order, epoch)] == expected
+    assert [(sample.set, sample.pass_, sample.index) for sample in epoch_samples(order, epoch)] == expected
 
 
 def test_a_batch_that_cannot_be_split_is_refused() -> None:
     with pytest.raises(UserError, match=r"data.images_per_batch=6 cannot be split among 4 ranks; use a multiple of 4"):
-        next(Order(0, [made_set(10)], 6).slots(0, 1, rank=0, world_size=4))
+        next(Order(0, [made_set(10)], 6).samples(0, 1, rank=0, world_size=4))
 
 
 @pytest.mark.parametrize(("images_per_batch", "window"), [(32, 1024), (4096, 1024), (32, 128)])
@@ -182,8 +182,8 @@ def test_a_rank_reads_few_blocks_at_a_time(images_per_batch: int, window: int) -
     order = Order(1, [made_set(200_000)], images_per_batch, window=window)
     steps = min(window, order.steps_per_epoch)
     for rank, windows in ((0, 1), (5, 2)):  # slot 0 begins with a whole window, the others' windows are shifted
-        slots = [s for batch in order.slots(0, steps, rank=rank, world_size=images_per_batch) for s in batch]
-        blocks = {slot.index // 64 for slot in slots if slot.index is not None}
+        samples = [s for batch in order.samples(0, steps, rank=rank, world_size=images_per_batch) for s in batch]
+        blocks = {sample.index // 64 for sample in samples if sample.index is not None}
         assert len(blocks) <= windows * (steps // 64 + 2)
 
 
@@ -199,8 +199,8 @@ def test_a_million_images_need_little_memory_at_any_step(
     tracemalloc.start()
     try:
         order = Order(0, [shape], images_per_batch, uniform=uniform)
-        slots = order.slots(first_step, first_step + 10, rank=world_size - 1, world_size=world_size)
-        assert sum(len(batch) for batch in slots) == 10 * images_per_batch // world_size
+        samples = order.samples(first_step, first_step + 10, rank=world_size - 1, world_size=world_size)
+        assert sum(len(batch) for batch in samples) == 10 * images_per_batch // world_size
         assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
     finally:
         tracemalloc.stop()
@@ -208,20 +208,20 @@ def test_a_million_images_need_little_memory_at_any_step(
 
 @given(orders(), st.integers(0, 50), st.integers(0, 3))
 def test_a_substitute_is_another_image_of_the_same_set(order: Order, step: int, attempt: int) -> None:
-    for slot in next(order.slots(step, step + 1, rank=0, world_size=1)):
-        if slot.index is None:
+    for sample in next(order.samples(step, step + 1, rank=0, world_size=1)):
+        if sample.index is None:
             continue
-        other, size = order.substitute(slot, attempt), order.sets[slot.set].num_images
-        assert (other.epoch, other.set, other.pass_) == (slot.epoch, slot.set, slot.pass_)
+        other, size = order.substitute(sample, attempt), order.sets[sample.set].num_images
+        assert (other.epoch, other.set, other.pass_) == (sample.epoch, sample.set, sample.pass_)
         assert other.index is not None
         assert 0 <= other.index < size
-        assert (other.index == slot.index) == (size == 1)
-        assert order.substitute(slot, attempt) == other, "the key decides"
+        assert (other.index == sample.index) == (size == 1)
+        assert order.substitute(sample, attempt) == other, "the key decides"
 
 
 def test_substitutes_are_spread_over_the_set() -> None:
     order = Order(0, [made_set(10)], 5)
-    drawn = Counter(order.substitute(Slot(0, 0, p, 3), attempt).index for p in range(300) for attempt in range(3))
+    drawn = Counter(order.substitute(Sample(0, 0, p, 3), attempt).index for p in range(300) for attempt in range(3))
     assert set(drawn) == set(range(10)) - {3}
     assert min(drawn.values()) > 60
 

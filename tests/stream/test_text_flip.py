@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mres.stream.text_flip import has_side_word, swap_side_words
+from mres.stream.text_flip import flip_text, is_flip_sensitive
 
 
 @pytest.mark.parametrize(
@@ -21,20 +21,20 @@ from mres.stream.text_flip import has_side_word, swap_side_words
         ("the righthand one", "the lefthand one"),
     ],
 )
-def test_flips_swap_side_words(text: str, swapped: str) -> None:
-    assert swap_side_words(text) == swapped
-    assert swap_side_words(swapped) == text
-    assert has_side_word(text)
+def test_flips_flip_text(text: str, swapped: str) -> None:
+    assert flip_text(text) == swapped
+    assert flip_text(swapped) == text
+    assert is_flip_sensitive(text)
 
 
 @pytest.mark.parametrize(
     "text", ["the bright car", "upright bottle", "leftover pizza", "a copyright sign", "cleft", "top"]
 )
 def test_flips_leave_other_words_alone(text: str) -> None:
-    assert swap_side_words(text) == text
-    assert not has_side_word(text)
+    assert flip_text(text) == text
+    assert not is_flip_sensitive(text)
 
 
 @given(st.text(st.sampled_from("left rightLEFTmostbr-_,."), max_size=30))
 def test_swapping_twice_is_nothing(text: str) -> None:
-    assert swap_side_words(swap_side_words(text)) == text
+    assert flip_text(flip_text(text)) == text

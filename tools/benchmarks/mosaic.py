@@ -12,7 +12,7 @@ from mres.records import record_as_written
 from mres.stream.batch import StreamShape, empty_batch
 from mres.stream.config import DataConfig
 from mres.stream.loader import Batches
-from mres.stream.order import Slot
+from mres.stream.order import Sample
 
 
 class StreamedSet:
@@ -40,7 +40,7 @@ class StreamedSet:
         """What mres does with a record."""
         batch = empty_batch(1, self._config.expressions_per_image, self._shape, shared=False)
         record = record_as_written(sample["record"], sample["image"], sample["id"])
-        self._ours.place(batch, 0, record, Slot(0, 0, 0, 0), sample["id"])
+        self._ours.fill(batch, 0, record, Sample(0, 0, 0, 0), sample["id"])
         return batch.image_BCSS[0], batch.mask_BKhh[0], batch.text_BKT[0], batch.valid_BK[0]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 from benchmarks.claim import claim
+from benchmarks.order_quality import measure
 from benchmarks.synthetic import made_source
 from benchmarks.timing import alternate
 from mres.io.processes import spread
@@ -23,10 +24,9 @@ from mres.shards.reader import BLOCK_RECORDS
 from mres.shards.writer import WriteOptions, write_shards
 from mres.stream.batch import StreamShape
 from mres.stream.config import DataConfig
+from mres.stream.epoch import SetShape
 from mres.stream.loader import TrainingStream
-from mres.stream.mixture import SetShape
 from mres.stream.order import Order
-from mres.stream.quality import measure
 from mres.stream.sets import TrainingSets
 
 _PLACES = (0.0, 0.5, 0.9)  # of an epoch
@@ -38,7 +38,7 @@ def lookup(arguments: argparse.Namespace) -> dict[str, Any]:
     """The order of one set on many ranks, one image of each batch a rank."""
     new = partial(_order, arguments.num_images, arguments.ranks)
     places = {f"at {place:.0%} of an epoch": place for place in _PLACES}
-    starts = alternate({name: partial(_first_slots, new, p) for name, p in places.items()}, arguments.rounds)
+    starts = alternate({name: partial(_first_samples, new, p) for name, p in places.items()}, arguments.rounds)
     slots = {name: seconds / _STARTS for name, seconds in starts.items()}
     with TemporaryDirectory(prefix="mres-bench-") as folder:
         batches = _batches(Path(folder), arguments.rounds)
@@ -68,12 +68,12 @@ def _order(num_images: int, ranks: int, *, uniform: bool = False) -> Order:
     return Order.from_config(config, [shape], seed=0)
 
 
-def _first_slots(new: Callable[[], Order], place: float) -> None:
+def _first_samples(new: Callable[[], Order], place: float) -> None:
     """What the last rank does when it starts or resumes there, `_STARTS` times: once takes but a millisecond."""
     for _ in range(_STARTS):
         order = new()
         step = int(place * order.steps_per_epoch)
-        next(order.slots(step, step + 1, rank=order.images_per_batch - 1, world_size=order.images_per_batch))
+        next(order.samples(step, step + 1, rank=order.images_per_batch - 1, world_size=order.images_per_batch))
 
 
 def _costs(new: Callable[[], Order]) -> dict[str, float]:
@@ -97,8 +97,8 @@ def _costs(new: Callable[[], Order]) -> dict[str, float]:
 
 def _started(new: Callable[[], Order]) -> tuple[object, ...]:
     order = new()
-    slots = order.slots(0, order.steps_per_epoch, rank=0, world_size=order.images_per_batch)
-    return order, slots, next(slots)
+    samples = order.samples(0, order.steps_per_epoch, rank=0, world_size=order.images_per_batch)
+    return order, samples, next(samples)
 
 
 def _alone(work: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from mres.model.task import SegmentationTask
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW
 from mres.stream.batch import Batch
-from mres.stream.mixture import SetShape
+from mres.stream.epoch import SetShape
 from mres.stream.order import Order
 from mres.supervise.stop_request import StopRequest
 from mres.supervise.world import join_world

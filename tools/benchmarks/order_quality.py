@@ -24,9 +24,9 @@ class OrderQuality:
         shards_per_batch: distinct shards in a batch; None where the shards are not known.
         serial_correlation: correlation of the places in the sets of what a slot reads in successive steps; the means of
             successive batches are correlated no more. A uniform shuffle has 0.
-        images_per_fetch: images read of a block before the lane is done with it, that is, has not come back to it for
+        images_per_fetch: images read of a block before the slot is done with it, that is, has not come back to it for
             two windows. Times the bytes of a record, it is what a seek or a request of a block is good for.
-        blocks_per_window: blocks that a lane reads of at a time: what a cache should hold, for each slot of a rank.
+        blocks_per_window: blocks that a slot reads of at a time: what a cache should hold, times the slots of a rank.
     """
 
     displacement: float
@@ -46,33 +46,33 @@ def measure(order: Order, epoch: int = 0, shard_starts: Sequence[np.ndarray] | N
         epoch: which one.
         shard_starts: int64, of each set the first images of its shards.
     """
-    step_n, lane_n, set_n, pass_n, image_n = _drawn(order, epoch)
+    step_n, slot_n, set_n, pass_n, image_n = _drawn(order, epoch)
     block_n = _units([shape.block_starts for shape in order.sets], set_n, image_n)
-    window_n = order.lanes.window_of(lane_n, step_n)
+    window_n = order.window_of(slot_n, step_n)
     place_n = np.empty(len(step_n))
     place_n[np.lexsort((image_n, pass_n, set_n))] = np.arange(len(step_n))
-    blocks_of_windows = _count(lane_n, window_n, block_n)
+    blocks_of_windows = _count(slot_n, window_n, block_n)
     return OrderQuality(
         displacement=float(np.abs(place_n - np.arange(len(place_n))).mean() / (len(place_n) / 3)),
         neighbours=_meetings(block_n, step_n),
         blocks_per_batch=_distinct(block_n, step_n),
         shards_per_batch=None if shard_starts is None else _distinct(_units(shard_starts, set_n, image_n), step_n),
         serial_correlation=_serial_correlation(place_n, order.images_per_batch),
-        images_per_fetch=len(block_n) / _fetches(lane_n, block_n, step_n, reach=2 * order.window),
-        blocks_per_window=blocks_of_windows / _count(lane_n, window_n),
+        images_per_fetch=len(block_n) / _fetches(slot_n, block_n, step_n, reach=2 * order.window),
+        blocks_per_window=blocks_of_windows / _count(slot_n, window_n),
     )
 
 
 def _drawn(order: Order, epoch: int) -> np.ndarray:
     """int64 (5, n): step within the epoch, slot, set, pass and number of every image."""
     first = epoch * order.steps_per_epoch
-    batches = enumerate(order.slots(first, first + order.steps_per_epoch, rank=0, world_size=1))
+    batches = enumerate(order.samples(first, first + order.steps_per_epoch, rank=0, world_size=1))
     flat = (
         value
         for step, batch in batches
-        for lane, slot in enumerate(batch)
-        if slot.index is not None
-        for value in (step, lane, slot.set, slot.pass_, slot.index)
+        for slot, sample in enumerate(batch)
+        if sample.index is not None
+        for value in (step, slot, sample.set, sample.pass_, sample.index)
     )
     return np.fromiter(flat, np.int64, 5 * order.num_images).reshape(-1, 5).T
 
@@ -130,10 +130,10 @@ def _meets(size: int, batch: int, total: int) -> float:
     return 1 - math.exp(without - math.lgamma(total + 1) + math.lgamma(total - batch + 1))
 
 
-def _fetches(lane_n: np.ndarray, block_n: np.ndarray, step_n: np.ndarray, reach: int) -> int:
-    """How often a lane reads of a block that it has not read of for `reach` steps."""
-    order = np.lexsort((step_n, block_n, lane_n))
-    same = (np.diff(lane_n[order]) == 0) & (np.diff(block_n[order]) == 0) & (np.diff(step_n[order]) <= reach)
+def _fetches(slot_n: np.ndarray, block_n: np.ndarray, step_n: np.ndarray, reach: int) -> int:
+    """How often a slot reads of a block that it has not read of for `reach` steps."""
+    order = np.lexsort((step_n, block_n, slot_n))
+    same = (np.diff(slot_n[order]) == 0) & (np.diff(block_n[order]) == 0) & (np.diff(step_n[order]) <= reach)
     return len(order) - int(same.sum())
 
 

@@ -5,11 +5,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from benchmarks.order_quality import OrderQuality, measure
 from hypothesis import given
-from made_order import epoch_slots, global_batches, made_set, orders
+from made_order import epoch_samples, global_batches, made_set, orders
 
 from mres.stream.order import Order
-from mres.stream.quality import OrderQuality, measure
 
 SHARDS = [np.arange(0, 50_000, 1000)]
 
@@ -56,9 +56,9 @@ def test_any_order_can_be_measured(order: Order) -> None:
 def test_the_figures_of_a_small_order_are_those_counted_by_hand() -> None:
     order = Order(2, [made_set(40, 5), made_set(10, 5)], 6, [3, 1], window=4)
     found = measure(order)
-    slots = epoch_slots(order)
-    places = {slot: place for place, slot in enumerate(sorted(slots, key=lambda s: (s.set, s.pass_, s.index)))}
-    moved = [abs(places[slot] - place) for place, slot in enumerate(slots)]
+    samples = epoch_samples(order)
+    places = {sample: place for place, sample in enumerate(sorted(samples, key=lambda s: (s.set, s.pass_, s.index)))}
+    moved = [abs(places[sample] - place) for place, sample in enumerate(samples)]
     assert found.displacement == pytest.approx(np.mean(moved) / (50 / 3))
     batches = [
         [(s.set, s.index // 5) for s in batch if s.index is not None]

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_order import SEEDS, sets
 
-from mres.stream.mixture import (
+from mres.stream.epoch import (
     SetShape,
     draws_of_epoch,
     narrow,
     passes_between,
-    pieces_of_pass,
+    runs_of_pass,
     shares_of_sets,
     shuffled,
 )
@@ -65,19 +65,14 @@ def test_a_stretch_of_the_sequence_is_cut_into_passes(first: int, count: int, si
 
 
 @given(sets(), SEEDS, st.data())
-def test_pieces_are_what_lies_there(shape: SetShape, seed: int, data: st.DataObject) -> None:
+def test_runs_are_what_lies_there(shape: SetShape, seed: int, data: st.DataObject) -> None:
     last = data.draw(st.integers(1, shape.num_images))
     first = data.draw(st.integers(0, last - 1))
     order_K = shuffled(len(shape.block_starts), seed, "blocks")
     whole = [(block, i) for block in order_K for i in range(shape.block_sizes[block])]
-    pieces = pieces_of_pass(order_K, shape.block_sizes, first, last)
-    found = [
-        (block, skip + i)
-        for block, skip, size in zip(pieces.block_P, pieces.skip_P, pieces.size_P, strict=True)
-        for i in range(size)
-    ]
-    assert found == whole[first:last]
-    assert (pieces.size_P > 0).all()
+    runs_3R = runs_of_pass(order_K, shape.block_sizes, first, last)
+    assert [(block, skip + i) for block, skip, size in runs_3R.T for i in range(size)] == whole[first:last]
+    assert (runs_3R[2] > 0).all()
 
 
 @given(st.integers(0, 300), SEEDS)
