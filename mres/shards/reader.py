@@ -18,16 +18,14 @@ from mres.io.files import file_sha256
 from mres.records import ImageRecord, RecordError, record_as_written
 from mres.shards.index import INDEX_NAME, map_index, parse_index, record_key
 from mres.shards.manifest import Manifest, Shard, read_manifest
-from mres.shards.remote import RemoteOptions
-from mres.shards.storage import Storage, is_remote, join, open_storage
+from mres.shards.remote import RemoteOptions, open_storage
+from mres.shards.storage import Block, Storage, is_remote, join
 
 REMEDY = "copy the set again, or build it again"
 # Records of a block: what is fetched from a store at once, and what stays together when a stream is shuffled.
 BLOCK_RECORDS = 64
 # A store answers in tens of milliseconds, and a set may have thousands of shards.
 _ASKED_AT_ONCE = 16
-
-Block = tuple[int, int]
 
 
 class ShardSet:

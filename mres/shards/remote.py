@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+from mres.errors import UserError
 from mres.shards.cache import BlockCache
 from mres.shards.daemons import DaemonPool
 from mres.shards.driver import Driver
-from mres.shards.storage import Block, join
+from mres.shards.storage import Block, LocalStorage, Storage, is_remote, join
 
 PREFETCH_THREADS = 8
 _Fetch = Callable[[str, Block], None]
@@ -44,6 +46,31 @@ class RemoteOptions:
     cache_limit_bytes: int = 50 * 10**9
     timeout_s: float = 30.0
     retries: int = 5
+
+
+def open_storage(location: str | Path, options: RemoteOptions | None = None) -> Storage:
+    """The storage at a folder or URL; nothing is read yet.
+
+    Raises:
+        UserError: a cache folder that is the set's own, or cannot be used.
+    """
+    if options is not None:
+        _refuse_cache_within(str(location), options.cache_dir)
+    if not is_remote(location):
+        return LocalStorage(str(location))
+    return RemoteStorage(str(location), options or RemoteOptions())
+
+
+def _refuse_cache_within(location: str, cache_dir: Path) -> None:
+    is_file_url = location.startswith("file://")
+    if is_remote(location) and not is_file_url:
+        return
+    folder = Path(unquote(urlsplit(location).path) if is_file_url else location).resolve()
+    cache = cache_dir.resolve()
+    if folder == cache or folder in cache.parents:
+        raise UserError(
+            f"the cache folder '{cache_dir}' is inside the shard set '{location}'; give the cache a folder of its own"
+        )
 
 
 class RemoteStorage:

@@ -7,13 +7,9 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import Any, Protocol
 
 from mres.errors import UserError
-
-if TYPE_CHECKING:
-    from mres.shards.remote import RemoteOptions
 
 # A global shuffle touches all shards evenly, so evicting old descriptors would gain nothing: the first ones stay open,
 # shards beyond are opened for each read.
@@ -74,21 +70,6 @@ class Storage(Protocol):
         """Closes files and connections; a later read opens them again."""
 
 
-def open_storage(location: str | Path, options: "RemoteOptions | None" = None) -> Storage:
-    """The storage at a folder or URL; nothing is read yet.
-
-    Raises:
-        UserError: a cache folder that is the set's own, or cannot be used.
-    """
-    if options is not None:
-        _refuse_cache_within(str(location), options.cache_dir)
-    if not is_remote(location):
-        return LocalStorage(str(location))
-    from mres.shards.remote import RemoteOptions, RemoteStorage
-
-    return RemoteStorage(str(location), options or RemoteOptions())
-
-
 def is_remote(location: str | Path) -> bool:
     """Whether `location` is a URL ("s3://…", "https://…", "file://…"), not a folder."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(location)) is not None
@@ -115,18 +96,6 @@ def join(location: str, name: str) -> str:
         if path.split("/")[0] != rest.split("/")[0]:
             raise UserError(f"'{name}' leads out of '{location}'; give the full URL")
     return f"{scheme}://{path}"
-
-
-def _refuse_cache_within(location: str, cache_dir: Path) -> None:
-    is_file_url = location.startswith("file://")
-    if is_remote(location) and not is_file_url:
-        return
-    folder = Path(unquote(urlsplit(location).path) if is_file_url else location).resolve()
-    cache = cache_dir.resolve()
-    if folder == cache or folder in cache.parents:
-        raise UserError(
-            f"the cache folder '{cache_dir}' is inside the shard set '{location}'; give the cache a folder of its own"
-        )
 
 
 class LocalStorage:

@@ -10,9 +10,9 @@ from mres.shards.check import check_record
 from mres.shards.index import record_key
 from mres.shards.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
 from mres.shards.reader import ShardSet, parse_record
-from mres.shards.remote import RemoteOptions
+from mres.shards.remote import RemoteOptions, open_storage
 from mres.shards.scan import scan
-from mres.shards.storage import Storage, is_remote, join, open_storage
+from mres.shards.storage import Storage, is_remote, join
 
 _PIECE = 8 << 20
 

@@ -24,7 +24,7 @@ from mres.shards import reader, storage
 from mres.shards.index import write_index
 from mres.shards.manifest import IndexFile, make_manifest, read_manifest
 from mres.shards.reader import ShardSet
-from mres.shards.storage import open_storage
+from mres.shards.remote import open_storage
 from mres.shards.verify import damages
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from remote_server import exit_code, in_fork
 
 from mres.errors import UserError
 from mres.shards import storage as storage_module
-from mres.shards.remote import RemoteOptions, RemoteStorage
-from mres.shards.storage import LocalStorage, is_remote, join, open_storage
+from mres.shards.remote import RemoteOptions, RemoteStorage, open_storage
+from mres.shards.storage import LocalStorage, is_remote, join
 
 
 @pytest.fixture
