@@ -8,11 +8,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -20,6 +21,7 @@ from mres.checkpoint.config import CheckpointConfig
 from mres.errors import UserError, exit_on_user_error, near
 from mres.evaluate.config import EvaluateConfig
 from mres.model.config import LossConfig, ModelConfig
+from mres.model.spec import absolute_kind, load_spec
 from mres.parallel.config import ParallelConfig
 from mres.section import Section, told
 from mres.stream.config import DataConfig
@@ -35,13 +37,22 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig.model_validate({})
+    model: SerializeAsAny[ModelConfig] = Field(default={}, validate_default=True)
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _of_its_kind(cls, values: Any) -> Any:
+        """The keys of the model section are those of its kind."""
+        if not isinstance(values, dict):
+            return values
+        kind = absolute_kind(_kind(values))
+        return load_spec(kind).config.model_validate({**values, "kind": kind})
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -65,6 +76,15 @@ class Config(Section):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
+def _kind(model: Any) -> str:
+    """The kind that a model section is of."""
+    default = ModelConfig.model_fields["kind"].default
+    kind = model.get("kind", default) if isinstance(model, dict) else default
+    if not isinstance(kind, str):
+        raise ConfigError(f"model.kind = {kind!r}: a name is due, such as {default}")
+    return kind
+
+
 def _settable(config: Config) -> dict[str, Any]:
     """A dump without the keys that are refused where they would have no effect (`parallel.zero_stage` under fsdp)."""
     values = config.model_dump(mode="json")
@@ -81,21 +101,39 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unreadable file, unknown key (with near names), wrong value, keys that contradict each other.
     """
     values = _read(path) if path is not None else {}
-    given: dict[tuple[str, ...], str] = {}
-    parsed = [(override, *_parse_override(override)) for override in overrides]
+    split = [(override, *_split(override)) for override in overrides]
+    kinds = [{"kind": text} for _, keys, text in split if keys == ("model", "kind")]
+    kind = _kind([values.get("model", {}), *kinds][-1])
+    known = dict(known_keys(load_spec(kind).config))
+    source = _Source(path, tuple(keys for _, keys, _ in split), known)
+    parsed = [(override, keys, _parse(override, text, known.get(".".join(keys)))) for override, keys, text in split]
     for _, keys, value in parsed:
-        _drop_what_belongs_elsewhere(values, keys, value)
+        _drop_what_belongs_elsewhere(values, keys, value, known)
     for override, keys, value in parsed:
         _set(values, keys, value, override)
-        given[keys] = override
-    _refuse_true(values, path, given)
+    _refuse_true(values, source)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         details = error.errors()
         unknown = [d for d in details if d["type"] == "extra_forbidden"]
         wrong = [d for d in details if d["type"] != "missing"]  # a wrong model.size leaves the keys it fills missing
-        raise ConfigError("\n".join(_explain(d, path, given) for d in (unknown or wrong or details))) from None
+        raise ConfigError("\n".join(_explain(d, source) for d in (unknown or wrong or details))) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What messages need: the file, the keys that the command line gave, and all keys that there are."""
+
+    path: Path | None
+    given: tuple[tuple[str, ...], ...]
+    known: dict[str, FieldInfo]
+
+    def where(self, keys: tuple[str, ...]) -> str:
+        """Where the value at `keys` came from: the file, the command line, or both where keys contradict each other."""
+        if self.path is None or any(keys[: len(k)] == k for k in self.given):
+            return "command line"
+        return f"{self.path} and command line" if any(k[: len(keys)] == keys for k in self.given) else str(self.path)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -136,25 +174,30 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+def _split(override: str) -> tuple[tuple[str, ...], str]:
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.lstrip("-").split("."))
     if not equals or len(keys) < 2 or not all(keys):
         raise ConfigError(f"cannot read '{override}': an override is section.key=value, such as optim.lr=1e-4")
+    return keys, text
+
+
+def _parse(override: str, text: str, field: FieldInfo | None) -> Any:
     try:
         value = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"cannot read the value of '{override}' as YAML") from None
-    field = dict(_known_keys()).get(".".join(keys))
     # run.name=007 is a name; YAML reads it as the number 7.
     is_text = field is not None and field.annotation in (str, str | None) and value is not None
-    return keys, text if is_text and not isinstance(value, str) else value
+    return text if is_text and not isinstance(value, str) else value
 
 
-def _drop_what_belongs_elsewhere(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+def _drop_what_belongs_elsewhere(
+    values: dict[str, Any], keys: tuple[str, ...], value: Any, known: dict[str, FieldInfo]
+) -> None:
     """A file's keys for its own strategy must not keep the command line from naming another one."""
     section = values.get(keys[0])
-    for name, field in _known_keys():
+    for name, field in known.items():
         inside, _, key = name.rpartition(".")
         owners = [
             owner for owner in told(field, "belongs_to") if (inside, owner.partition("=")[0]) == (keys[0], keys[-1])
@@ -171,48 +214,42 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: st
     values[keys[-1]] = value
 
 
-def _refuse_true(
-    values: dict[str, Any], path: Path | None, given: dict[tuple[str, ...], str], prefix: str = ""
-) -> None:
+def _refuse_true(values: dict[str, Any], source: _Source, prefix: str = "") -> None:
     """Pydantic takes true for the number 1: `augment.flip: true` would flip every image. (false is 0: switched off.)"""
-    fields = dict(_known_keys())
     for key, value in values.items():
         name = f"{prefix}{key}"
+        field = source.known.get(name)
         if isinstance(value, dict):
-            _refuse_true(value, path, given, f"{name}.")
-        elif value is True and name in fields and fields[name].annotation in (int, float, int | None):
-            raise ConfigError(f"{name} = True: a number is due ({_where(tuple(name.split('.')), path, given)})")
+            _refuse_true(value, source, f"{name}.")
+        elif value is True and field is not None and field.annotation in (int, float, int | None):
+            raise ConfigError(f"{name} = True: a number is due ({source.where(tuple(name.split('.')))})")
 
 
-def _where(keys: tuple[str, ...], path: Path | None, given: dict[tuple[str, ...], str]) -> str:
-    """Where the value at `keys` came from: the file, the command line, or both where keys contradict each other."""
-    if path is None or any(keys[: len(k)] == k for k in given):
-        return "command line"
-    return f"{path} and command line" if any(k[: len(keys)] == keys for k in given) else str(path)
-
-
-def _explain(detail: ErrorDetails, path: Path | None, given: dict[tuple[str, ...], str]) -> str:
+def _explain(detail: ErrorDetails, source: _Source) -> str:
     keys = tuple(str(part) for part in detail["loc"])
     dotted = ".".join(keys)
-    where = _where(keys, path, given)
+    where = source.where(keys)
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{dotted}' ({where}); {_near(keys)}"
+        return f"unknown key '{dotted}' ({where}); {_near(keys, source.known)}"
     message = detail["msg"].removeprefix("Value error, ")
     found = "" if detail["type"] in ("value_error", "missing") else f" = {detail['input']!r}"
     return f"{dotted or 'config'}{found}: {message} ({where})"
 
 
-def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every section and key with its dotted name."""
-    for name, field in model.model_fields.items():
+def known_keys(
+    model: type[ModelConfig], of: type[BaseModel] = Config, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every section and key with its dotted name; those of the model section are `model`'s."""
+    for name, field in of.model_fields.items():
         yield prefix + name, field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+        section = model if field.annotation is ModelConfig else field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from known_keys(model, section, f"{prefix}{name}.")
 
 
-def _near(keys: tuple[str, ...]) -> str:
+def _near(keys: tuple[str, ...], known: dict[str, FieldInfo]) -> str:
     """The known key that was probably meant: by spelling or by another framework's name, in its section or in any."""
-    known, section = dict(_known_keys()), ".".join(keys[:-1])
+    section = ".".join(keys[:-1])
     here = {name: field for name, field in known.items() if name.rpartition(".")[0] == section}
     as_deep = [name for name in known if name.count(".") == len(keys) - 1]
     inside = f" in {section}" if section else ""

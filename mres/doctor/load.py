@@ -33,15 +33,14 @@ class Load:
 
 def load_of(config: Config, ranks: int) -> Load:
     """Raises: UserError: the batch does not divide by the ranks."""
-    from mres.model.unires.unires import UniRES
-    from mres.stream.batch import StreamShape, empty_batch
+    from mres.model.task import SegmentationTask
+    from mres.stream.batch import empty_batch
 
-    data, model = config.data, config.model
-    shape = StreamShape(model.image_size, model.mask_stride, model.text_length)
-    one = empty_batch(1, data.expressions_per_image, shape, shared=False)
+    data, task = config.data, SegmentationTask(config.model, config.loss)
+    one = empty_batch(1, data.expressions_per_image, task.shape, shared=False)
     tensors = (one.image_BCSS, one.mask_BKhh, one.text_BKT, one.valid_BK)
     world_size = max(ranks, int(os.environ.get("WORLD_SIZE", "1")))
-    num_parameters = sum(parameter.numel() for parameter in UniRES.outline(model).parameters())
+    num_parameters = sum(parameter.numel() for parameter in task.outline().parameters())
     copies = 3 if config.optim.ema_decay is None else 4  # weights and two moments, the moving average
     return Load(
         ranks=ranks,

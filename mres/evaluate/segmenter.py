@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from torch import Tensor, nn
 
 from mres.checkpoint.weights import Kind
 from mres.config import Config
@@ -22,7 +22,6 @@ from mres.errors import UserError
 from mres.evaluate.evaluator import predicted_masks
 from mres.model.task import SegmentationTask
 from mres.model.tokenizer_file import check_tokenizer
-from mres.model.unires.unires import UniRES
 from mres.pretrained import load_weights, run_config
 from mres.stream import transforms
 from mres.stream.image import paste
@@ -74,7 +73,7 @@ class Segmenter:
         task: the tokenizer, the shapes and how images are normalised.
     """
 
-    def __init__(self, model: UniRES, task: SegmentationTask, config: Config, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, task: SegmentationTask, config: Config, device: torch.device) -> None:
         self.model, self.task, self.config, self.device = model, task, config, device
 
     def segment(self, image: ImageLike, texts: str | Sequence[str], *, threshold: float | None = None) -> np.ndarray:
@@ -113,8 +112,8 @@ class Segmenter:
         return Question(image_1CSS, text_KT, geometry)
 
     def _cut(self, num_cut: int) -> str:
-        length = self.config.model.text_length
-        return f"{num_cut} expression(s) are longer than model.text_length={length} tokens; the end was cut off"
+        length = self.task.shape.text_length
+        return f"{num_cut} expression(s) are longer than the model's {length} tokens; the end was cut off"
 
     def _logits(self, image_1CSS: Tensor, text_KT: Tensor) -> Tensor:
         image, text = image_1CSS.to(self.device), text_KT[None].to(self.device)

@@ -1,63 +1,120 @@
-"""Model and loss: what the trainer trains without knowing it.
+"""Model and loss, from a model's spec: what the trainer trains without knowing it.
 
-Shapes: B images, S side of the square, K expressions an image, h side of the grid of logits.
+Shapes: B images, S side of the square, K expressions an image, T tokens, h side of the grid of logits.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
+from mres.errors import UserError
 from mres.model.config import LossConfig, ModelConfig
-from mres.model.initial import initial_weights
-from mres.model.loss import mask_losses
-from mres.model.text import Tokenizer
-from mres.model.unires.unires import UniRES
+from mres.model.spec import Encoder, Tokenize, Tower, load_spec
 from mres.stream.batch import Batch, StreamShape
-
-# CLIP's, so that its towers see what they were trained on (openai/CLIP, clip.py).
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class SegmentationTask:
-    """Referring-expression segmentation with UniRES."""
+    """Referring-expression segmentation with a model of the config's kind."""
 
     def __init__(self, model: ModelConfig, loss: LossConfig) -> None:
         self._model, self._loss = model, loss
-        self.tokenizer = Tokenizer(model.text_vocab_size, model.text_length)
+        self.spec = load_spec(model.kind)
 
-    @property
+    @cached_property
+    def tokenizer(self) -> Tokenize:
+        return self.spec.tokenizer(self._model)
+
+    @cached_property
     def shape(self) -> StreamShape:
-        return StreamShape(self._model.image_size, self._model.mask_stride, self._model.text_length)
+        return self.spec.shape(self._model)
 
-    def outline(self) -> UniRES:
-        """The model without memory for its parameters; `mres.model.initial.initial_weights` has their first values."""
-        return UniRES.outline(self._model)
+    def outline(self, seed: int = 0) -> nn.Module:
+        """The model without memory for its parameters, which `initial_weights` has values for; its few buffers are real.
+
+        Args:
+            seed: of what a constructor draws for a buffer.
+
+        Raises:
+            UserError: an encoder or tower of the spec that the model does not have.
+        """
+        with _parameters_on_meta():
+            model = self._construct(seed)
+        for part in (self.spec.image_encoder, self.spec.text_encoder, self.spec.image_weights, self.spec.text_weights):
+            self._check_part(model, part)
+        return model
 
     @torch.no_grad()
-    def build(self, seed: int) -> UniRES:
+    def build(self, seed: int) -> nn.Module:
         """The whole model on the CPU, its weights drawn from `seed`, the same on every rank."""
-        model = UniRES(self._model)
-        for name, value in initial_weights(model, seed):
+        model = self._construct(seed)
+        for name, value in self.initial_weights(model, seed):
             model.get_parameter(name).copy_(value)
         return model
 
+    def initial_weights(self, module: nn.Module, seed: int) -> Iterable[tuple[str, Tensor]]:
+        """The first value of every parameter of `module`, by its name."""
+        return self.spec.initial_weights(module, seed)
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """What is sharded, computed again and compiled one by one."""
+        return list(self.spec.blocks(module))
+
     def logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor:
         """uint8 images and token ids to mask logits_BKhh."""
-        logits_BKhh: Tensor = module(normalise(image_BCSS), text_BKT)
-        return logits_BKhh
+        return self.spec.logits(self.spec.forward(module, image_BCSS, text_BKT))
 
     def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over the valid expressions of `batch`: "loss" (to differentiate) and its parts."""
-        logits_BKhh = self.logits(module, batch.image_BCSS, batch.text_BKT)
-        return mask_losses(logits_BKhh, batch.mask_BKhh.float() / 255, batch.valid_BK, self._loss)
+        outputs = self.spec.forward(module, batch.image_BCSS, batch.text_BKT)
+        return self.spec.losses(outputs, batch.mask_BKhh.float() / 255, batch.valid_BK, self._loss)
+
+    def losses_of_each(self, module: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """The same of each of K expressions alone, as if no other were valid; the forward pass is made once."""
+        outputs = self.spec.forward(module, batch.image_BCSS, batch.text_BKT)
+        for k in range(batch.valid_BK.shape[1]):
+            valid_BK = torch.zeros_like(batch.valid_BK)
+            valid_BK[:, k] = batch.valid_BK[:, k]
+            yield self.spec.losses(outputs, batch.mask_BKhh.float() / 255, valid_BK, self._loss)
+
+    def _construct(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.spec.build(self._model)
+
+    def _check_part(self, model: nn.Module, part: Encoder | Tower | None) -> None:
+        names = () if part is None else (part.prefix, part.blocks) if isinstance(part, Encoder) else (part.prefix,)
+        for name in names:
+            try:
+                model.get_submodule(name)
+            except AttributeError:
+                known = ", ".join(child for child, _ in model.named_children())
+                raise UserError(
+                    f"model.kind='{self._model.kind}': its spec names the submodule '{name}', and the model has {known}"
+                ) from None
 
 
-def normalise(image_BCSS: Tensor) -> Tensor:
-    """uint8 RGB to float32 with CLIP's mean and standard deviation.
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Every parameter moves there as it is registered, before its module fills it; a tied one keeps its identity."""
 
-    By plain numbers: a tensor of them would be copied to the GPU each time, and the host would wait for all before it.
-    """
-    pixels_BCSS = image_BCSS.float().div_(255)
-    for channel, (mean, std) in enumerate(zip(_MEAN, _STD, strict=True)):
-        pixels_BCSS[:, channel].sub_(mean).div_(std)
-    return pixels_BCSS
+    moved = WeakIdKeyDictionary()
+
+    def move(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        if parameter not in moved:
+            moved[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        return moved[parameter]
+
+    hook = register_module_parameter_registration_hook(move)
+    try:
+        yield
+    finally:
+        hook.remove()

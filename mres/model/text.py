@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mres.model.config import ModelConfig
 from mres.model.initial import Fill, constant, normal
 
 _FIXED_TOKENS = 256 * 2 + 2  # bytes, bytes that end a word, start and end of text
@@ -24,18 +23,18 @@ START, END = "<start_of_text>", "<end_of_text>"
 class TextEncoder(nn.Module):
     """CLIP's text transformer: every word's state and the sentence's (the state at the end-of-text token)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, *, width: int, depth: int, heads: int, vocab_size: int, length: int, quick_gelu: bool) -> None:
         from open_clip.transformer import QuickGELU, TextTransformer
 
         super().__init__()
         self.tower = TextTransformer(
-            context_length=config.text_length,
-            vocab_size=config.text_vocab_size,
-            width=config.text_width,
-            heads=config.text_heads,
-            layers=config.text_depth,
+            context_length=length,
+            vocab_size=vocab_size,
+            width=width,
+            heads=heads,
+            layers=depth,
             output_dim=None,
-            act_layer=QuickGELU if config.quick_gelu else nn.GELU,
+            act_layer=QuickGELU if quick_gelu else nn.GELU,
             output_tokens=True,
         )
 
@@ -56,10 +55,6 @@ class TextEncoder(nn.Module):
             "tower.positional_embedding": normal(0.01),
             **{f"tower.transformer.resblocks.{i}.{name}": fill for i in range(depth) for name, fill in block.items()},
         }
-
-    def reset_buffers(self) -> None:
-        """Makes the causal mask anew, where the model was built without memory."""
-        self.tower.attn_mask = self.tower.build_causal_mask()
 
     def forward(self, text_BKT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids to (words_BKTE, sentence_BKE, is_word_BKT); padding behind the end-of-text token is not a word."""

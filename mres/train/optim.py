@@ -5,34 +5,13 @@ All of it is decided by plain names before a strategy wraps the model.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
 from mres.errors import UserError, near
+from mres.model.spec import Encoder, ModelSpec
 from mres.parallel.strategy import ParameterGroup
 from mres.train.config import OptimConfig
-
-# Parameters that are positions, tokens or embeddings: pulling them towards zero removes information, not complexity.
-_NO_DECAY_NAMES = ("pos_embed", "positional_embedding", "token_embedding", "cls_token", "low_group", "high_group")
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoder:
-    """An encoder's names: of all of it, of its blocks (a number follows) and of what lies below the first."""
-
-    prefix: str
-    blocks: str
-    below: tuple[str, ...]
-
-
-_IMAGE = _Encoder(
-    "vision", "vision.vit.blocks", ("vision.vit.patch_embed", "vision.vit.pos_embed", "vision.vit.cls_token",
-    "vision.vit.norm_pre", "vision.stem"),
-)  # fmt: skip
-_TEXT = _Encoder(
-    "text", "text.tower.transformer.resblocks", ("text.tower.token_embedding", "text.tower.positional_embedding")
-)
 
 
 def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
@@ -63,33 +42,42 @@ def _near(prefix: str, names: Sequence[str]) -> str:
     return near(prefix, sorted(known), otherwise=f"the model has {', '.join(tops)}")
 
 
-def lr_scales(model: nn.Module, config: OptimConfig) -> dict[str, float]:
+def lr_scales(model: nn.Module, config: OptimConfig, spec: ModelSpec) -> dict[str, float]:
     """By how much the learning rate of each trainable parameter differs from `optim.lr`.
 
     An encoder's parameters have its `…_lr_scale`, times `layer_decay` for every block of it that lies above them: its last
-    block has the full rate, as have its last norm, the group tokens and the detail stem, which no encoder comes with.
+    block has the full rate, as has what lies neither in a block nor below the first.
 
     Raises:
-        UserError: a scale for an encoder that is frozen, or a decay where both are: it would have no effect.
+        UserError: a scale for an encoder that is not there or frozen, or a decay where that is so of both: no effect.
     """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     scales = dict.fromkeys(trainable, 1.0)
+    found = 0
     for key, scale, encoder in (
-        ("image_lr_scale", config.image_lr_scale, _IMAGE),
-        ("text_lr_scale", config.text_lr_scale, _TEXT),
+        ("image_lr_scale", config.image_lr_scale, spec.image_encoder),
+        ("text_lr_scale", config.text_lr_scale, spec.text_encoder),
     ):
-        own = [name for name in trainable if _begins(name, encoder.prefix)]
+        own = [] if encoder is None else [name for name in trainable if _begins(name, encoder.prefix)]
         if scale != 1 and not own:
-            raise UserError(
-                f"optim.{key}={scale:g} has no effect: optim.freeze freezes all of '{encoder.prefix}'; drop one"
-            )
-        scales |= {name: scale * config.layer_decay**above for name, above in _blocks_above(model, encoder, own)}
-    if config.layer_decay != 1 and not any(_begins(name, e.prefix) for e in (_IMAGE, _TEXT) for name in trainable):
-        raise UserError(f"optim.layer_decay={config.layer_decay:g} has no effect: optim.freeze freezes both encoders")
+            raise UserError(f"optim.{key}={scale:g} has no effect: {_why_not(encoder, key, spec)}; drop one")
+        if encoder is not None:
+            scales |= {name: scale * config.layer_decay**above for name, above in _blocks_above(model, encoder, own)}
+        found += len(own)
+    if config.layer_decay != 1 and not found:
+        reasons = (_why_not(spec.image_encoder, "image", spec), _why_not(spec.text_encoder, "text", spec))
+        raise UserError(f"optim.layer_decay={config.layer_decay:g} has no effect: {' and '.join(reasons)}")
     return scales
 
 
-def _blocks_above(model: nn.Module, encoder: _Encoder, names: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _why_not(encoder: Encoder | None, key: str, spec: ModelSpec) -> str:
+    """Why a rate for an encoder would move nothing."""
+    if encoder is None:
+        return f"{spec.name} has no {key.split('_')[0]} encoder"
+    return f"optim.freeze freezes all of '{encoder.prefix}'"
+
+
+def _blocks_above(model: nn.Module, encoder: Encoder, names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """How many blocks of the encoder lie between each parameter and the encoder's top."""
     depth = len(model.get_submodule(encoder.blocks)._modules)
     for name in names:
@@ -101,17 +89,24 @@ def _blocks_above(model: nn.Module, encoder: _Encoder, names: Sequence[str]) -> 
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None
+    model: nn.Module,
+    weight_decay: float,
+    scales: Mapping[str, float] | None = None,
+    *,
+    no_decay: Sequence[str] = (),
 ) -> list[ParameterGroup]:
     """The trainable parameters, those that are treated alike in one group. Made before wrapping.
 
-    Matrices and kernels decay; biases, norms (one dimension), embeddings and tokens do not. `scales`: of the learning rate,
-    by name; default: 1.
+    Matrices and kernels decay; biases and norms (one dimension) do not.
+
+    Args:
+        scales: of the learning rate, by name; default: 1.
+        no_decay: parts of the names of what does not decay either, such as embeddings.
     """
     groups: dict[tuple[float, float], list[str]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            keep = parameter.ndim < 2 or any(part in name for part in _NO_DECAY_NAMES)
+            keep = parameter.ndim < 2 or any(part in name for part in no_decay)
             key = (0.0 if keep else weight_decay, 1.0 if scales is None else scales[name])
             groups.setdefault(key, []).append(name)
     # What decays first, then by learning rate: an order that does not depend on which parameter the model names first.

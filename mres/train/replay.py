@@ -18,7 +18,6 @@ from mres.checkpoint import store
 from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.evaluate.overlay import TRUTH_COLOUR, drawing_size, grid, overlay, panel, resized_image, resized_mask
-from mres.model.loss import mask_losses
 from mres.model.task import SegmentationTask
 from mres.pretrained import load_weights
 from mres.stream.batch import Batch
@@ -68,7 +67,7 @@ def replay(run: Path, *, step: int | None, batch: int | None, checkpoint: Path |
     model = task.build(config.run.seed)
     load_weights(model, config.model, weights)
     model.eval()
-    expressions = [e for piece in pieces for e in _expressions(task, model, piece, config)]
+    expressions = [e for piece in pieces for e in _expressions(task, model, piece)]
     expressions.sort(key=lambda e: -e.losses.get("loss", 0.0))
     yield f"batch {place} of the stream: {len(pieces)} images, {len(expressions)} expressions; losses with {weights}"
     yield from _table(expressions)
@@ -116,15 +115,12 @@ def _weights_before(run: Path, step: int | None) -> Path:
 
 
 @torch.no_grad()
-def _expressions(task: SegmentationTask, model: nn.Module, piece: Batch, config: Config) -> Iterator[Expression]:
-    logits_1Khh = task.logits(model, piece.image_BCSS, piece.text_BKT)
+def _expressions(task: SegmentationTask, model: nn.Module, piece: Batch) -> Iterator[Expression]:
     image_SS3 = piece.image_BCSS[0].permute(1, 2, 0).numpy()
     texts = task.tokenizer.texts(piece.text_BKT[0])
-    for k, id_ in enumerate(piece.expression_ids):
-        logits, mask, seen = (t[:, k : k + 1] for t in (logits_1Khh, piece.mask_BKhh.float() / 255, piece.valid_BK))
+    for k, (id_, losses) in enumerate(zip(piece.expression_ids, task.losses_of_each(model, piece), strict=False)):
         valid = bool(piece.valid_BK[0, k])
-        losses = mask_losses(logits, mask, seen, config.loss) if valid else {}
-        figures = {name: float(value) for name, value in losses.items()}
+        figures = {name: float(value) for name, value in losses.items()} if valid else {}
         yield Expression(id_, texts[k], valid, figures, image_SS3, piece.mask_BKhh[0, k].numpy() >= 128)
 
 

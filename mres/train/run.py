@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = config_parser(
         "launch/train.py",
-        "Trains UniRES under plain python, torchrun, deepspeed or srun; the same config under each.",
+        "Trains a model under plain python, torchrun, deepspeed or srun; the same config under each.",
         "example: torchrun --nproc-per-node 2 launch/train.py --config configs/demo.yaml optim.lr=1e-3 train.steps=100",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, train nothing")

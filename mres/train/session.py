@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mres import pretrained
 from mres.checkpoint import store
 from mres.checkpoint.saver import Saver
 from mres.config import Config
 from mres.errors import UserError
+from mres.model.spec import origin_of_kind
 from mres.model.task import SegmentationTask
-from mres.model.unires.unires import UniRES
 from mres.parallel.ema import holds_average
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, ParameterGroup
@@ -164,21 +165,22 @@ class _Session:
         self.saver.wait()
         return checkpoint.step
 
-    def _plan(self) -> tuple[UniRES, list[ParameterGroup]]:
+    def _plan(self) -> tuple[nn.Module, list[ParameterGroup]]:
         """The model without memory, and what of it moves; what cannot be is refused before anything is written."""
-        model, optim = self.task.outline(), self.config.optim
+        model, optim, spec = self.task.outline(self.config.run.seed), self.config.optim, self.task.spec
         freeze(model, optim.freeze)
-        return model, parameter_groups(model, optim.weight_decay, lr_scales(model, optim))
+        scales = lr_scales(model, optim, spec)
+        return model, parameter_groups(model, optim.weight_decay, scales, no_decay=spec.no_decay)
 
-    def _build(self, model: UniRES, groups: list[ParameterGroup], checkpoint: store.Checkpoint | None) -> None:
+    def _build(self, model: nn.Module, groups: list[ParameterGroup], checkpoint: store.Checkpoint | None) -> None:
         config = self.config
-        weights = first_weights(model, config, self._say) if checkpoint is None else None
+        weights = first_weights(self.task, model, config, self._say) if checkpoint is None else None
         check_agreement(self.strategy, facts_of_model(model))
         for line in describe_groups(model, groups):
             self._say(line)
         self.groups = groups
         adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
-        self.strategy.wrap(model, model.blocks(), groups, adamw)
+        self.strategy.wrap(model, self.task.blocks(model), groups, adamw)
         self._say(f"strategy {self.strategy.describe()}; {torch.get_num_threads()} thread(s) each")
         if weights is not None:
             self.strategy.load_weights(weights)
@@ -231,6 +233,7 @@ class _Session:
             "frozen": sorted(self.config.optim.freeze),
             "groups": [asdict(group) for group in self.groups],
             "model": self.config.model.model_dump(mode="json"),
+            "model_origin": origin_of_kind(self.config.model.kind),
         }
 
     def _evaluate(self, step: int) -> None:

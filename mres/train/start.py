@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from mres.config import Config
 from mres.errors import UserError
-from mres.model.initial import initial_weights
+from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
 from mres.pretrained import Matched, match_image_weights, match_text_weights, match_weights
 
 
-def first_weights(model: nn.Module, config: Config, say: Callable[[str], None]) -> Iterable[tuple[str, Tensor]]:
+def first_weights(
+    task: SegmentationTask, model: nn.Module, config: Config, say: Callable[[str], None]
+) -> Iterable[tuple[str, Tensor]]:
     """Every parameter by name, a later one in place of an earlier of its name; files are matched with the model here.
 
     Args:
+        task: the model's.
         model: names and shapes, before a strategy shards it; it may be on the meta device.
         config: `checkpoint` names files, `run` the seed.
         say: told what was found in them.
@@ -38,7 +41,7 @@ def first_weights(model: nn.Module, config: Config, say: Callable[[str], None]) 
     for matched in found:
         say(str(matched.restored))
     whole = config.checkpoint.init_from is not None and not found[0].restored.kept
-    return chain(*found) if whole else chain(initial_weights(model, config.run.seed), *found)
+    return chain(*found) if whole else chain(task.initial_weights(model, config.run.seed), *found)
 
 
 def named_sources(config: Config) -> str:

@@ -176,7 +176,7 @@ class Trainer:
         if cut and not self._said_cut:
             self._said_cut = True
             self._monitor.say(
-                f"warning: expressions longer than model.text_length={self._config.model.text_length} tokens lose their "
+                f"warning: expressions longer than the model's {self._stream.shape.text_length} tokens lose their "
                 "end; metrics.jsonl counts them (cut_expressions)"
             )
         self._progress.expressions_seen += int(expressions)

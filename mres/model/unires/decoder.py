@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mres.model.attention import Attention
-from mres.model.config import ModelConfig
 from mres.model.initial import Fill, start
+from mres.model.unires.config import UniresConfig
 from mres.model.unires.vision import detail_channels
 
 
 class DecoderLayer(nn.Module):
     """Pre-norm self-attention among patches, cross-attention to the memory, FFN (the decoder layer of CRIS)."""
 
-    def __init__(self, config: ModelConfig, *, self_attention: bool = True) -> None:
+    def __init__(self, config: UniresConfig, *, self_attention: bool = True) -> None:
         super().__init__()
         width, hidden = config.decoder_width, int(config.decoder_width * config.decoder_mlp_ratio)
         self.cross_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -48,7 +48,7 @@ class SentenceGate(nn.Module):
     slowly from scratch (measured: docs/decisions.md).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniresConfig) -> None:
         super().__init__()
         self.gate = nn.Linear(config.text_width, config.decoder_width)
 
@@ -64,7 +64,7 @@ class MaskHead(nn.Module):
     stack of up-sampling convolutions; a bilinear coarse map keeps the patch borders from showing.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniresConfig) -> None:
         super().__init__()
         self.grid = config.image_size // config.patch_size
         self.ratio = config.patch_size // config.mask_stride

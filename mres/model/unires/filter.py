@@ -6,7 +6,7 @@ Shapes: B images, K expressions an image, G group tokens, T words, C decoder wid
 import torch
 from torch import Tensor, nn
 
-from mres.model.config import ModelConfig
+from mres.model.unires.config import UniresConfig
 
 
 class LanguageGuidedRegionFilter(nn.Module):
@@ -17,7 +17,7 @@ class LanguageGuidedRegionFilter(nn.Module):
     figure to the letter.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniresConfig) -> None:
         super().__init__()
         width, hidden = config.decoder_width, int(config.decoder_width * config.decoder_mlp_ratio)
         self.softmax = config.filter_softmax

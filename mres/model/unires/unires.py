@@ -7,8 +7,8 @@ L low- and G high-level group tokens, M all groups, h×w the grid of logits.
 import torch
 from torch import Tensor, nn
 
-from mres.model.config import ModelConfig
 from mres.model.text import TextEncoder
+from mres.model.unires.config import UniresConfig
 from mres.model.unires.decoder import DecoderLayer, MaskHead, SentenceGate, sine_positions
 from mres.model.unires.filter import LanguageGuidedRegionFilter
 from mres.model.unires.vision import VisionEncoder
@@ -17,11 +17,18 @@ from mres.model.unires.vision import VisionEncoder
 class UniRES(nn.Module):
     """Images and K expressions each to K grids of mask logits each; the image is encoded once for all K."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniresConfig) -> None:
         super().__init__()
         width = config.decoder_width
         self.vision = VisionEncoder(config)
-        self.text = TextEncoder(config)
+        self.text = TextEncoder(
+            width=config.text_width,
+            depth=config.text_depth,
+            heads=config.text_heads,
+            vocab_size=config.text_vocab_size,
+            length=config.text_length,
+            quick_gelu=config.quick_gelu,
+        )
         self.patch_project = nn.Linear(config.vision_width, width)
         self.low_project = nn.Linear(config.vision_width, width)
         self.high_project = nn.Linear(config.vision_width, width)
@@ -33,17 +40,8 @@ class UniRES(nn.Module):
         self.stage1 = nn.ModuleList(DecoderLayer(config, self_attention=i > 0) for i in range(config.stage1_layers))
         self.stage2 = nn.ModuleList(DecoderLayer(config) for _ in range(config.stage2_layers))
         self.head = MaskHead(config)
-        self.grid = config.image_size // config.patch_size
-        self.register_buffer("position_NC", sine_positions(self.grid, width), persistent=False)
-
-    @classmethod
-    def outline(cls, config: ModelConfig) -> "UniRES":
-        """The model with parameters on the meta device: names and shapes, no memory; its few buffers are real."""
-        with torch.device("meta"):
-            model = cls(config)
-        model.text.reset_buffers()
-        model.position_NC = sine_positions(model.grid, config.decoder_width)
-        return model
+        grid = config.image_size // config.patch_size
+        self.register_buffer("position_NC", sine_positions(grid, width), persistent=False)
 
     def forward(self, image_BCHW: Tensor, text_BKT: Tensor) -> Tensor:
         """Normalised images and token ids to mask logits_BKhw (logit > 0 is foreground at threshold 0.5)."""

@@ -9,22 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mres.model.config import ModelConfig
 from mres.model.initial import Fill, constant, normal, start
+from mres.model.unires.config import UniresConfig
 
 # Of LayerNorm; with the other one, weights compute something else.
 _CLIP_EPS, _TIMM_EPS = 1e-5, 1e-6
 
 
-def has_quick_gelu(config: ModelConfig) -> bool:
-    """Whether the image encoder has the activation of OpenAI's CLIP."""
-    return config.quick_gelu if config.vision_quick_gelu is None else config.vision_quick_gelu
-
-
 class VisionEncoder(nn.Module):
     """Low-level group tokens enter with the patches and leave at `split_block`; high-level ones go from there to the end."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniresConfig) -> None:
         from timm.layers import LayerNorm, get_act_layer
         from timm.models.vision_transformer import VisionTransformer
 
@@ -41,7 +36,7 @@ class VisionEncoder(nn.Module):
             class_token=config.vision_class_token,
             pre_norm=config.vision_pre_norm,
             norm_layer=partial(LayerNorm, eps=_CLIP_EPS if config.vision_pre_norm else _TIMM_EPS),
-            act_layer=get_act_layer("quick_gelu" if has_quick_gelu(config) else "gelu"),
+            act_layer=get_act_layer("quick_gelu" if config.image_quick_gelu else "gelu"),
             num_classes=0,
             global_pool="token" if config.vision_class_token else "avg",
             fc_norm=False,
@@ -88,14 +83,14 @@ def _run_with_groups(blocks: list[nn.Module], tokens_BPD: Tensor, groups_GD: Ten
     return joined_BPD[:, :num_tokens], joined_BPD[:, num_tokens:]
 
 
-def detail_channels(config: ModelConfig) -> int:
+def detail_channels(config: UniresConfig) -> int:
     return max(16, config.pixel_width)
 
 
 class DetailStem(nn.Module):
     """Features at the resolution of the logits, which the mask head needs for outlines that a ViT patch blurs."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniresConfig) -> None:
         super().__init__()
         stride, channels = config.mask_stride, detail_channels(config)
         self.down = nn.Conv2d(3, channels, kernel_size=stride + 2 - stride % 2, stride=stride, padding=1)
@@ -116,7 +111,7 @@ class ConvStem(nn.Module):
     transformers see better"); it cannot hold CLIP's patch weights, which is why `base` and `large` do not use it.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniresConfig) -> None:
         super().__init__()
         channels, stride = detail_channels(config), config.mask_stride
         layers: list[nn.Module] = []
