@@ -12,7 +12,7 @@ from commands import command
 from pydantic import BaseModel
 
 from mres.config import Config, ConfigError, load_config
-from mres.model.config import SIZES
+from mres.model.unires.config import SIZES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 
 from mres.config import Config, load_config
-from mres.model.config import SIZES
+from mres.model.unires.config import SIZES
 from mres.sources.registry import SOURCES, load
 
 ROOT = Path(__file__).parents[1]

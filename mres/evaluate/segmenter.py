@@ -44,8 +44,8 @@ def load(source: str | Path, *, device: str | torch.device | None = None, weight
     """
     path, where = Path(source), _device(device)
     config = run_config(path)
-    check_tokenizer(path.parent if path.is_file() else path, config.model)
     task = SegmentationTask(config.model, config.loss)
+    check_tokenizer(path.parent if path.is_file() else path, task.tokenizer)
     model = task.build(config.run.seed)
     load_weights(model, config.model, path, weights)
     return Segmenter(model.eval().to(where), task, config, where)

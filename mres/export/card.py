@@ -13,6 +13,7 @@ from mres.evaluate.iou import GROUPS
 from mres.evaluate.table import GROUP_LABELS, cell, result_rows
 from mres.evaluate.trivial import TRIVIAL_LABELS
 from mres.export.origin import Facts
+from mres.model.spec import load_spec
 
 CARD_NAME = "README.md"
 _BESIDE = ("constant_mask", "same_category")  # trivial answers that a figure is to be compared with
@@ -59,7 +60,7 @@ def front_matter(config: Config, origin: Facts) -> dict[str, Any]:
     front: dict[str, Any] = {
         "library_name": "mres",
         "pipeline_tag": "image-segmentation",
-        "tags": ["referring-expression-segmentation", "part-segmentation", "unires"],
+        "tags": ["referring-expression-segmentation", "part-segmentation", load_spec(config.model.kind).name.lower()],
     }
     results = [_indexed(summary) for summary in origin["results"]]
     if results:

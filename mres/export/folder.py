@@ -146,6 +146,7 @@ def _finish(part: Path, config: Config, origin: Facts, found: Source) -> None:
     """Adds tokenizer, origin and card; the manifest covers all but the card, which its owner may edit."""
     from mres.export.card import CARD_NAME, render_card
     from mres.export.origin import ORIGIN_NAME
+    from mres.model.spec import load_spec
     from mres.model.text import Tokenizer
     from mres.model.tokenizer_file import TOKENIZER_NAME, tokenizer_json
 
@@ -153,8 +154,9 @@ def _finish(part: Path, config: Config, origin: Facts, found: Source) -> None:
     config_yaml = (part / CONFIG).read_text(encoding="utf-8")
     tensors = {name: facts for name, facts in read_manifest(part)[1].items() if "safetensors" in name}
     (part / MANIFEST).unlink()
-    tokenizer = Tokenizer(config.model.text_vocab_size, config.model.text_length)
-    write_durably(part / TOKENIZER_NAME, tokenizer_json(tokenizer).encode())
+    tokenizer = load_spec(config.model.kind).tokenizer(config.model)
+    if isinstance(tokenizer, Tokenizer):  # another is code, which no such file can hold
+        write_durably(part / TOKENIZER_NAME, tokenizer_json(tokenizer).encode())
     write_durably(part / ORIGIN_NAME, _json(origin))
     seal(part, checkpoint.step, checkpoint.state, config_yaml, tensors)
     sizes = {name: facts.bytes for name, facts in read_manifest(part)[1].items()}

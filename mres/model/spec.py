@@ -5,14 +5,13 @@ Shapes: B images, K expressions an image, S side of the square, T tokens, h side
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.io.files import file_sha256
 from mres.io.plugins import load_object
 from mres.model.config import LossConfig, ModelConfig
@@ -52,13 +51,14 @@ class Tower:
     """A part of the model that files of other libraries fit.
 
     Attributes:
-        form: which tensors it has, under which names (mres/pretrained).
+        family: which tensors it has, under which names (mres/pretrained/families.py).
         prefix: the submodule.
-        keys: what the form says of a file (width, depth, heads …) → the key of the model's config that must say the same.
+        keys: what a file says of its tower (width, depth, heads …) → the key of the model's config that must say the same;
+            what has no key is not compared.
         value: what a config says under a key.
     """
 
-    form: Literal["clip-text", "vit", "clip-resnet"]
+    family: Literal["clip-text", "vit", "clip-resnet"]
     prefix: str
     keys: Mapping[str, str]
     value: Callable[[Any, str], Any] = getattr
@@ -135,11 +135,8 @@ def load_spec(kind: str) -> ModelSpec:
         UserError: no such kind, file or module, one that fails while it is imported, or a spec that lacks a piece.
     """
     if kind not in KINDS and ":" not in kind:
-
-        raise UserError(
-            f"model.kind='{kind}' is no kind of model{f' (did you mean {close[0]!r}?)' if close else ''}; "
-            f"allowed: {', '.join(KINDS)}, or a ModelSpec of your own as path/to/my_model.py:SPEC or package.module:SPEC"
-        )
+        hint = near(kind, KINDS.keys(), otherwise=f"allowed: {', '.join(KINDS)}")
+        raise UserError(f"model.kind='{kind}': {hint}, or a model of your own: path/to/my_model.py:SPEC, package.module:SPEC")
     found = load_object(KINDS.get(kind, kind), "model.kind")
     if not isinstance(found, ModelSpec):
         raise UserError(f"model.kind='{kind}' is of type {type(found).__name__}; name a mres.model.spec.ModelSpec")

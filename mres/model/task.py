@@ -113,7 +113,7 @@ def _parameters_on_meta() -> Iterator[None]:
             moved[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         return moved[parameter]
 
-    hook = register_module_parameter_registration_hook(move)
+    hook = register_module_parameter_registration_hook(move)  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
-from mres.model.config import ModelConfig
+from mres.model.spec import Tokenize
 from mres.model.text import END, START, Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -92,16 +92,16 @@ def _between(start: str, end: str, vocabulary: dict[str, int]) -> dict[str, Any]
     }
 
 
-def check_tokenizer(folder: Path, config: ModelConfig) -> None:
-    """Refuses weights that were trained with other token ids than this installation gives; without the file, nothing.
+def check_tokenizer(folder: Path, tokenizer: Tokenize) -> None:
+    """Refuses weights that were trained with other token ids than `tokenizer` gives; without the file, nothing.
 
     Raises:
         UserError: the file is damaged, or of another vocabulary, merges or length.
     """
     path = folder / TOKENIZER_NAME
-    if not path.is_file():
+    if not path.is_file() or not isinstance(tokenizer, Tokenizer):
         return
-    mine = json.loads(tokenizer_json(Tokenizer(config.text_vocab_size, config.text_length)))
+    mine = json.loads(tokenizer_json(tokenizer))
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         differ = [
@@ -109,7 +109,7 @@ def check_tokenizer(folder: Path, config: ModelConfig) -> None:
             for name, found, expected in (
                 ("vocabulary", theirs["model"]["vocab"], mine["model"]["vocab"]),
                 ("merges", theirs["model"]["merges"], mine["model"]["merges"]),
-                ("length", theirs["truncation"]["max_length"], config.text_length),
+                ("length", theirs["truncation"]["max_length"], tokenizer.length),
             )
             if found != expected
         ]

@@ -18,8 +18,6 @@ _BESIDE = {
     "open_clip_model.safetensors": "open_clip_config.json",
     "open_clip_pytorch_model.bin": "open_clip_config.json",
 }
-_HEADS = {"text": "text_heads", "image": "vision_heads"}
-_ACTIVATION = {"text": "quick_gelu", "image": "vision_quick_gelu"}
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 # Of Hugging Face's CLIPTextConfig and CLIPVisionConfig, which write only what differs from these.
 _HF_HEADS = {"text": 8, "image": 12}
@@ -30,11 +28,11 @@ _MEAN = (0.481, 0.458, 0.408)  # CLIP's, with which mres normalises images
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """`keys`: of the model's config, which must have these values; `obstacles`: what no key of it can be; both are empty
+    """`sizes`: what the tower's config says, by neutral names; `obstacles`: what no model of mres can be; both are empty
     where nothing is known. `where` it is written."""
 
     where: str = ""
-    keys: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
     obstacles: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -58,7 +56,7 @@ def describe(path: Path, tower: Tower, width: int, *, openai: bool) -> Descripti
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
                     raise CheckpointError(f"'{name}' cannot be understood: {error!r}") from None
     if openai:
-        return Description("OpenAI's CLIP", {_HEADS[tower]: max(1, width // 64), _ACTIVATION[tower]: True})
+        return Description("OpenAI's CLIP", {"heads": max(1, width // 64), "quick_gelu": True})
     return Description()
 
 
@@ -84,7 +82,7 @@ def _from_transformers(config: dict[str, Any], tower: Tower, width: int, where: 
     obstacles = [f"hidden_act '{act}'"] if act not in _ACTIVATIONS else []
     obstacles += [f"layer_norm_eps {eps}"] if eps != 1e-5 else []
     heads = own.get("num_attention_heads", _HF_HEADS[tower])
-    return Description(where, {_HEADS[tower]: heads, _ACTIVATION[tower]: _ACTIVATIONS.get(act)}, tuple(obstacles))
+    return Description(where, {"heads": heads, "quick_gelu": _ACTIVATIONS.get(act)}, tuple(obstacles))
 
 
 def _from_open_clip(config: dict[str, Any], tower: Tower, width: int, where: str) -> Description:
@@ -96,8 +94,8 @@ def _from_open_clip(config: dict[str, Any], tower: Tower, width: int, where: str
     obstacles = [f"{key} {own[key]!r}" for key in _OPEN_CLIP_OTHERWISE if own.get(key)]
     if tower == "text" and own.get("pool_type", "argmax") != "argmax":
         obstacles.append(f"pool_type '{own['pool_type']}'")
-    keys = {_HEADS[tower]: heads, _ACTIVATION[tower]: bool(model.get("quick_gelu", False))}
-    return Description(where, keys, tuple(obstacles))
+    sizes = {"heads": heads, "quick_gelu": bool(model.get("quick_gelu", False))}
+    return Description(where, sizes, tuple(obstacles))
 
 
 def _from_timm(config: dict[str, Any], tower: Tower, width: int, where: str) -> Description:
@@ -134,8 +132,8 @@ def _of_timm(
     obstacles = [f"activation {act.__name__}"] if act not in known else []
     if getattr(model.blocks[0].norm1, "eps", None) != eps:
         obstacles.append(f"a LayerNorm of another epsilon than {eps}")
-    keys = {"vision_heads": model.blocks[0].attn.num_heads, "vision_quick_gelu": known.get(act)}
-    return Description(where, keys, tuple(obstacles), notes)
+    sizes = {"heads": model.blocks[0].attn.num_heads, "quick_gelu": known.get(act)}
+    return Description(where, sizes, tuple(obstacles), notes)
 
 
 _Read = Callable[[dict[str, Any], Tower, int, str], Description]

@@ -18,12 +18,12 @@ def text_parts(clip: Parts) -> Parts:
 
 
 def text_sizes(tower: Parts) -> Mapping[str, int]:
-    """By the keys of the model's config."""
+    """By neutral names."""
     vocab_size, width = tower["token_embedding.weight"].shape
     depth = len({name.split(".")[2] for name in tower if name.startswith("transformer.resblocks.")})
     return {
-        "text_width": width,
-        "text_depth": depth,
-        "text_vocab_size": vocab_size,
-        "text_length": tower[WORDS].shape[0],
+        "width": width,
+        "depth": depth,
+        "vocab_size": vocab_size,
+        "length": tower[WORDS].shape[0],
     }

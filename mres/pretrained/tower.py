@@ -1,4 +1,4 @@
-"""One tower of the model from a file of another library: CLIP's text tower, timm's or CLIP's image tower.
+"""One tower of a model from a file of another library: CLIP's text tower, timm's or CLIP's image tower.
 
 What a file is, its tensors' names say. Sizes are read off the tensors, and what tensors do not say (heads, activation)
 off the config that lies beside them, if one does; all of it must be what the model's config says.
@@ -14,24 +14,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from mres.checkpoint.folder import CheckpointError
+from mres.errors import UserError
+from mres.model import spec
 from mres.model.config import ModelConfig
-from mres.model.unires.vision import has_quick_gelu
 from mres.pretrained.clip_names import clip_parts, plain_name
 from mres.pretrained.described import Description, Tower, describe
+from mres.pretrained.families import FAMILIES, Family, change_of_positions
 from mres.pretrained.files import TensorFile, open_tensors
-from mres.pretrained.match import Matched, copy_into, fit
+from mres.pretrained.match import Matched, fit
 from mres.pretrained.parts import Parts
-from mres.pretrained.positions import Change, cut_words, fit_patches
-from mres.pretrained.report import Restored, summary
-from mres.pretrained.text_names import WORDS, text_parts, text_sizes
-from mres.pretrained.vit_names import CLASS, PATCHES, image_parts, image_sizes
+from mres.pretrained.positions import Change
+from mres.pretrained.report import summary
 
-# What has no other shape where it differs, so that it may differ if not all of a tower need come.
-_DEPTHS = ("text_depth", "vision_depth", "vision_class_token", "vision_pre_norm")
-_UNSAID: Mapping[Tower, tuple[str, str]] = {
-    "text": ("text_heads", "quick_gelu"),
-    "image": ("vision_heads", "vision_quick_gelu"),
-}
+_UNSAID = ("heads", "quick_gelu")  # by tensors
 _SIGLIP = "logit_bias"
 
 
@@ -39,137 +34,96 @@ _SIGLIP = "logit_bias"
 class _Found:
     """A tower in a file: its parts under the model's names, what was changed, and what is known of it."""
 
-    tower: Tower
+    which: Tower
+    tower: spec.Tower
     file: TensorFile
-    form: str
+    library: str
     parts: Parts
     description: Description
-    changes: tuple[Change, ...]
+    change: Change | None
 
 
-def load_text_weights(model: nn.Module, config: ModelConfig, source: Path) -> Restored:
-    """`match_text_weights`, copied into a model that has memory."""
-    return copy_into(model, match_text_weights(model, config, source))
+def match_tower(which: Tower, model: nn.Module, config: ModelConfig, source: Path, *, strict: bool = True) -> Matched:
+    """The text or image tower from a file that the model's spec has a place for (`text_weights`, `image_weights`).
 
-
-def load_image_weights(model: nn.Module, config: ModelConfig, source: Path) -> Restored:
-    """`match_image_weights`, copied into a model that has memory."""
-    return copy_into(model, match_image_weights(model, config, source))
-
-
-def match_text_weights(model: nn.Module, config: ModelConfig, source: Path, *, strict: bool = True) -> Matched:
-    """The text tower from CLIP's files: OpenAI's, open_clip's or Hugging Face's.
-
-    Positions beyond the model's text length, the image tower and the projection into CLIP's joint space, which UniRES
-    does not use, are left behind; everything else must fit.
+    The text tower is from CLIP's files: OpenAI's, open_clip's or Hugging Face's; its positions beyond the model's text
+    length are left behind. The image tower is from timm's files or from CLIP's; its positions are interpolated to the
+    model's grid of patches. What of the file has no place in the model is left behind, everything else must fit.
 
     Args:
-        model: names and shapes of `text.tower`; it may be on the meta device.
+        model: names and shapes; it may be on the meta device.
         config: what `model` was built from.
         source: a file (safetensors, torch.save, TorchScript archive) or a folder of safetensors.
         strict: the whole tower comes, and nothing of the file's is left; else only what is in both.
 
     Raises:
-        CheckpointError: unreadable, not a CLIP, or another tower; the message names the keys to set.
+        CheckpointError: unreadable, none of the family, or another tower; the message names the keys to set.
+        UserError: the model takes no such file.
     """
+    tower = _tower_of(which, config)
+    family = FAMILIES[tower.family]
     file = open_tensors(source)
-    form, clip = clip_parts(file.shapes)
-    parts = text_parts(clip)
+    library, clip = clip_parts(file.shapes)
+    parts = family.parts(clip)
     if not parts:
-        raise CheckpointError(
-            f"'{source}' has no CLIP text tower (token_embedding, positional_embedding, transformer.…, or "
-            f"text_model.… as Hugging Face names it); it has {_some(file)}"
-        )
-    if strict and _SIGLIP in clip:
+        raise CheckpointError(f"'{source}' has no {family.tensors}; it has {_some(file)}")
+    if strict and which == "text" and _SIGLIP in clip:
         raise CheckpointError(
             f"the text tower in '{source}' is SigLIP's ({_SIGLIP}), in which words also attend to those after them; "
             "mres has CLIP's, in which they do not: take a CLIP's (or all the same, with checkpoint.strict=false)"
         )
-    sizes = text_sizes(parts)
-    description = describe(source, "text", sizes["text_width"], openai=form == "OpenAI CLIP")
-    _check_same("text", sizes, description, config, source, strict=strict)
-    change = cut_words(parts[WORDS].shape, config.text_length)
-    parts, changes = _apply(parts, {WORDS: change})
-    tower: nn.Module = model.text.tower  # type: ignore[union-attr,assignment]
-    return _matched(tower, "text.tower.", _Found("text", file, str(form), parts, description, changes), source, strict)
-
-
-def match_image_weights(model: nn.Module, config: ModelConfig, source: Path, *, strict: bool = True) -> Matched:
-    """The image tower from timm's files or from CLIP's: OpenAI's, open_clip's or Hugging Face's.
-
-    Position embeddings are interpolated to the model's grid of patches. The group tokens and the detail stem, which are
-    UniRES's own, keep their first values. Arguments and errors are those of `match_text_weights`.
-    """
-    file = open_tensors(source)
-    form, clip = clip_parts(file.shapes)
-    parts = image_parts(clip)
-    if not parts:
+    sizes = family.sizes(parts)
+    description = describe(source, which, sizes["width"], openai=library == "OpenAI CLIP")
+    if description.obstacles:
         raise CheckpointError(
-            f"'{source}' has no ViT (patch_embed, pos_embed, blocks.… as timm names it, visual.conv1, "
-            f"visual.transformer.… as CLIP does, or vision_model.… as Hugging Face does); it has {_some(file)}"
+            f"the {which} tower in '{source}' is one that mres does not have: {', '.join(description.obstacles)} "
+            f"({description.where})"
         )
-    sizes = image_sizes(parts)
-    description = describe(source, "image", parts[PATCHES].shape[2], openai=form == "OpenAI CLIP")
-    _check_same("image", sizes, description, config, source, strict=strict)
-    change = fit_patches(
-        parts[PATCHES].shape,
-        config.image_size // config.patch_size,
-        source=f"'{source}'",
-        has_class=CLASS in parts,
-        wants_class=config.vision_class_token,
-    )
-    parts, changes = _apply(parts, {PATCHES: change})
-    found = _Found("image", file, str(form or "timm"), parts, description, changes)
-    return _matched(model.vision.vit, "vision.vit.", found, source, strict)  # type: ignore[union-attr,arg-type]
+    _check_same(tower, {**sizes, **description.sizes}, config, f"the {which} tower in '{source}'", strict=strict)
+    shapes = {name: part.shape for name, part in parts.items()}
+    change = change_of_positions(tower.family, shapes, model, tower.prefix, f"'{source}'")
+    if change is not None:
+        parts = parts | {change[0]: parts[change[0]].changed(change[1])}
+    found = _Found(which, tower, file, library or "timm", parts, description, None if change is None else change[1])
+    return _matched(model.get_submodule(tower.prefix), found, source, strict=strict)
+
+
+def _tower_of(which: Tower, config: ModelConfig) -> spec.Tower:
+    model = spec.load_spec(config.kind)
+    tower = model.text_weights if which == "text" else model.image_weights
+    if tower is None:
+        raise UserError(
+            f"checkpoint.{which}_weights has no effect: {model.name} names no {which} tower that takes files"
+        )
+    return tower
 
 
 def _some(file: TensorFile) -> str:
     return ", ".join(summary(map(plain_name, file.shapes))[:4]) or "no tensors"
 
 
-def _check_same(
-    tower: Tower,
-    sizes: Mapping[str, Any],
-    description: Description,
-    config: ModelConfig,
-    source: Path,
-    *,
-    strict: bool,
-) -> None:
+def _check_same(tower: spec.Tower, theirs: Mapping[str, Any], config: ModelConfig, what: str, *, strict: bool) -> None:
     """The model is the tower that the file is of; one message names all keys that differ."""
-    if description.obstacles:
-        raise CheckpointError(
-            f"the {tower} tower in '{source}' is one that mres does not have: {', '.join(description.obstacles)} "
-            f"({description.where})"
-        )
-    theirs = {**sizes, **description.keys}
-    differ = [key for key, value in theirs.items() if not _agrees(key, value, _own(config, key))]
-    if not strict:
-        differ = [key for key in differ if key not in _DEPTHS]
+    family: Family = FAMILIES[tower.family]
+    differ = []
+    for size, value in theirs.items():
+        key = tower.keys.get(size)
+        if key is None or (not strict and size in family.optional):
+            continue
+        mine = tower.value(config, key)
+        if not (value >= mine if size == "length" else value == mine):
+            differ.append((key, _plain(value), _plain(mine)))
     if differ:
-        shown = ", ".join(f"{key} {_plain(theirs[key])} (the model's is {_plain(_own(config, key))})" for key in differ)
-        remedy = " ".join(f"model.{key}={_plain(theirs[key])}" for key in differ)
-        raise CheckpointError(f"the {tower} tower in '{source}' does not fit: it has {shown}; set {remedy}")
-
-
-def _own(config: ModelConfig, key: str) -> Any:
-    return has_quick_gelu(config) if key == "vision_quick_gelu" else getattr(config, key)
-
-
-def _agrees(key: str, theirs: Any, mine: Any) -> bool:
-    return bool(theirs >= mine if key == "text_length" else theirs == mine)
+        shown = ", ".join(f"{key} {value} (the model's is {mine})" for key, value, mine in differ)
+        remedy = " ".join(f"model.{key}={value}" for key, value, _ in differ)
+        raise CheckpointError(f"{what} does not fit: it has {shown}; set {remedy}")
 
 
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _apply(parts: Parts, changes: Mapping[str, Change | None]) -> tuple[Parts, tuple[Change, ...]]:
-    made = {name: change for name, change in changes.items() if change is not None}
-    return parts | {name: parts[name].changed(change) for name, change in made.items()}, tuple(made.values())
-
-
-def _matched(module: nn.Module, prefix: str, found: _Found, source: Path, strict: bool) -> Matched:
+def _matched(module: nn.Module, found: _Found, source: Path, *, strict: bool) -> Matched:
     shapes = {name: part.shape for name, part in found.parts.items()}
     fitting = fit(module, shapes, f"'{source}'", strict=strict)
     taken = {name: part for name, part in found.parts.items() if name not in fitting.unknown}
@@ -177,17 +131,18 @@ def _matched(module: nn.Module, prefix: str, found: _Found, source: Path, strict
     left = [plain_name(name) for name in found.file.shapes if name not in used]
     restored = replace(
         fitting.restored,
-        part=f"{found.tower} tower",
-        form=f"{found.form}, {found.file.form}",
-        changed=tuple(change.note for change in found.changes),
+        part=f"{found.which} tower",
+        form=f"{found.library}, {found.file.form}",
+        changed=() if found.change is None else (found.change.note,),
         left_behind=summary([*left, *found.file.others]),
         notes=(*_unsaid(found), *found.description.notes),
     )
-    return Matched(restored, _read(taken, found.file), fitting.own_names, prefix)
+    return Matched(restored, _read(taken, found.file), fitting.own_names, f"{found.tower.prefix}.")
 
 
 def _unsaid(found: _Found) -> tuple[str, ...]:
-    keys = [f"model.{key}" for key in _UNSAID[found.tower] if key not in found.description.keys]
+    sizes = [size for size in _UNSAID if size in found.tower.keys and size not in found.description.sizes]
+    keys = [f"model.{found.tower.keys[size]}" for size in sizes]
     return (f"the file does not say whether {' and '.join(keys)} are its own: see to it",) if keys else ()
 
 

@@ -31,7 +31,7 @@ def image_parts(clip: Parts) -> Parts:
     if "visual.trunk.patch_embed.proj.weight" in clip:
         return _tower(_inside(clip, "visual.trunk."))
     if "visual.conv1.weight" in clip:
-        unnamed = {name: part for name, part in clip.items() if name.startswith("vision_model.")}
+        unnamed = {name: part for name, part in clip.items() if name.startswith("model.")}
         return _tower(_from_clip(_inside(clip, "visual.")) | unnamed)
     return _tower(clip)
 
@@ -59,14 +59,14 @@ def _tower(parts: Parts) -> Parts:
 
 
 def image_sizes(tower: Parts) -> Mapping[str, int | float | bool | str]:
-    """By the keys of the model's config."""
+    """By neutral names."""
     width = tower[PATCHES].shape[2]
     return {
         "stem": "patch",
         "patch_size": tower["patch_embed.proj.weight"].shape[2],
-        "vision_width": width,
-        "vision_depth": len({name.split(".")[1] for name in tower if name.startswith("blocks.")}),
-        "vision_mlp_ratio": tower["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "vision_class_token": CLASS in tower,
-        "vision_pre_norm": "norm_pre.weight" in tower,
+        "width": width,
+        "depth": len({name.split(".")[1] for name in tower if name.startswith("blocks.")}),
+        "mlp_ratio": tower["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "class_token": CLASS in tower,
+        "pre_norm": "norm_pre.weight" in tower,
     }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -15,15 +16,11 @@ from mres.checkpoint.folder import CONFIG, Checkpoint, CheckpointError
 from mres.checkpoint.weights import Kind, Weights, open_source
 from mres.config import Config, load_config
 from mres.model.config import ModelConfig
+from mres.model.spec import is_same_kind, load_spec
+from mres.pretrained.families import change_of_positions
 from mres.pretrained.match import Matched, copy_into, fit
-from mres.pretrained.positions import Change, cut_words, fit_patches
+from mres.pretrained.positions import Change
 from mres.pretrained.report import Restored, summary
-
-# What a model may change without becoming another one.
-_FREE_KEYS = {"size", "dropout"}
-# And what positions are made to fit.
-_FITTED_KEYS = {"image_size", "text_length"}
-_PATCHES, _CLASS, _WORDS = "vision.vit.pos_embed", "vision.vit.cls_token", "text.tower.positional_embedding"
 
 
 def load_weights(model: nn.Module, config: ModelConfig, source: Path, kind: Kind = "model") -> Restored:
@@ -56,8 +53,8 @@ def match_weights(
     """
     found = open_source(source, kind)
     if strict and found.state is not None:
-        _check_same(found.state.get("model", {}), config, found.path, free=_FITTED_KEYS if fit_positions else set())
-    changes = _changes(found.weights.shapes, config, str(found.path)) if fit_positions else {}
+        _check_same(found.state.get("model", {}), config, found.path, fit_positions=fit_positions)
+    changes = _changes(found.weights.shapes, model, config, str(found.path)) if fit_positions else {}
     shapes = found.weights.shapes | {name: change.shape for name, change in changes.items()}
     fitting = fit(model, shapes, str(found.path), strict=strict)
     restored = replace(
@@ -68,19 +65,16 @@ def match_weights(
     return Matched(restored, _changed(found.weights, changes), fitting.own_names)
 
 
-def _changes(shapes: Mapping[str, Any], config: ModelConfig, source: str) -> dict[str, Change]:
-    changes: dict[str, Change | None] = {}
-    if _PATCHES in shapes and len(shapes[_PATCHES]) == 3:
-        changes[_PATCHES] = fit_patches(
-            shapes[_PATCHES],
-            config.image_size // config.patch_size,
-            source=source,
-            has_class=_CLASS in shapes,
-            wants_class=config.vision_class_token,
-        )
-    if _WORDS in shapes and len(shapes[_WORDS]) == 2:
-        changes[_WORDS] = cut_words(shapes[_WORDS], config.text_length)
-    return {name: change for name, change in changes.items() if change is not None}
+def _changes(shapes: Mapping[str, torch.Size], model: nn.Module, config: ModelConfig, source: str) -> dict[str, Change]:
+    """What makes the positions of the model's towers fit, by the model's names."""
+    spec = load_spec(config.kind)
+    changes = {}
+    for tower in filter(None, (spec.image_weights, spec.text_weights)):
+        own = {n.removeprefix(f"{tower.prefix}."): s for n, s in shapes.items() if n.startswith(f"{tower.prefix}.")}
+        found = change_of_positions(tower.family, own, model, tower.prefix, source)
+        if found is not None:
+            changes[f"{tower.prefix}.{found[0]}"] = found[1]
+    return changes
 
 
 def _changed(weights: Weights, changes: Mapping[str, Change]) -> Iterator[tuple[str, Tensor]]:
@@ -90,12 +84,17 @@ def _changed(weights: Weights, changes: Mapping[str, Change]) -> Iterator[tuple[
 
 def check_same_model(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Refuses a checkpoint of another model, naming the keys that differ."""
-    _check_same(checkpoint.state.get("model", {}), config, checkpoint.folder)
+    _check_same(checkpoint.state.get("model", {}), config, checkpoint.folder, fit_positions=False)
 
 
-def _check_same(theirs: Mapping[str, Any], config: ModelConfig, where: Path, free: set[str] | None = None) -> None:
-    mine = config.model_dump(mode="json")
-    differ = [k for k in mine if k not in _FREE_KEYS | (free or set()) and theirs.get(k) != mine[k]]
+def _check_same(theirs: Mapping[str, Any], config: ModelConfig, where: Path, *, fit_positions: bool) -> None:
+    """A key that the source does not have yet was at its default."""
+    spec, mine = load_spec(config.kind), config.model_dump(mode="json")
+    defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
+    theirs = {**defaults, "kind": ModelConfig.model_fields["kind"].default, **theirs}
+    free = spec.free_keys | (spec.fitted_keys if fit_positions else set()) | {"kind"}
+    differ = [] if is_same_kind(theirs["kind"], config.kind) else ["kind"]
+    differ += [key for key in mine if key not in free and theirs.get(key) != mine[key]]
     if differ:
         shown = ", ".join(f"model.{k} was {theirs.get(k)!r} and is now {mine[k]!r}" for k in differ[:4])
         shown += f" and {len(differ) - 4} more" if len(differ) > 4 else ""

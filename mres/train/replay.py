@@ -125,9 +125,10 @@ def _expressions(task: SegmentationTask, model: nn.Module, piece: Batch) -> Iter
 
 
 def _table(expressions: list[Expression]) -> Iterator[str]:
-    yield f"{'loss':>9} {'bce':>9} {'dice':>9}  expression"
+    names = list(next((e.losses for e in expressions if e.valid), {"loss": 0.0}))
+    yield f"{' '.join(name.removeprefix('loss_').rjust(9) for name in names)}  expression"
     for e in expressions:
-        shown = [f"{e.losses[name]:9.4f}" if e.valid else f"{'-':>9}" for name in ("loss", "loss_bce", "loss_dice")]
+        shown = [f"{e.losses[name]:9.4f}" if e.valid else f"{'-':>9}" for name in names]
         yield f"{' '.join(shown)}  {e.id}  “{e.text}”{'' if e.valid else ' (moved out of the square: not trained on)'}"
 
 

@@ -12,7 +12,8 @@ from mres.config import Config
 from mres.errors import UserError
 from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
-from mres.pretrained import Matched, match_image_weights, match_text_weights, match_weights
+from mres.pretrained import Matched, match_tower, match_weights
+from mres.pretrained.described import Tower
 
 
 def first_weights(
@@ -34,10 +35,10 @@ def first_weights(
     if config.checkpoint.init_from:
         source = Path(config.checkpoint.init_from)
         found = [match_weights(model, config.model, source, fit_positions=True, strict=strict)]
-    if config.checkpoint.text_weights:
-        found.append(match_text_weights(model, config.model, Path(config.checkpoint.text_weights), strict=strict))
-    if config.checkpoint.image_weights:
-        found.append(match_image_weights(model, config.model, Path(config.checkpoint.image_weights), strict=strict))
+    towers: dict[Tower, str | None] = {"text": config.checkpoint.text_weights, "image": config.checkpoint.image_weights}
+    found += [
+        match_tower(tower, model, config.model, Path(file), strict=strict) for tower, file in towers.items() if file
+    ]
     for matched in found:
         say(str(matched.restored))
     whole = config.checkpoint.init_from is not None and not found[0].restored.kept

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mres.config import Config
 from mres.errors import UserError
 from mres.parallel.strategy import Strategy
-from mres.stream.batch import Batch
+from mres.stream.batch import Batch, StreamShape
 from mres.stream.loader import TrainingStream
 from mres.supervise.stop_request import StopRequest
 from mres.train.instruments import Instruments
@@ -29,6 +29,9 @@ from mres.train.step_filter import StepFilter
 
 class Task(Protocol):
     """What is trained: sums over a batch's valid expressions, "loss" the one to differentiate."""
+
+    @property
+    def shape(self) -> StreamShape: ...
 
     def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
 
@@ -176,7 +179,7 @@ class Trainer:
         if cut and not self._said_cut:
             self._said_cut = True
             self._monitor.say(
-                f"warning: expressions longer than the model's {self._stream.shape.text_length} tokens lose their "
+                f"warning: expressions longer than the model's {self._task.shape.text_length} tokens lose their "
                 "end; metrics.jsonl counts them (cut_expressions)"
             )
         self._progress.expressions_seen += int(expressions)

@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mres.model.config import ModelConfig
 from mres.model.text import TextEncoder
+from mres.model.unires.config import UniresConfig
 from mres.model.unires.vision import VisionEncoder
+from mres.pretrained import Restored, copy_into, match_tower
+from mres.pretrained.described import Tower
 
 WIDTH, HEADS, LENGTH, VOCABULARY, SIDE, PATCH = 128, 2, 24, 1024, 32, 8  # OpenAI's heads are 64 wide
 TEXT = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": WIDTH, "heads": HEADS, "layers": 3}
@@ -26,23 +28,30 @@ TIMM = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 2, "
 FORMS = ("archive", "openai", "open_clip.pt", "open_clip.safetensors", "custom", "transformers", "shards", "bin")
 
 
-def config_of(**changes: Any) -> ModelConfig:
+def config_of(**changes: Any) -> UniresConfig:
     """The model whose towers these are."""
     text = {"text_width": WIDTH, "text_heads": HEADS, "text_depth": 3, "text_vocab_size": VOCABULARY, "text_length": 12}
     vision = {"vision_width": WIDTH, "vision_heads": HEADS, "vision_depth": 2, "vision_mlp_ratio": 4.0}
     like = {"vision_class_token": True, "vision_pre_norm": True, "quick_gelu": True, "stem": "patch"}
     sizes = {"image_size": SIDE, "patch_size": PATCH, "low_group_tokens": 3, "high_group_tokens": 2}
-    return ModelConfig.model_validate({"size": "tiny", **text, **vision, **like, **sizes, **changes})
+    return UniresConfig.model_validate({"size": "tiny", **text, **vision, **like, **sizes, **changes})
 
 
 class Towers(nn.Module):
     """As much of UniRES as there is to load."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniresConfig) -> None:
         super().__init__()
-        self.text = TextEncoder(config)
+        self.text = TextEncoder(
+            width=config.text_width, depth=config.text_depth, heads=config.text_heads, vocab_size=config.text_vocab_size,
+            length=config.text_length, quick_gelu=config.quick_gelu,
+        )  # fmt: skip
         self.vision = VisionEncoder(config)
         self.eval()
+
+
+def load_tower(which: Tower, model: nn.Module, config: UniresConfig, source: Path) -> Restored:
+    return copy_into(model, match_tower(which, model, config, source))
 
 
 def shaken(model: nn.Module) -> nn.Module:

@@ -7,7 +7,9 @@ import torch
 from tiny_run import MODEL
 from torch import Tensor
 
-from mres.model.config import ModelConfig
+from mres.model.config import LossConfig
+from mres.model.task import SegmentationTask
+from mres.model.unires.config import UniresConfig
 from mres.model.unires.unires import UniRES
 
 # As CLIP has it: class token, pre-norm, quick GELU, one linear patch embedding; more layers in every part.
@@ -26,13 +28,18 @@ VARIANTS = {
 }
 
 
-def config_of(**changes) -> ModelConfig:
-    return ModelConfig.model_validate({**MODEL, **changes})
+def config_of(**changes) -> UniresConfig:
+    return UniresConfig.model_validate({**MODEL, **changes})
 
 
 def build(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> UniRES:
     torch.manual_seed(seed)
     return UniRES(config_of(**changes)).to(dtype).eval()
+
+
+def outline(config: UniresConfig) -> UniRES:
+    """Without memory for its parameters."""
+    return SegmentationTask(config, LossConfig()).outline()
 
 
 def inputs(B: int = 2, K: int = 3, *, length: int = 14, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

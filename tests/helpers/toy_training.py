@@ -16,8 +16,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from mres.model.config import LossConfig, ModelConfig
+from mres.model.config import LossConfig
 from mres.model.loss import mask_losses
+from mres.model.unires.config import UniresConfig
 from mres.parallel.config import ParallelConfig
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, Strategy
@@ -58,9 +59,9 @@ def config_of(kind: str) -> ParallelConfig:
     return ParallelConfig(strategy=name, **options)
 
 
-def model_config() -> ModelConfig:
+def model_config() -> UniresConfig:
     """Small, with sizes that do not divide by the number of ranks (kernel bias: 17) and a filter that is used twice."""
-    return ModelConfig(
+    return UniresConfig(
         size="tiny", image_size=SIDE, vision_width=32, vision_depth=2, vision_heads=2, text_width=32, text_depth=1,
         text_vocab_size=1024, text_length=TOKENS, decoder_width=32, decoder_heads=2, low_group_tokens=4,
         high_group_tokens=3, filter_shared=True,

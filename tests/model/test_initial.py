@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny_model import VARIANTS, build, config_of, inputs
+from tiny_model import VARIANTS, build, config_of, inputs, outline
 from torch import Tensor
 
 from mres.model.initial import initial_weights, initialisers
-from mres.model.unires.unires import UniRES
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -46,14 +45,14 @@ def _fourth_moment(values: Tensor) -> float:
 
 def test_every_parameter_has_an_initialiser_and_no_initialiser_is_of_something_else() -> None:
     for changes in VARIANTS.values():
-        model = UniRES.outline(config_of(**changes))
+        model = outline(config_of(**changes))
         named, fills = {name for name, _ in model.named_parameters()}, set(initialisers(model))
         assert named <= fills
         assert all(name.endswith("bias") for name in fills - named), "only biases may be missing"
 
 
 def test_values_depend_on_the_seed_and_the_name_alone() -> None:
-    small, large = (UniRES.outline(config_of(vision_depth=depth, split_block=1)) for depth in (2, 4))
+    small, large = (outline(config_of(vision_depth=depth, split_block=1)) for depth in (2, 4))
     one, other, third = (dict(initial_weights(*args)) for args in ((small, 0), (large, 0), (small, 1)))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not torch.equal(one["patch_project.weight"], third["patch_project.weight"])
@@ -64,7 +63,7 @@ def test_global_random_numbers_are_left_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    dict(initial_weights(UniRES.outline(config_of()), 0))
+    dict(initial_weights(outline(config_of()), 0))
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -72,10 +71,10 @@ def test_global_random_numbers_are_left_alone() -> None:
 @torch.no_grad()
 def test_an_outline_needs_only_its_parameters(variant: str) -> None:
     """Its parameters have no memory, its buffers are real: with the same weights it is the same model."""
-    model, outline = build(**VARIANTS[variant]), UniRES.outline(config_of(**VARIANTS[variant])).eval()
-    assert all(parameter.is_meta for parameter in outline.parameters())
+    model, without_memory = build(**VARIANTS[variant]), outline(config_of(**VARIANTS[variant])).eval()
+    assert all(parameter.is_meta for parameter in without_memory.parameters())
     buffers = dict(model.named_buffers())
-    assert {n: b.shape for n, b in outline.named_buffers()} == {n: b.shape for n, b in buffers.items()}
-    assert all(torch.equal(buffer, buffers[name]) for name, buffer in outline.named_buffers())
-    outline.load_state_dict(model.state_dict(), assign=True)
-    assert torch.equal(outline(*inputs()), model(*inputs()))
+    assert {n: b.shape for n, b in without_memory.named_buffers()} == {n: b.shape for n, b in buffers.items()}
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in without_memory.named_buffers())
+    without_memory.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(without_memory(*inputs()), model(*inputs()))

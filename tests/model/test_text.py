@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_model import config_of
+from tiny_model import build
 
-from mres.model.text import TextEncoder, Tokenizer
+from mres.model.text import Tokenizer
 
 SMALL = Tokenizer(1024, 77)
 TEXTS = ["the left wheel of the blue car", "a person's hand", "Fahrrad – ü 漢字", "x", "42nd street, #7"]
@@ -76,7 +76,7 @@ def test_a_text_that_just_fits_is_not_cut() -> None:
 @torch.no_grad()
 def test_words_end_at_the_end_of_text_and_the_sentence_is_its_state() -> None:
     torch.manual_seed(0)
-    encoder = TextEncoder(config_of()).eval()
+    encoder = build().text.eval()
     text_BKT = Tokenizer(1024, 14)(["the red car", "x", "the left wheel of the blue car", "a"])[0].view(2, 2, 14)
     words_BKTE, sentence_BKE, is_word_BKT = encoder(text_BKT)
     assert words_BKTE.shape == (2, 2, 14, 32)

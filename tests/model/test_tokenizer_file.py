@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import MODEL
 
 from mres.errors import UserError
-from mres.model.config import ModelConfig
 from mres.model.text import Tokenizer
 from mres.model.tokenizer_file import TOKENIZER_NAME, check_tokenizer, tokenizer_json
 
@@ -62,9 +60,8 @@ def test_the_whole_vocabulary_is_clips() -> None:
 def test_a_tokenizer_of_other_ids_is_refused(tmp_path: Path, damage, said: str) -> None:
     content = json.loads(tokenizer_json(OURS))
     (tmp_path / TOKENIZER_NAME).write_text(json.dumps(content), encoding="utf-8")
-    config = ModelConfig.model_validate(MODEL)
-    check_tokenizer(tmp_path, config)
+    check_tokenizer(tmp_path, OURS)
     damage(content)
     (tmp_path / TOKENIZER_NAME).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match=said):
-        check_tokenizer(tmp_path, config)
+        check_tokenizer(tmp_path, OURS)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import toy_training as toy
+from tiny_model import outline
 from torch import Tensor, nn
 
 from mres.model.unires.unires import UniRES
@@ -145,7 +146,7 @@ def train_all() -> dict[str, list[float]]:
     world = join_world(ParallelConfig(strategy="ddp").timeout_s)
     losses = {}
     for name, changes in VARIANTS.items():
-        model = UniRES.outline(toy.model_config().model_copy(update={"dropout": 0.3}))
+        model = outline(toy.model_config().model_copy(update={"dropout": 0.3}))
         weights = initial_weights(model, 0)
         strategy = build_strategy(options(**{"strategy": "ddp", **changes}), world)
         type(strategy).own_unit_from = type(strategy).persist_below = 1000  # type: ignore[attr-defined]

@@ -10,10 +10,11 @@ import pytest
 import torch
 import toy_training as toy
 from benchmarks.peak import MODELS, rank_peaks, whole_mb
+from tiny_model import outline
 from torch import Tensor, nn
 
-from mres.model.config import ModelConfig
 from mres.model.initial import initial_weights
+from mres.model.unires.config import UniresConfig
 from mres.model.unires.unires import UniRES
 from mres.parallel.config import ParallelConfig
 from mres.parallel.factory import build_strategy
@@ -42,7 +43,7 @@ def expected() -> dict[str, Tensor]:
 
 def wrapped(changes: dict, world: World) -> tuple[Strategy, Iterator[tuple[str, Tensor]]]:
     """A strategy with a model that has memory and no values, and the values."""
-    model = UniRES.outline(toy.model_config())
+    model = outline(toy.model_config())
     weights = initial_weights(model, 7)
     strategy = build_strategy(ParallelConfig.model_validate(changes), world)
     type(strategy).own_unit_from = type(strategy).persist_below = 1000  # type: ignore[attr-defined]
@@ -119,7 +120,7 @@ def test_no_rank_ever_holds_the_whole_model(kind: str, start: float, step: float
     """Measured: resident memory of four ranks in weights of the whole model, of which all there is would be four (ZeRO 3
     has moments and gradients from the start): while they get their weights, each tensor drawn whole and cut at once, and
     until the first step is made."""
-    model = ModelConfig.model_validate(MODELS["smaller"])
+    model = UniresConfig.model_validate(MODELS["smaller"])
     peaks = run_distributed(rank_peaks, 4, kind, model)
     whole = whole_mb(model)
     # Some of its quarter may lie in memory that the small model left.
@@ -150,7 +151,7 @@ def test_parameters_shared_between_modules_are_no_model_without_memory() -> None
 
 
 def test_a_layer_that_is_used_twice_stays_one() -> None:
-    model = UniRES.outline(toy.model_config())
+    model = outline(toy.model_config())
     materialise(model, CPU)
     assert model.high_filter is model.low_filter
     assert len(list(model.parameters())) == len(expected())

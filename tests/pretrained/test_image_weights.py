@@ -20,6 +20,7 @@ from clip_files import (
     config_of,
     edit_json,
     image_tokens,
+    load_tower,
     open_clip_of,
     timm_of,
     transformers_of,
@@ -31,8 +32,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from mres.checkpoint.store import CheckpointError
-from mres.model.config import ModelConfig
-from mres.pretrained import load_image_weights, match_image_weights
+from mres.model.unires.config import UniresConfig
+from mres.pretrained import match_tower
 
 PLAIN = {"vision_pre_norm": False, "quick_gelu": False}  # a ViT that is no CLIP's
 
@@ -41,9 +42,9 @@ def images(side: int = SIDE) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def loaded(path: Path, config: ModelConfig) -> tuple[Towers, Any]:
+def loaded(path: Path, config: UniresConfig) -> tuple[Towers, Any]:
     model = Towers(config)
-    return model, load_image_weights(model, config, path)
+    return model, load_tower("image", model, config, path)
 
 
 def check_same_tokens(model: Towers, theirs: nn.Module, side: int = SIDE) -> None:
@@ -132,7 +133,7 @@ def test_a_vit_of_timm_inside_open_clip(tmp_path: Path) -> None:
 def test_another_tower_is_named_with_all_keys_to_set(openai_file: Path, changes: dict[str, Any], remedy: str) -> None:
     config = config_of(**changes)
     with pytest.raises(CheckpointError, match=f"'{openai_file}' does not fit: it has .*; {remedy}"):
-        load_image_weights(Towers(config), config, openai_file)
+        load_tower("image", Towers(config), config, openai_file)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_less_than_strict_takes_what_fits_and_says_what_did_not(tmp_path: Path) 
     config = config_of(**PLAIN, vision_depth=3, split_block=1, vision_class_token=False)
     model = Towers(config)
     before = {name: value.clone() for name, value in model.vision.vit.named_parameters()}
-    matched = match_image_weights(model, config, tmp_path / "vit.pt", strict=False)
+    matched = match_tower("image", model, config, tmp_path / "vit.pt", strict=False)
     names = {name.removeprefix("vision.vit.") for name, _ in matched}
     restored = matched.restored
     assert set(restored.kept) == {name for name in before if name.startswith("blocks.2.")} == set(before) - names
@@ -212,4 +213,4 @@ def test_less_than_strict_takes_what_fits_and_says_what_did_not(tmp_path: Path) 
     assert "keep their first values: blocks.2." in str(restored)
     narrow = config_of(**PLAIN, vision_width=64)
     with pytest.raises(CheckpointError, match=r"set model.vision_width=128"):
-        match_image_weights(Towers(narrow), narrow, tmp_path / "vit.pt", strict=False)
+        match_tower("image", Towers(narrow), narrow, tmp_path / "vit.pt", strict=False)

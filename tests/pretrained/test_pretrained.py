@@ -12,7 +12,7 @@ from mres.checkpoint.store import CheckpointError
 from mres.checkpoint.weights import DcpWeights
 from mres.config import load_config
 from mres.convert.convert import convert
-from mres.model.config import ModelConfig
+from mres.model.unires.config import UniresConfig
 from mres.model.unires.unires import UniRES
 from mres.pretrained import load_weights, run_config
 
@@ -29,9 +29,9 @@ def exports(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def model_of(runs: Path, name: str, **changes: object) -> tuple[UniRES, ModelConfig]:
+def model_of(runs: Path, name: str, **changes: object) -> tuple[UniRES, UniresConfig]:
     values = load_config(runs / name / "config.yaml").model.model_dump()
-    config = ModelConfig.model_validate({**values, **changes})
+    config = UniresConfig.model_validate({**values, **changes})
     return UniRES(config), config
 
 

@@ -9,12 +9,23 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from clip_files import FORMS, LENGTH, TEXT, VISION, VOCABULARY, Towers, config_of, open_clip_of, text_tokens, write_clip
+from clip_files import (
+    FORMS,
+    LENGTH,
+    TEXT,
+    VISION,
+    VOCABULARY,
+    Towers,
+    config_of,
+    load_tower,
+    open_clip_of,
+    text_tokens,
+    write_clip,
+)
 from torch import nn
 
 from mres.checkpoint.store import CheckpointError
 from mres.model.text import Tokenizer
-from mres.pretrained import load_text_weights
 
 TEXTS = ("the left wheel of the blue car", "a tree", "person " * 40)
 
@@ -30,7 +41,7 @@ def test_the_tower_computes_what_the_librarys_own_does(form: str, tmp_path: Path
     path, clip = write_clip(form, tmp_path)
     config = config_of()
     model = Towers(config)
-    restored = load_text_weights(model, config, path)
+    restored = load_tower("text", model, config, path)
     text_XT, num_cut = Tokenizer(VOCABULARY, 12)(TEXTS)
     assert num_cut
     words_X1TE, sentence_X1E, _ = model.text(text_XT[:, None])
@@ -46,7 +57,7 @@ def test_the_whole_length_computes_what_encode_text_does(tmp_path: Path) -> None
     path, clip = write_clip("archive", tmp_path)
     config = config_of(text_length=LENGTH)
     model = Towers(config)
-    assert not load_text_weights(model, config, path).changed
+    assert not load_tower("text", model, config, path).changed
     text_XT, _ = Tokenizer(VOCABULARY, LENGTH)(TEXTS)
     _, sentence_X1E, _ = model.text(text_XT[:, None])
     torch.testing.assert_close(
@@ -56,7 +67,7 @@ def test_the_whole_length_computes_what_encode_text_does(tmp_path: Path) -> None
 
 def test_what_came_and_what_did_not_is_said(clip_file: Path) -> None:
     config = config_of()
-    restored = load_text_weights(Towers(config), config, clip_file)
+    restored = load_tower("text", Towers(config), config, clip_file)
     num_visual = len(list(open_clip_of().visual.state_dict()))
     others = {"epoch", "name", "optimizer"}
     assert set(restored.left_behind) == {"text_projection", "logit_scale", f"visual.* ({num_visual} tensors)", *others}
@@ -83,16 +94,16 @@ def test_what_came_and_what_did_not_is_said(clip_file: Path) -> None:
 def test_another_size_is_named_with_the_remedy(clip_file: Path, changes: dict[str, int], message: str) -> None:
     config = config_of(**changes)
     with pytest.raises(CheckpointError, match=message):
-        load_text_weights(Towers(config), config, clip_file)
+        load_tower("text", Towers(config), config, clip_file)
 
 
 def test_a_file_without_a_text_tower_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": nn.Linear(2, 2).state_dict()}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"other.pt' has no CLIP text tower"):
-        load_text_weights(Towers(config_of()), config_of(), tmp_path / "other.pt")
+        load_tower("text", Towers(config_of()), config_of(), tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match=r"list.pt' has no CLIP text tower"):
-        load_text_weights(Towers(config_of()), config_of(), tmp_path / "list.pt")
+        load_tower("text", Towers(config_of()), config_of(), tmp_path / "list.pt")
 
 
 def test_a_tower_with_a_tensor_missing_is_refused(tmp_path: Path) -> None:
@@ -100,16 +111,16 @@ def test_a_tower_with_a_tensor_missing_is_refused(tmp_path: Path) -> None:
     del state["transformer.resblocks.1.mlp.c_fc.bias"]
     torch.save(state, tmp_path / "clip.pt")
     with pytest.raises(CheckpointError, match=r"1 tensors are missing \['transformer.resblocks.1.mlp.c_fc.bias'\]"):
-        load_text_weights(Towers(config_of()), config_of(), tmp_path / "clip.pt")
+        load_tower("text", Towers(config_of()), config_of(), tmp_path / "clip.pt")
 
 
 @pytest.mark.parametrize("name", ["no.pt", "no.safetensors"])
 def test_unreadable_files_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"no such file: '.*{name}'"):
-        load_text_weights(Towers(config_of()), config_of(), tmp_path / name)
+        load_tower("text", Towers(config_of()), config_of(), tmp_path / name)
     (tmp_path / name).write_bytes(b"not tensors" * 100)
     with pytest.raises(CheckpointError, match=f"{name}' .* read"):
-        load_text_weights(Towers(config_of()), config_of(), tmp_path / name)
+        load_tower("text", Towers(config_of()), config_of(), tmp_path / name)
 
 
 class Bomb:
@@ -125,7 +136,7 @@ def test_a_pickle_bomb_is_refused_and_never_runs(tmp_path: Path) -> None:
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "owned"), protocol=2))
     for name in ("bomb.pt", "raw.pt"):
         with pytest.raises(CheckpointError, match=f"{name}' cannot be read as tensors only"):
-            load_text_weights(Towers(config_of()), config_of(), tmp_path / name)
+            load_tower("text", Towers(config_of()), config_of(), tmp_path / name)
     assert not (tmp_path / "owned").exists()
 
 
@@ -134,4 +145,4 @@ def test_siglip_is_not_clip(tmp_path: Path) -> None:
     siglip = open_clip.CustomTextCLIP(16, VISION, {**TEXT, "no_causal_mask": True}, init_logit_bias=-10.0)
     torch.save(siglip.state_dict(), tmp_path / "siglip.pt")
     with pytest.raises(CheckpointError, match=r"siglip.pt' is SigLIP's \(logit_bias\)"):
-        load_text_weights(Towers(config_of()), config_of(), tmp_path / "siglip.pt")
+        load_tower("text", Towers(config_of()), config_of(), tmp_path / "siglip.pt")

@@ -7,11 +7,10 @@ from zipfile import ZipFile
 
 import pytest
 import torch
-from clip_files import Towers, config_of, edited_archive, write_clip
+from clip_files import Towers, config_of, edited_archive, load_tower, write_clip
 from torch import Tensor, nn
 
 from mres.checkpoint.store import CheckpointError
-from mres.pretrained import load_text_weights
 from mres.pretrained.files import open_tensors
 
 
@@ -51,7 +50,7 @@ def test_views_of_a_common_storage(tmp_path: Path) -> None:
 
 def test_its_code_is_not_looked_at(archive: Path, tmp_path: Path) -> None:
     without = edited_archive(archive, tmp_path / "a.pt", lambda name, content: b"(" if "/code/" in name else content)
-    load_text_weights(Towers(config_of()), config_of(), without)
+    load_tower("text", Towers(config_of()), config_of(), without)
 
 
 class Bomb:
@@ -69,7 +68,7 @@ def test_a_pickle_bomb_is_refused_and_never_runs(archive: Path, tmp_path: Path) 
         CheckpointError,
         match=r"b.pt' cannot be read as a TorchScript archive.*it names .*, which no such checkpoint contains",
     ):
-        load_text_weights(Towers(config_of()), config_of(), path)
+        load_tower("text", Towers(config_of()), config_of(), path)
     assert not (tmp_path / "owned").exists()
 
 
@@ -98,7 +97,7 @@ def test_what_is_damaged_is_named(
 ) -> None:
     path = edited_archive(archive, tmp_path / "c.pt", edit)
     with pytest.raises(CheckpointError, match=rf"c.pt' .*{message}"):
-        load_text_weights(Towers(config_of()), config_of(), path)
+        load_tower("text", Towers(config_of()), config_of(), path)
 
 
 def test_a_flipped_bit_and_a_lost_end_are_seen(archive: Path, tmp_path: Path) -> None:
@@ -108,10 +107,10 @@ def test_a_flipped_bit_and_a_lost_end_are_seen(archive: Path, tmp_path: Path) ->
     content[largest.header_offset + 200 + largest.file_size // 2] ^= 1
     (tmp_path / "flipped.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"flipped.pt' .*are not those that were written .CRC."):
-        load_text_weights(Towers(config_of()), config_of(), tmp_path / "flipped.pt")
+        load_tower("text", Towers(config_of()), config_of(), tmp_path / "flipped.pt")
     (tmp_path / "lost.pt").write_bytes(content[:-5000])
     with pytest.raises(CheckpointError, match=r"lost.pt' cannot be read"):
-        load_text_weights(Towers(config_of()), config_of(), tmp_path / "lost.pt")
+        load_tower("text", Towers(config_of()), config_of(), tmp_path / "lost.pt")
 
 
 def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path) -> None:

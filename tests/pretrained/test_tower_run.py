@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from clip_files import config_of, write_clip
+from tiny_model import outline
 from tiny_run import TRAIN, run, write_config
 
 from mres.checkpoint.weights import DcpWeights
-from mres.model.unires.unires import UniRES
-from mres.pretrained import match_image_weights, match_text_weights
+from mres.pretrained import match_tower
 
 
 @pytest.mark.slow
@@ -24,8 +24,8 @@ def test_both_towers_of_openais_archive_under_sharding(tmp_path: Path, tiny_shar
     assert done.codes == [0, 0], done.outputs
     assert done.output.count("(OpenAI CLIP, TorchScript archive)") == 2
     assert "interpolated from 4×4 to 6×6" in done.output
-    outline = UniRES.outline(config)
-    expected = dict(match_text_weights(outline, config, path)) | dict(match_image_weights(outline, config, path))
+    model = outline(config)
+    expected = dict(match_tower("text", model, config, path)) | dict(match_tower("image", model, config, path))
     saved = dict(DcpWeights(tmp_path / "runs" / "run" / "checkpoints" / "step-00000002"))
     assert all(torch.equal(saved[name], value) for name, value in expected.items())
     assert {name for name in saved if name.startswith(("text.", "vision.vit."))} == expected.keys()

@@ -14,10 +14,10 @@ from benchmarks.memory import made_set
 from benchmarks.synthetic import made_source
 from benchmarks.timing import batch_rate, medians
 from commands import command
+from tiny_model import outline
 
 from mres.errors import UserError
-from mres.model.config import ModelConfig
-from mres.model.unires.unires import UniRES
+from mres.model.unires.config import UniresConfig
 from mres.shards.reader import ShardSet
 from mres.stream.transforms import fit
 from mres.testing import run_distributed
@@ -116,7 +116,7 @@ def test_saves_and_loads_are_timed_and_leave_nothing(tmp_path: Path) -> None:
     measured, _ = run_distributed(checkpoint.measure, 2, "fsdp", tmp_path / "saves", arguments)
     assert all(measured[name] > 0 for name in ("stall", "background", "synchronous", "load", "copy"))
     assert measured["stall"] <= measured["background"]
-    parameters = sum(p.numel() for p in UniRES.outline(ModelConfig(size="tiny")).parameters())
+    parameters = sum(p.numel() for p in outline(UniresConfig(size="tiny")).parameters())
     assert 12 * parameters <= measured["bytes"] <= 15 * parameters, "float32 weights and two moments; small tensors"
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tiny_run import MODEL
 
 from mres.errors import UserError
-from mres.model.config import ModelConfig
+from mres.model.unires.config import UniresConfig
+from mres.model.unires.spec import SPEC
 from mres.model.unires.unires import UniRES
 from mres.train.config import OptimConfig
 from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
@@ -67,11 +68,11 @@ def test_without_a_decay_no_average_moves() -> None:
 @pytest.fixture(scope="module")
 def model() -> UniRES:
     changes = {"vision_class_token": True, "vision_pre_norm": True, "stem": "patch", "stage1_layers": 2}
-    return UniRES(ModelConfig.model_validate({**MODEL, **changes}))
+    return UniRES(UniresConfig.model_validate({**MODEL, **changes}))
 
 
 def test_what_decays(model: UniRES) -> None:
-    decay, rest = parameter_groups(model, 0.05)
+    decay, rest = parameter_groups(model, 0.05, no_decay=SPEC.no_decay)
     shapes = {name: parameter.ndim for name, parameter in model.named_parameters()}
     assert sorted([*decay.names, *rest.names]) == sorted(shapes), "every parameter is in one group"
     assert (decay.weight_decay, rest.weight_decay) == (0.05, 0.0)
@@ -97,7 +98,7 @@ def test_groups_that_are_treated_alike_are_one(model: UniRES) -> None:
 
 def build(**changes) -> UniRES:
     return UniRES(
-        ModelConfig.model_validate({**MODEL, "vision_depth": 3, "split_block": 1, "text_depth": 2, **changes})
+        UniresConfig.model_validate({**MODEL, "vision_depth": 3, "split_block": 1, "text_depth": 2, **changes})
     )
 
 
@@ -123,9 +124,9 @@ def build(**changes) -> UniRES:
 def test_learning_rates_by_encoder_and_layer(name: str, scale: float) -> None:
     model = build(stem="patch")
     config = OptimConfig(layer_decay=0.5, image_lr_scale=0.2, text_lr_scale=0.1)
-    scales = lr_scales(model, config)
+    scales = lr_scales(model, config, SPEC)
     assert scales[name] == pytest.approx(scale)
-    groups = parameter_groups(model, 0.05, scales)
+    groups = parameter_groups(model, 0.05, scales, no_decay=SPEC.no_decay)
     (own,) = [group for group in groups if name in group.names]
     assert own.lr_scale == scales[name]
     keys = [(group.weight_decay, group.lr_scale) for group in groups]
@@ -134,7 +135,7 @@ def test_learning_rates_by_encoder_and_layer(name: str, scale: float) -> None:
 
 
 def test_the_conv_stem_lies_below_the_first_block() -> None:
-    scales = lr_scales(build(stem="conv"), OptimConfig(layer_decay=0.5))
+    scales = lr_scales(build(stem="conv"), OptimConfig(layer_decay=0.5), SPEC)
     assert scales["vision.stem.project.weight"] == 0.125
 
 
@@ -147,7 +148,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
         for name, _ in model.named_parameters()
         if name.startswith(("text.", "vision.vit.blocks.1.")) or name == "head.mix.weight"
     }
-    grouped = {name for group in parameter_groups(model, 0.05) for name in group.names}
+    grouped = {name for group in parameter_groups(model, 0.05, no_decay=SPEC.no_decay) for name in group.names}
     assert grouped.isdisjoint(frozen)
     assert len(grouped | frozen) == len(list(model.named_parameters()))
 
@@ -187,15 +188,15 @@ def test_a_rate_of_what_is_frozen_is_refused(frozen: list[str], options: dict, w
     model = build()
     freeze(model, frozen)
     with pytest.raises(UserError) as raised:
-        lr_scales(model, OptimConfig(**options))
+        lr_scales(model, OptimConfig(**options), SPEC)
     assert words in str(raised.value)
-    assert set(lr_scales(model, OptimConfig(layer_decay=1.0)).values()) == {1.0}
+    assert set(lr_scales(model, OptimConfig(layer_decay=1.0), SPEC).values()) == {1.0}
 
 
 def test_the_groups_are_described() -> None:
     model = build()
     freeze(model, ["text"])
-    lines = describe_groups(model, parameter_groups(model, 5e-4))
+    lines = describe_groups(model, parameter_groups(model, 5e-4, no_decay=SPEC.no_decay))
     assert [line.split()[:2] for line in lines[1:3]] == [["1", "x"]] * 2
     assert lines[1].split()[3] == "0.0005"
     assert lines[3].split()[0] == "frozen"

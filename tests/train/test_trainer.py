@@ -234,7 +234,7 @@ def test_expressions_that_are_cut_are_counted(tmp_path: Path, config: Path) -> N
     done = train(tmp_path, config, "model.text_length=5", "train.steps=3")
     assert done.codes == [0], done.output
     assert sum(line["cut_expressions"] for line in lines(tmp_path / "runs" / "run" / "metrics.jsonl")) > 5
-    assert "longer than model.text_length=5" in done.output
+    assert "longer than the model's 5" in done.output
 
 
 def test_every_step_and_rank_has_its_own_dropout() -> None:

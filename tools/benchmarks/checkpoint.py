@@ -22,9 +22,10 @@ from mres.checkpoint.config import CheckpointConfig
 from mres.checkpoint.saver import Saver
 from mres.checkpoint.store import step_folder
 from mres.errors import UserError
-from mres.model.config import ModelConfig
+from mres.model.config import LossConfig
 from mres.model.initial import initial_weights
-from mres.model.unires.unires import UniRES
+from mres.model.task import SegmentationTask
+from mres.model.unires.config import UniresConfig
 from mres.parallel.config import ParallelConfig
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, Strategy
@@ -114,9 +115,10 @@ def _config(is_async: bool) -> CheckpointConfig:
 def _started(kind: str, size: str) -> Strategy:
     config = ParallelConfig.model_validate(STRATEGIES[kind])
     strategy = build_strategy(config, join_world(config.timeout_s))
-    model = UniRES.outline(ModelConfig.model_validate(MODELS[size]))
+    task = SegmentationTask(UniresConfig.model_validate(MODELS[size]), LossConfig())
+    model = task.outline()
     weights = initial_weights(model, 0)
-    strategy.wrap(model, model.blocks(), parameter_groups(model, 0.0), AdamW((0.9, 0.999), 1e-8, 1.0))
+    strategy.wrap(model, task.blocks(model), parameter_groups(model, 0.0), AdamW((0.9, 0.999), 1e-8, 1.0))
     strategy.load_weights(weights)
     return strategy
 

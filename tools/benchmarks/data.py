@@ -22,8 +22,8 @@ from benchmarks.synthetic import made_source
 from benchmarks.timing import batch_rate, medians
 from benchmarks.usual import UsualPipeline, usual_batches
 from mres.errors import UserError
-from mres.model.config import ModelConfig
 from mres.model.text import Tokenizer
+from mres.model.unires.config import UniresConfig
 from mres.shards.writer import WriteOptions, write_shards
 from mres.stream import transforms
 from mres.stream.batch import StreamShape
@@ -97,7 +97,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _make(folder: Path, arguments: argparse.Namespace) -> _Setup:
-    model = ModelConfig.model_validate({"size": arguments.size})
+    model = UniresConfig.model_validate({"size": arguments.size})
     source = made_source(arguments.num_images)
     for layout in ("tar", "mds"):
         options = WriteOptions(images_per_shard=arguments.num_images // _SHARDS, workers=2, layout=_layout(layout))

@@ -19,8 +19,8 @@ from benchmarks.claim import claim
 from benchmarks.synthetic import TARGETS, made_source
 from mres.errors import UserError
 from mres.io.files import file_sha256
-from mres.model.config import ModelConfig
 from mres.model.text import Tokenizer
+from mres.model.unires.config import UniresConfig
 from mres.shards.index import INDEX_NAME, write_index
 from mres.shards.manifest import MANIFEST_NAME, Counts, IndexFile, Manifest, make_manifest
 from mres.shards.reader import BLOCK_RECORDS
@@ -99,7 +99,7 @@ def _scaled(manifest: Manifest, times: float) -> Counts:
 
 
 def _stream(folder: Path, arguments: argparse.Namespace) -> TrainingStream:
-    model = ModelConfig.model_validate({"size": arguments.size})
+    model = UniresConfig.model_validate({"size": arguments.size})
     config = DataConfig(
         train=str(folder),
         images_per_batch=arguments.images,

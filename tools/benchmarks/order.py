@@ -18,8 +18,8 @@ from benchmarks.order_quality import measure
 from benchmarks.synthetic import made_source
 from benchmarks.timing import alternate
 from mres.io.processes import spread
-from mres.model.config import ModelConfig
 from mres.model.text import Tokenizer
+from mres.model.unires.config import UniresConfig
 from mres.shards.reader import BLOCK_RECORDS
 from mres.shards.writer import WriteOptions, write_shards
 from mres.stream.batch import StreamShape
@@ -110,7 +110,7 @@ def _alone(work: Callable[[], dict[str, float]]) -> dict[str, float]:
 def _batches(folder: Path, rounds: int) -> dict[str, float]:
     """Seconds to the first batch of a small set on disk, read in this process."""
     write_shards(made_source(_MADE_IMAGES, different=8), folder / "set", WriteOptions(workers=2))
-    model = ModelConfig.model_validate({"size": "base"})
+    model = UniresConfig.model_validate({"size": "base"})
     shape = StreamShape(model.image_size, model.mask_stride, model.text_length)
     tokenize = Tokenizer(model.text_vocab_size, model.text_length)
     config = DataConfig(train=str(folder / "set"), images_per_batch=4, workers=0)

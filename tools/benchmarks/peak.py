@@ -15,9 +15,10 @@ import torch
 
 from benchmarks.claim import claim
 from mres.errors import UserError
-from mres.model.config import ModelConfig
+from mres.model.config import LossConfig
 from mres.model.initial import initial_weights
-from mres.model.unires.unires import UniRES
+from mres.model.task import SegmentationTask
+from mres.model.unires.config import UniresConfig
 from mres.parallel.config import ParallelConfig
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, Strategy
@@ -55,7 +56,7 @@ def peak(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--size {arguments.size}: bench peak measures {' or '.join(MODELS)}")
     if not _CLEAR.exists():
         raise UserError(f"bench peak reads and resets a process's peak memory in {_CLEAR.parent}, which only Linux has")
-    model = ModelConfig.model_validate(MODELS[arguments.size])
+    model = UniresConfig.model_validate(MODELS[arguments.size])
     whole = whole_mb(model)
     kinds = [kind for kind in STRATEGIES if arguments.size != "large" or kind != "ddp"]
     found = {kind: run_distributed(rank_peaks, arguments.ranks, kind, model, timeout_s=1800) for kind in kinds}
@@ -78,17 +79,18 @@ def peak(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def whole_mb(config: ModelConfig) -> float:
+def whole_mb(config: UniresConfig) -> float:
     """The weights of the whole model."""
-    return sum(parameter.numel() for parameter in UniRES.outline(config).parameters()) * 4 / 1e6
+    model = SegmentationTask(config, LossConfig()).outline()
+    return sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e6
 
 
-def rank_peaks(kind: str, model: ModelConfig) -> dict[str, float]:
+def rank_peaks(kind: str, model: UniresConfig) -> dict[str, float]:
     """MB of this rank's peak, above its start, until the weights are there and until a step is made."""
     _return_what_is_freed()
     config = ParallelConfig.model_validate(STRATEGIES[kind])
     world = join_world(config.timeout_s)
-    small = ModelConfig.model_validate(
+    small = UniresConfig.model_validate(
         {"size": "large", **_SMALLER, "vision_width": 64, "text_width": 96, "decoder_width": 64}
     )
     _step(_started(config, world, small), small)
@@ -107,18 +109,19 @@ def _return_what_is_freed() -> None:
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 17)
 
 
-def _started(config: ParallelConfig, world: World, model_config: ModelConfig) -> Strategy:
+def _started(config: ParallelConfig, world: World, model_config: UniresConfig) -> Strategy:
     """As a session does it."""
-    model = UniRES.outline(model_config)
+    task = SegmentationTask(model_config, LossConfig())
+    model = task.outline()
     weights = initial_weights(model, 0)
     strategy = build_strategy(config, world)
-    strategy.wrap(model, model.blocks(), parameter_groups(model, 0.0), AdamW((0.9, 0.999), 1e-8, 1.0))
+    strategy.wrap(model, task.blocks(model), parameter_groups(model, 0.0), AdamW((0.9, 0.999), 1e-8, 1.0))
     strategy.load_weights(weights)
     assert not strategy.not_finite()
     return strategy
 
 
-def _step(strategy: Strategy, config: ModelConfig) -> None:
+def _step(strategy: Strategy, config: UniresConfig) -> None:
     """Of one image and one expression, so that activations are small."""
     image_BCSS = torch.zeros(1, 3, config.image_size, config.image_size)
     text_BKT = torch.arange(config.text_length, dtype=torch.int32)[None, None]

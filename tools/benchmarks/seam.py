@@ -44,7 +44,7 @@ def _both(arguments: argparse.Namespace) -> dict[str, float]:
         strategy = FsdpStrategy(config.parallel, world)
         model = task.build(0)
         adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
-        strategy.wrap(model, model.blocks(), parameter_groups(model, config.optim.weight_decay), adamw)
+        strategy.wrap(model, task.blocks(model), parameter_groups(model, config.optim.weight_decay), adamw)
         loops: dict[str, Callable[[], object]] = {
             "mres": _repeated(lambda: _step_of(strategy, task, batch)),
             "by hand": _repeated(_by_hand(task, world, batch)),
@@ -64,7 +64,7 @@ def _by_hand(task: SegmentationTask, world: World, batch: Batch) -> Callable[[],
     """What anyone would write: the same units, gathered again for backward, AdamW, clipping by the global norm."""
     model = task.build(0)
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in model.blocks():
+    for block in task.blocks(model):
         if sum(parameter.numel() for parameter in block.parameters()) >= FsdpStrategy.own_unit_from:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

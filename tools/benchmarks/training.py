@@ -40,7 +40,7 @@ def grouping(arguments: argparse.Namespace) -> dict[str, Any]:
     rates = {name: expressions / s for name, s in seconds.items()}
     return {
         "bench": "grouping",
-        "what": f"{config.model.size}: {config.data.images_per_batch} images x K={arguments.k} against {expressions} pairs (K=1)",
+        "what": f"{arguments.size}: {config.data.images_per_batch} images x K={arguments.k} against {expressions} pairs (K=1)",
         "expressions_per_s": rates,
         "claims": {"grouped / pairs": claim(rates["grouped"] / rates["pairs"], ">=", 3)},
     }
@@ -64,7 +64,7 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = alternate({"mres": trained, "bare": bare}, arguments.rounds)
     return {
         "bench": "loop",
-        "what": f"{config.model.size}: {steps} steps of {config.data.images_per_batch} images x K={arguments.k}, strategy single",
+        "what": f"{arguments.size}: {steps} steps of {config.data.images_per_batch} images x K={arguments.k}, strategy single",
         "seconds_a_step": {name: s / steps for name, s in seconds.items()},
         "claims": {"mres / bare": claim(seconds["mres"] / seconds["bare"], "<=", 1.03)},
     }
@@ -101,7 +101,7 @@ def _trainer_steps(
     strategy = build_strategy(config.parallel, join_world(config.parallel.timeout_s))
     model = task.build(0)
     groups = parameter_groups(model, config.optim.weight_decay)
-    strategy.wrap(model, model.blocks(), groups, AdamW(config.optim.betas, config.optim.eps, 1.0))
+    strategy.wrap(model, task.blocks(model), groups, AdamW(config.optim.betas, config.optim.eps, 1.0))
 
     class Prepared:
         order = Order(0, [SetShape(10**6, np.arange(1))], config.data.images_per_batch)

@@ -116,11 +116,10 @@ class UniresConfig(ModelConfig):
     filter_norm: bool = Field(True, description="… LayerNorm before the product and before the FFN")
     filter_shared: bool = Field(False, description="… one filter for both levels instead of one each")
 
-    @model_validator(mode="before")
     @classmethod
-    def _split_in_the_middle(cls, values: Any) -> Any:
-        values = cls._fill_from_size(values)
-        if isinstance(values, dict) and isinstance(values.get("vision_depth"), int):
+    def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
+        values = super().filled(given)
+        if isinstance(values.get("vision_depth"), int):
             return {"split_block": max(1, values["vision_depth"] // 2), **values}
         return values
 

@@ -46,7 +46,13 @@ SPEC = ModelSpec(
     image_encoder=Encoder(
         "vision",
         "vision.vit.blocks",
-        ("vision.vit.patch_embed", "vision.vit.pos_embed", "vision.vit.cls_token", "vision.vit.norm_pre", "vision.stem"),
+        (
+            "vision.vit.patch_embed",
+            "vision.vit.pos_embed",
+            "vision.vit.cls_token",
+            "vision.vit.norm_pre",
+            "vision.stem",
+        ),
     ),
     text_encoder=Encoder(
         "text", "text.tower.transformer.resblocks", ("text.tower.token_embedding", "text.tower.positional_embedding")

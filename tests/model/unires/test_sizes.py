@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mres.model.config import SIZES, ModelConfig
+from mres.model.unires.config import SIZES, UniresConfig
 from mres.model.unires.unires import UniRES
 
 # From the released models: width, depth, heads, patch of the image tower; width, depth, heads of the text tower.
@@ -14,7 +14,7 @@ CLIP = {"base": (768, 12, 12, 16, 512, 12, 8), "large": (1024, 24, 16, 14, 768, 
 def size(request: pytest.FixtureRequest) -> tuple[str, dict[str, tuple[int, ...]], UniRES]:
     """(name, shapes of the parameters, model without memory)."""
     with torch.device("meta"):
-        model = UniRES(ModelConfig.model_validate({"size": request.param}))
+        model = UniRES(UniresConfig.model_validate({"size": request.param}))
     return request.param, {name: tuple(p.shape) for name, p in model.named_parameters()}, model
 
 
@@ -66,13 +66,13 @@ def test_base_and_large_have_about_the_parameters_of_their_towers(
 
 def test_the_demos_size_is_small() -> None:
     with torch.device("meta"):
-        model = UniRES(ModelConfig.model_validate({"size": "tiny"}))
+        model = UniRES(UniresConfig.model_validate({"size": "tiny"}))
     assert sum(p.numel() for p in model.parameters()) < 2.5e6
 
 
 def test_every_size_sets_the_same_keys() -> None:
     assert len({frozenset(values) for values in SIZES.values()}) == 1
     for size in SIZES:
-        filled = ModelConfig.model_validate({"size": size})
+        filled = UniresConfig.model_validate({"size": size})
         assert filled.split_block == filled.vision_depth // 2
-        assert ModelConfig.model_validate({"size": size, "vision_depth": 8}).split_block == 4
+        assert UniresConfig.model_validate({"size": size, "vision_depth": 8}).split_block == 4
