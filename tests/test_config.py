@@ -11,8 +11,10 @@ import yaml
 from commands import command
 from pydantic import BaseModel
 
-from mres.config import Config, ConfigError, load_config
-from mres.model.unires.config import SIZES
+from mres.config import Config, ConfigError, known_keys, load_config
+from mres.model.config import ModelConfig
+from mres.model.spec import KINDS, load_spec
+from mres.model.unires.config import SIZES, UniresConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -149,7 +151,7 @@ def test_no_number_is_infinite() -> None:
     numbers = [
         f"{section}.{name}"
         for section, of in Config.model_fields.items()
-        for name, field in of.annotation.model_fields.items()
+        for name, field in (UniresConfig if of.annotation is ModelConfig else of.annotation).model_fields.items()
         if float in (field.annotation, *get_args(field.annotation))
     ]
     assert {"optim.weight_decay", "loss.bce_weight", "data.remote_timeout_s", "model.dropout"} <= set(numbers)
@@ -275,13 +277,13 @@ def test_another_strategy_keeps_its_own_keys(write) -> None:
     assert "zero_stage=1 has an effect" in message(path, "parallel.strategy=fsdp", "parallel.zero_stage=1")
 
 
-def keys(model: type[BaseModel] = Config, section: str = "") -> Iterator[tuple[str, str]]:
-    """(section, key) of everything that can be set."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys(field.annotation, name)
-        else:
-            yield section, name
+def keys() -> Iterator[tuple[str, str]]:
+    """(section, key) of everything that can be set, whatever the kind of the model."""
+    for kind in KINDS:
+        for name, field in known_keys(load_spec(kind).config):
+            section, _, key = name.rpartition(".")
+            if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+                yield section.rpartition(".")[2], key
 
 
 def reads() -> set[tuple[str, str]]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
-from mres.config import Config, load_config
+from mres.config import Config, known_keys, load_config
+from mres.model.spec import KINDS, load_spec
 from mres.model.unires.config import SIZES
 from mres.sources.registry import SOURCES, load
 
@@ -156,16 +156,14 @@ def test_make_targets_exist(page: Path) -> None:
 # ---- configs
 
 
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+def all_keys() -> list[str]:
+    """Of all kinds of models."""
+    return list(dict.fromkeys(name for kind in KINDS for name, _ in known_keys(load_spec(kind).config)))
 
 
 @pages()
 def test_config_keys_exist(page: Path) -> None:
-    known = set(known_keys())
+    known = set(all_keys())
     shell = [text for language, text in blocks(page) if language in ("bash", "sh")]
     shown = [span for span in spans(page) if not span.startswith("unknown key")]  # quotes a message about a typo
     words = [word.strip(",;.:()[]'\"") for text in [*shown, *shell] for word in text.split()]
@@ -176,7 +174,7 @@ def test_config_keys_exist(page: Path) -> None:
 
 def test_every_key_of_training_is_explained() -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    own = [key for key in known_keys() if key.startswith(("optim.", "train.", "parallel."))]
+    own = [key for key in all_keys() if key.startswith(("optim.", "train.", "parallel."))]
     assert [key for key in own if not re.search(rf"`{re.escape(key)}\b", page)] == []
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mres.stream.batch import StreamShape
 
 # The kinds that come with mres; any other is named as path/to/file.py:NAME or package.module:NAME.
-KINDS = {"unires": "mres.model.unires.spec:SPEC", "cris": "mres.model.cris.spec:SPEC"}
+KINDS = {"unires": "mres.model.unires.spec:SPEC"}
 
 
 class Tokenize(Protocol):
@@ -136,7 +136,9 @@ def load_spec(kind: str) -> ModelSpec:
     """
     if kind not in KINDS and ":" not in kind:
         hint = near(kind, KINDS.keys(), otherwise=f"allowed: {', '.join(KINDS)}")
-        raise UserError(f"model.kind='{kind}': {hint}, or a model of your own: path/to/my_model.py:SPEC, package.module:SPEC")
+        raise UserError(
+            f"model.kind='{kind}': {hint}, or a model of your own: path/to/my_model.py:SPEC, package.module:SPEC"
+        )
     found = load_object(KINDS.get(kind, kind), "model.kind")
     if not isinstance(found, ModelSpec):
         raise UserError(f"model.kind='{kind}' is of type {type(found).__name__}; name a mres.model.spec.ModelSpec")
