@@ -148,8 +148,3 @@ class UniresConfig(ModelConfig):
                     "must be powers of two"
                 )
         return self
-
-    @property
-    def image_quick_gelu(self) -> bool:
-        """Whether the image encoder has the activation of OpenAI's CLIP."""
-        return self.quick_gelu if self.vision_quick_gelu is None else self.vision_quick_gelu

@@ -33,7 +33,9 @@ def _tokenizer(config: UniresConfig) -> Tokenizer:
 
 
 def _value(config: UniresConfig, key: str) -> Any:
-    return config.image_quick_gelu if key == "vision_quick_gelu" else getattr(config, key)
+    from mres.model.unires.vision import has_quick_gelu
+
+    return has_quick_gelu(config) if key == "vision_quick_gelu" else getattr(config, key)
 
 
 SPEC = ModelSpec(

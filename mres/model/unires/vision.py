@@ -16,6 +16,11 @@ from mres.model.unires.config import UniresConfig
 _CLIP_EPS, _TIMM_EPS = 1e-5, 1e-6
 
 
+def has_quick_gelu(config: UniresConfig) -> bool:
+    """Whether the image encoder has the activation of OpenAI's CLIP."""
+    return config.quick_gelu if config.vision_quick_gelu is None else config.vision_quick_gelu
+
+
 class VisionEncoder(nn.Module):
     """Low-level group tokens enter with the patches and leave at `split_block`; high-level ones go from there to the end."""
 
@@ -36,7 +41,7 @@ class VisionEncoder(nn.Module):
             class_token=config.vision_class_token,
             pre_norm=config.vision_pre_norm,
             norm_layer=partial(LayerNorm, eps=_CLIP_EPS if config.vision_pre_norm else _TIMM_EPS),
-            act_layer=get_act_layer("quick_gelu" if config.image_quick_gelu else "gelu"),
+            act_layer=get_act_layer("quick_gelu" if has_quick_gelu(config) else "gelu"),
             num_classes=0,
             global_pool="token" if config.vision_class_token else "avg",
             fc_norm=False,
