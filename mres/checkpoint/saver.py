@@ -35,7 +35,7 @@ class _Flight:
         self.folder: Path | None = None
         self.error: BaseException | None = None
         self.write_s = 0.0
-        self._writer, self._job = writer, job
+        self._writer, self._job, self.step = writer, job, job.step
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -64,6 +64,7 @@ class Saver:
 
     Args:
         state_of: what is to stand in state.json after so many steps, with `step`.
+        committed: told, in the training thread, of every checkpoint that is whole on the disk: its step and folder.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Saver:
         state_of: Callable[[int], dict[str, Any]],
         config_yaml: str,
         say: Callable[[str], None],
+        committed: Callable[[int, Path], None] = lambda step, folder: None,
     ) -> None:
         self._root, self._strategy, self._config, self._say = root, strategy, config, say
+        self._committed = committed
         self._state_of, self._config_yaml = state_of, config_yaml
         self._writer = Writer(root, strategy, config)
         self._flight: _Flight | None = None
@@ -147,7 +150,9 @@ class Saver:
         self._write_s += flight.write_s
         error = flight.error
         if error is None:
+            assert flight.folder is not None, "it was written"
             self._say(f"checkpoint {flight.folder}")
+            self._committed(flight.step, flight.folder)
             return
         if not isinstance(error, CheckpointError):
             raise error

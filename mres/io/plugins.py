@@ -1,6 +1,5 @@
 """What a user's own Python file or module brings, named in a config as `path/to/file.py:NAME` or `package.module:NAME`."""
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 
 
 def load_object(reference: str, key: str) -> Any:
@@ -29,8 +28,7 @@ def load_object(reference: str, key: str) -> Any:
     module = _load(where, f"{key}='{reference}'")
     if not hasattr(module, name):
         own = [other for other, value in vars(module).items() if not other.startswith("_") and _is_of(module, value)]
-        near = difflib.get_close_matches(name, own, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it defines {', '.join(own) or 'nothing'}"
+        hint = near(name, own, otherwise=f"it defines {', '.join(own) or 'nothing'}")
         raise UserError(f"{key}='{reference}': '{where}' has no '{name}'; {hint}")
     return getattr(module, name)
 
@@ -51,16 +49,18 @@ def _load(where: str, what: str) -> ModuleType:
             raise UserError(
                 f"{what}: there is no module '{error.name}'; install it, put its folder into PYTHONPATH, or name a file"
             ) from None
-        raise UserError(f"{what}: {_failure(error)}") from error
+        raise UserError(f"{what}: importing it failed: {failure(error)}") from error
     except Exception as error:
-        raise UserError(f"{what}: {_failure(error)}") from error
+        raise UserError(f"{what}: importing it failed: {failure(error)}") from error
 
 
-def _failure(error: Exception) -> str:
-    """Where and why an import failed."""
-    at = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+def failure(error: Exception, file: str | None = None) -> str:
+    """What a user's code raised, and where: in `file`, if that is on the way there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file]
+    at = error if isinstance(error, SyntaxError) else (own or frames)[-1]
     place = f" ({at.filename}:{at.lineno})" if at.filename else ""
-    return f"importing it failed: {type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def _load_file(path: Path) -> ModuleType:

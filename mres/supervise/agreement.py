@@ -8,30 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
-from mres.config import Config
 from mres.errors import UserError
-from mres.io.files import bytes_sha256, file_sha256
-from mres.parallel.strategy import Strategy
-from mres.stream.config import local_batch_size
-from mres.stream.loader import TrainingStream
 
-PACKAGES = (
-    "mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "simplejpeg", "pillow", "pycocotools", "webdataset",
-)  # fmt: skip
-_HERE = Path(__file__).resolve().parents[1]
 _MOST_LINES = 20
 
 
-def check_agreement(strategy: Strategy, mine: Mapping[str, str | None]) -> None:
+def check_agreement(all_gather_object: Callable[[Any], list[Any]], mine: Mapping[str, str | None]) -> None:
     """Compares `mine` over all ranks, which call it together.
 
     Raises:
@@ -39,9 +24,9 @@ def check_agreement(strategy: Strategy, mine: Mapping[str, str | None]) -> None:
     """
     text = json.dumps(mine, sort_keys=True)
     # In all runs but the wrong ones 16 bytes a rank are all that travels.
-    if len(set(strategy.all_gather_object(hashlib.md5(text.encode(), usedforsecurity=False).digest()))) == 1:
+    if len(set(all_gather_object(hashlib.md5(text.encode(), usedforsecurity=False).digest()))) == 1:
         return
-    lines = differences(strategy.all_gather_object(mine))
+    lines = differences(all_gather_object(mine))
     left_out = [f"… and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     listed = "\n".join(f"  {line}" for line in [*lines[:_MOST_LINES], *left_out])
     raise UserError(
@@ -60,88 +45,6 @@ def differences(all_ranks: Sequence[Mapping[str, str | None]]) -> list[str]:
             few_first = sorted(by_value.items(), key=lambda item: (len(item[1]), item[1]))
             found.append(f"{key}: " + ", ".join(f"{_ranks(ranks)} {_has(ranks)} {value}" for value, ranks in few_first))
     return found
-
-
-def facts_of_run(config: Config, stream: TrainingStream, last_step: int, world_size: int) -> dict[str, str | None]:
-    """What must be the same on all ranks before a model is built."""
-    share = local_batch_size(config.data.images_per_batch, world_size)
-    return {
-        **{f"config {key}": value for key, value in _flat(config.model_dump(mode="json"))},
-        "parallel.ds_config (SHA-256 of the file)": ds_config_sha256(config),
-        "code (hash of mres/*.py)": code_sha256(),
-        "git sha": git_sha(),
-        "python": platform.python_version(),
-        **{f"package {name}": version for name, version in package_versions().items()},
-        "planned steps": str(last_step),
-        "data (fingerprint)": stream.sets.fingerprint,
-        "order of images": stream.order.description(),
-        "images a rank and step": str(share),
-    }
-
-
-def config_sha256(config: Config) -> str:
-    """Hash of all keys and of the content of the file that `parallel.ds_config` names."""
-    return bytes_sha256(f"{config.sha256()} {ds_config_sha256(config)}".encode())
-
-
-def ds_config_sha256(config: Config) -> str | None:
-    """Hash of the file; none where no file is named, or this rank does not have it."""
-    try:
-        return None if config.parallel.ds_config is None else file_sha256(Path(config.parallel.ds_config))
-    except OSError:
-        return None
-
-
-def facts_of_model(model: nn.Module) -> dict[str, str | None]:
-    """Names, shapes and what is trained, as one hash a child of the model."""
-    return {
-        f"model.{name} (hash of names and shapes)": _sha256(
-            f"{n} {tuple(p.shape)} {p.dtype} {p.requires_grad}\n" for n, p in child.named_parameters()
-        )
-        for name, child in model.named_children()
-    }
-
-
-def package_versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in PACKAGES}
-
-
-def code_sha256() -> str:
-    """Hash of the package's own source: it tells apart what no commit does."""
-    return _sha256(f"{p.relative_to(_HERE)}\n{p.read_text(encoding='utf-8')}" for p in sorted(_HERE.rglob("*.py")))
-
-
-def git_sha() -> str | None:
-    """The commit that the code is of, where it lies in a repository."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=_HERE, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _sha256(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode())
-    return digest.hexdigest()[:12]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value)
 
 
 def _ranks(ranks: Sequence[int]) -> str:

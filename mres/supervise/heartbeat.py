@@ -102,7 +102,7 @@ class Beat:
 
 
 class Heartbeat:
-    """This rank's file, written once a second (with more than 64 ranks more rarely) until `end`."""
+    """This rank's file, written from `start` to `end` once a second, with more than 64 ranks more rarely."""
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, collectives: Callable[[], int] = lambda: 0) -> None:
         """`collectives` tells the writing thread how many this process has begun."""
@@ -170,16 +170,6 @@ class Heartbeat:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(content, encoding="utf-8")
             part.replace(self._path)
-
-
-class NoHeartbeat(Heartbeat):
-    """Where none is wanted (`train.heartbeat=false`, benches): notes, and writes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), 0, 1)
-
-    def start(self) -> None:
-        pass
 
 
 def _every_s(world_size: int) -> float:

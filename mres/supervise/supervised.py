@@ -9,9 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mres.config import Config
 from mres.supervise.flight_recorder import enable_flight_recorder
-from mres.supervise.heartbeat import FAILED, LOST, Heartbeat, NoHeartbeat, is_silent, lagging, read_beats
+from mres.supervise.heartbeat import FAILED, LOST, Heartbeat, is_silent, lagging, read_beats
 from mres.supervise.peer_monitor import LOST_RANK_EXIT, LostRank, PeerMonitor, in_one_line, is_of_communication
 from mres.supervise.rank_env import read_rank_env
 from mres.supervise.world import World, collectives_begun, join_world, leave_world
@@ -20,40 +19,40 @@ from mres.supervise.world import World, collectives_begun, join_world, leave_wor
 _IDLE_S = 5.0
 
 
-def supervised(config: Config, work: Callable[[World, Heartbeat], int]) -> int:
+def supervised(
+    run_dir: Path, timeout_s: int, work: Callable[[World, Heartbeat], int], *, with_heartbeat: bool = True
+) -> int:
     """Joins the ranks, does the work and leaves; the exit code, which is `LOST_RANK_EXIT` where another rank was lost."""
-    place = read_rank_env()
-    heartbeat: Heartbeat = NoHeartbeat()
-    if config.train.heartbeat:
-        heartbeat = Heartbeat(config.run_dir, place.rank, place.size, collectives_begun)
-    heartbeat.start()
-    enable_flight_recorder(config.run_dir)
+    rank_env = read_rank_env()
+    heartbeat = Heartbeat(run_dir, rank_env.rank, rank_env.size, collectives_begun)
+    if with_heartbeat:
+        heartbeat.start()
+    enable_flight_recorder(run_dir)
     try:
-        world = join_world(config.parallel.timeout_s)
+        world = join_world(timeout_s)
     except BaseException as error:
         heartbeat.end(FAILED, in_one_line(error))
         raise
-    watch = PeerMonitor(world, partial(heartbeat.end, LOST))
+    monitor = PeerMonitor(world, partial(heartbeat.end, LOST))
     try:
-        watch.start()
+        monitor.start()
         code = work(world, heartbeat)
     except BaseException as error:
-        lost = watch.verdict(error)
-        if lost is None and is_of_communication(error) and (lost := _laggard(config.run_dir, place.rank)):
-            watch.blame(lost)
+        lost = monitor.verdict(error)
+        if lost is None and is_of_communication(error) and (lost := _laggard(run_dir, rank_env.rank)):
+            monitor.blame(lost)
         if lost is None:
-            watch.blame(
-                LostRank(place.rank, f"({socket.gethostname()}, pid {os.getpid()}) failed: {in_one_line(error)}")
-            )
+            why = f"({socket.gethostname()}, pid {os.getpid()}) failed: {in_one_line(error)}"
+            monitor.blame(LostRank(rank_env.rank, why))
             heartbeat.end(FAILED, in_one_line(error))
-            watch.leave()
+            monitor.leave()
             raise
         print(f"error: {lost}", file=sys.stderr, flush=True)
         heartbeat.end(LOST, str(lost))
         return LOST_RANK_EXIT
     else:
         heartbeat.end()
-        watch.leave()
+        monitor.leave()
         return code
     finally:
         leave_world()

@@ -105,6 +105,9 @@ class TrainConfig(Section):
     )
     deterministic: bool = Field(False, description="only kernels that give the same bits each time; slower on GPUs")
     trace_batches: bool = Field(False, description="write batches.jsonl: the ids of every global batch")
+    callbacks: tuple[str, ...] = Field(
+        (), description="classes of one's own that look at the run: my_file.py:MyCallback or package.module:MyCallback"
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads a process; default: the cores divided by the ranks"
     )

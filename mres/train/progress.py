@@ -12,8 +12,7 @@ class Progress:
     """Counts of a run.
 
     Attributes:
-        skipped_batches: how many global batches of the stream were passed over by going back: step s takes batch
-            s + skipped_batches.
+        skipped_batches: how many global batches of the stream were passed over by going back.
         recent: what spikes are measured against (`SpikeDetector.to_json`).
     """
 
@@ -24,6 +23,10 @@ class Progress:
     skipped_batches: int = 0
     quarantined: set[str] = field(default_factory=set)
     recent: list[list[float | None]] | None = None
+
+    def batch_index(self, step: int) -> int:
+        """Which of the stream's global batches step `step` (from 0) takes."""
+        return step + self.skipped_batches
 
     def to_json(self) -> dict[str, Any]:
         return {

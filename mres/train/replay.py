@@ -24,7 +24,7 @@ from mres.stream.batch import Batch
 from mres.stream.loader import Batches
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets
-from mres.train.rollback import BAD_STEPS, ROLLBACKS, read_lines
+from mres.train.run_log import BAD_STEPS, ROLLBACKS, read_lines
 
 _DRAWN, _COLUMNS, _SIDE = 24, 6, 224  # of the contact sheet
 

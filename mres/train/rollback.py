@@ -5,16 +5,12 @@ Training goes on with the batches behind those that were seen: what upset it, if
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from mres.checkpoint import store
 from mres.errors import UserError
 from mres.parallel.strategy import Strategy
-from mres.train.monitor import Monitor
-
-ROLLBACKS, BAD_STEPS = "rollbacks.jsonl", "bad_steps.jsonl"
+from mres.train.run_log import BAD_STEPS, ROLLBACKS, RunLog, read_lines
 
 
 class DivergenceError(UserError):
@@ -59,28 +55,13 @@ def _newest(root: Path, at_most: int) -> store.Checkpoint | None:
     return None
 
 
-def note(monitor: Monitor, run_dir: Path, trouble: DivergenceError, step: int, skipped_batches: int) -> None:
+def note(log: RunLog, run_dir: Path, trouble: DivergenceError, step: int, skipped_batches: int) -> None:
     """Rewinds the run's files to `step` steps; what was skipped since moves from bad_steps.jsonl into the note."""
-    if monitor.enabled:
+    if log.enabled:
         skipped = [line for line in read_lines(run_dir / BAD_STEPS) if line["step"] > step]
-        monitor.restart(step)
-        monitor.append(
-            ROLLBACKS,
-            {
-                "step": step,
-                "reached": trouble.reached,
-                "skipped_batches": skipped_batches,
-                "reason": str(trouble),
-                "bad_steps": skipped,
-            },
-        )
-    monitor.say(
+        log.rewind(step)
+        line = {"step": step, "reached": trouble.reached, "skipped_batches": skipped_batches, "reason": str(trouble)}
+        log.append(ROLLBACKS, {**line, "bad_steps": skipped})
+    log.say(
         f"warning: {trouble}; going back to step {step}, and on with the batches after those of step {trouble.reached}"
     )
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file of the run, none where there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -13,6 +13,7 @@ from mres.stream.config import local_batch_size
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets, open_set
 from mres.supervise.rank_env import local_size, read_rank_env, world_size
+from mres.train.callback import callback_class
 from mres.train.ranks import check_ranks
 from mres.train.run_folder import held
 from mres.train.schedule import warmup_steps
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     check_evaluation(config)
     check_weights(config)
     check_kinds(config, sets)
+    for reference in config.train.callbacks:
+        callback_class(reference)
     sets.check_cache(config.data, slots_of_machine(config))
     warn_of_warmup(config, sets)
     if arguments.dry_run:

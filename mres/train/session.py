@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,28 +23,28 @@ from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, ParameterGroup
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
-from mres.supervise.agreement import (
-    check_agreement,
-    config_sha256,
-    ds_config_sha256,
-    facts_of_model,
-    facts_of_run,
-    git_sha,
-    package_versions,
-)
+from mres.supervise.agreement import check_agreement
 from mres.supervise.flight_recorder import make_folder
-from mres.supervise.heartbeat import Heartbeat, NoHeartbeat
+from mres.supervise.heartbeat import Heartbeat
 from mres.supervise.stop_request import StopRequest
 from mres.supervise.supervised import supervised
+from mres.supervise.threads import set_threads
 from mres.supervise.world import World
+from mres.train.callback import Callback, Callbacks, users_callbacks
+from mres.train.callbacks.console import Console
+from mres.train.callbacks.heartbeat import HeartbeatCallback
+from mres.train.callbacks.jsonl import Jsonl
+from mres.train.callbacks.mfu import Mfu
+from mres.train.callbacks.profile import ProfileWindows
+from mres.train.callbacks.tensorboard import TensorBoard
+from mres.train.callbacks.trace import BatchTrace
+from mres.train.facts import environment, facts_of_model, facts_of_run
 from mres.train.flops import utilisation
-from mres.train.instruments import Instruments
-from mres.train.monitor import Monitor
 from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
-from mres.train.profile import Windows
 from mres.train.progress import Progress
 from mres.train.rollback import DivergenceError, last_good, note
 from mres.train.run_folder import write_start
+from mres.train.run_log import RunLog
 from mres.train.start import check_finite, first_weights, named_sources
 from mres.train.trainer import Trainer
 
@@ -56,17 +55,12 @@ def train(config: Config, sets: TrainingSets) -> int:
     stop.install()
 
     def work(world: World, heartbeat: Heartbeat) -> int:
-        set_threads(config, world)
+        set_threads(config.train.threads, world)
         if config.train.deterministic:
             set_deterministic()
         return _Session(config, sets, world, stop, heartbeat).run()
 
-    return supervised(config, work)
-
-
-def set_threads(config: Config, world: World) -> None:
-    threads = config.train.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
-    torch.set_num_threads(threads)
+    return supervised(config.run_dir, config.parallel.timeout_s, work, with_heartbeat=config.train.heartbeat)
 
 
 def set_deterministic() -> None:
@@ -87,7 +81,7 @@ class _Session:
         stop: StopRequest,
         heartbeat: Heartbeat | None = None,
     ) -> None:
-        self.config, self.world, self.stop = config, world, stop
+        self.config, self.world, self.stop, self.heartbeat = config, world, stop, heartbeat
         self.task = SegmentationTask(config.model, config.loss)
         self.strategy = build_strategy(config.parallel, world)
         self.stream = TrainingStream(
@@ -100,57 +94,81 @@ class _Session:
             world_size=world.size,
         )
         self.last_step = config.train.total_steps(self.stream.order.steps_per_epoch)
-        self.monitor = Monitor(config.run_dir, self.last_step, enabled=world.is_main)
+        self.log = RunLog(config.run_dir, enabled=world.is_main)
         self.progress = Progress()
+        self.callbacks = Callbacks()
         self.root = config.run_dir / "checkpoints"
-        self.saver = Saver(self.root, self.strategy, config.checkpoint, self._state, config.to_yaml(), self._say)
-        self.instruments = Instruments(heartbeat or NoHeartbeat())
-        self.trainer = Trainer(
-            config,
-            strategy=self.strategy,
-            task=self.task,
-            stream=self.stream,
-            monitor=self.monitor,
-            stop=stop,
-            saver=self.saver,
-            evaluate=self._evaluate,
-            instruments=self.instruments,
+        self.saver = Saver(
+            self.root,
+            self.strategy,
+            config.checkpoint,
+            self._state,
+            config.to_yaml(),
+            self.log.say,
+            lambda step, folder: self.callbacks.checkpointed(step, folder),
         )
 
     def run(self) -> int:
-        check_agreement(self.strategy, facts_of_run(self.config, self.stream, self.last_step, self.world.size))
-        self.instruments.windows = Windows(self.config.train, self.config.run_dir, self.world, self.last_step)
+        facts = facts_of_run(self.config, self.stream, self.last_step, self.world.size)
+        check_agreement(self.strategy.all_gather_object, facts)
+        self.callbacks = self._callbacks()
         checkpoint = self._resume_from()
         if checkpoint is not None and checkpoint.step >= self.last_step:
-            self._say(
+            self.log.say(
                 f"{self.config.run_dir} is complete: {checkpoint.step} steps (checkpoint.resume=never starts again)"
             )
             return 0
         first_step = self._take_up(checkpoint) if checkpoint else 0
         shortage = self.stream.sets.shortage(self.config.data.expressions_per_image)
         if shortage:
-            self._say(f"warning: {shortage}")
+            self.log.say(f"warning: {shortage}")
         model, groups = self._plan()
         self._prepare_folder()
         self._build(model, groups, checkpoint)
-        if self.world.is_main:
-            self.instruments.utilisation = utilisation(self.config, self.task, self.world)
-        self.monitor.start(first_step)
         try:
             done = self._fit(first_step)
         except Exception:
             self.saver.drain()
             raise
         finally:
-            self.instruments.close()
-            self.monitor.close()
+            self.callbacks.close()
         return self._farewell(done)
+
+    def _callbacks(self) -> Callbacks:
+        """What looks at the run, in the order of calls: what adds to the metrics comes before what writes them."""
+        config, world, order = self.config, self.world, self.stream.order
+        chosen: list[Callback] = [ProfileWindows(config.train, config.run_dir, world, self.last_step)]
+        if self.heartbeat is not None:
+            chosen.insert(0, HeartbeatCallback(self.heartbeat))
+        if config.train.trace_batches:
+            chosen.append(
+                BatchTrace(self.strategy, self.log, lambda step: order.epoch_of(self.progress.batch_index(step - 1)))
+            )
+        if world.is_main:
+            chosen.append(Mfu(lambda: utilisation(config, self.task, world)))
+        chosen += users_callbacks(config, world)
+        if world.is_main:
+            chosen += [Jsonl(self.log), TensorBoard(config.run_dir), Console(self.last_step)]
+        return Callbacks(chosen)
 
     def _fit(self, first_step: int) -> int:
         """Trains; goes back, and on from there, as often as it may."""
+        trainer = Trainer(
+            self.config,
+            strategy=self.strategy,
+            task=self.task,
+            stream=self.stream,
+            log=self.log,
+            stop=self.stop,
+            saver=self.saver,
+            evaluate=self._evaluate,
+            callbacks=self.callbacks,
+        )
+        self.log.rewind(first_step)
         while True:
+            self.callbacks.run_start(first_step)
             try:
-                return self.trainer.fit(first_step, self.last_step, self.progress)
+                return trainer.fit(first_step, self.last_step, self.progress)
             except DivergenceError as trouble:
                 first_step = self._go_back(trouble)
 
@@ -160,7 +178,7 @@ class _Session:
         checkpoint = last_good(trouble, self.root, self.strategy, rollbacks=self.progress.rollbacks, allowed=allowed)
         self.strategy.load_state(checkpoint.folder, optimizer=True)
         self.progress = self.progress.gone_back(checkpoint.state, checkpoint.step, trouble.reached)
-        note(self.monitor, self.config.run_dir, trouble, checkpoint.step, self.progress.skipped_batches)
+        note(self.log, self.config.run_dir, trouble, checkpoint.step, self.progress.skipped_batches)
         self.saver.save(checkpoint.step)  # a run that is killed now must know that it went back
         self.saver.wait()
         return checkpoint.step
@@ -174,23 +192,23 @@ class _Session:
 
     def _build(self, model: nn.Module, groups: list[ParameterGroup], checkpoint: store.Checkpoint | None) -> None:
         config = self.config
-        weights = first_weights(self.task, model, config, self._say) if checkpoint is None else None
-        check_agreement(self.strategy, facts_of_model(model))
+        weights = first_weights(self.task, model, config, self.log.say) if checkpoint is None else None
+        check_agreement(self.strategy.all_gather_object, facts_of_model(model))
         for line in describe_groups(model, groups):
-            self._say(line)
+            self.log.say(line)
         self.groups = groups
         adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
         self.strategy.wrap(model, self.task.blocks(model), groups, adamw)
-        self._say(f"strategy {self.strategy.describe()}; {torch.get_num_threads()} thread(s) each")
+        self.log.say(f"strategy {self.strategy.describe()}; {torch.get_num_threads()} thread(s) each")
         if weights is not None:
             self.strategy.load_weights(weights)
         if config.optim.ema_decay is not None:
             self.strategy.track_average()
         if checkpoint is not None:
             self.strategy.load_state(checkpoint.folder, optimizer=True)
-            self._say(f"going on at step {checkpoint.step} from {checkpoint.folder}")
+            self.log.say(f"going on at step {checkpoint.step} from {checkpoint.folder}")
             if config.optim.ema_decay is not None and not holds_average(checkpoint.folder):
-                self._say("it has no moving average of the weights: one begins here (optim.ema_decay)")
+                self.log.say("it has no moving average of the weights: one begins here (optim.ema_decay)")
         check_finite(self.strategy, named_sources(config) if checkpoint is None else str(checkpoint.folder))
 
     def _resume_from(self) -> store.Checkpoint | None:
@@ -222,7 +240,7 @@ class _Session:
         for found in store.newest(self.root):
             if isinstance(found, store.Checkpoint):
                 return found
-            self._say(f"warning: {found}; looking for an older one")
+            self.log.say(f"warning: {found}; looking for an older one")
         return None
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -245,9 +263,9 @@ class _Session:
         with self.strategy.averaged() if averaged else nullcontext():
             table = evaluator.figures(self.strategy.module, max_images=self.config.evaluate.max_images)
         if table is not None:
-            self.monitor.append("evaluations.jsonl", {"step": step, **table})
+            self.callbacks.evaluated(step, table)
             figures = ", ".join(f"{g} mIoU {table[g]['mIoU']:.3f}" for g in ("object", "part") if table[g]["num"])
-            self._say(f"step {step}: {figures}")
+            self.log.say(f"step {step}: {figures}")
         self.saver.measured(step, table)
 
     def _prepare_folder(self) -> None:
@@ -268,17 +286,14 @@ class _Session:
 
     def _farewell(self, done: int) -> int:
         if done >= self.last_step:
-            self._say(f"done: {done} steps; the run is in {self.config.run_dir}")
+            self.log.say(f"done: {done} steps; the run is in {self.config.run_dir}")
             return 0
         automatic = "" if self.config.checkpoint.resume == "auto" else " with checkpoint.resume=auto"
-        self._say(f"stopped at step {done} of {self.last_step}; run the same command again{automatic} to go on")
+        self.log.say(f"stopped at step {done} of {self.last_step}; run the same command again{automatic} to go on")
         # Ranks that were not signalled themselves stop for the one that was.
         return (
             self.strategy.all_gather_object(self.stop.exit_code if self.stop.requested else None)[self.world.rank] or 75
         )
-
-    def _say(self, text: str) -> None:
-        self.monitor.say(text)
 
 
 def _check_frozen(checkpoint: store.Checkpoint, config: Config) -> None:
@@ -289,20 +304,3 @@ def _check_frozen(checkpoint: store.Checkpoint, config: Config) -> None:
             f"cannot resume at step {checkpoint.step}: optim.freeze was {theirs} and is now {mine}; give the run the same "
             "value, or start a new one (run.name=…) from its weights (checkpoint.init_from=…)"
         )
-
-
-def environment(config: Config, world: World, sets: TrainingSets) -> dict[str, Any]:
-    """What a run ran on: git sha, hash of its config, versions, world, data."""
-    return {
-        "git_sha": git_sha(),
-        "config_sha256": config_sha256(config),
-        "ds_config_sha256": ds_config_sha256(config),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": package_versions(),
-        "world_size": world.size,
-        "local_world_size": world.local_size,
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "data": [{"folder": shards.location, "fingerprint": shards.fingerprint} for shards in sets],
-    }

@@ -1,4 +1,4 @@
-"""Steps that moved nothing: skipped on the device, looked at when figures are read, named, and counted against budgets."""
+"""Which steps are not made: judged on the device, looked at when figures are read, named, and counted against budgets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,28 @@ from torch import Tensor
 from mres.config import Config
 from mres.parallel.strategy import Strategy
 from mres.stream.batch import Batch
-from mres.train.monitor import Monitor
 from mres.train.progress import Progress
-from mres.train.rollback import BAD_STEPS, DivergenceError
+from mres.train.rollback import DivergenceError
+from mres.train.run_log import BAD_STEPS, RunLog
 from mres.train.spikes import NONE, REASONS, SpikeDetector
 
 _NOT_FINITE = "loss or gradient is not finite"
+
+
+class Judgement:
+    """What is known of a step on the device before it is made; `may_move` is what `Strategy.step` asks."""
+
+    def __init__(self, step: int, loss: Tensor, spikes: SpikeDetector | None) -> None:
+        self.step, self.loss, self._spikes = step, loss, spikes
+        self.spike: Tensor | None = None
+
+    def may_move(self, norm: Tensor) -> Tensor:
+        # Its own look, as the gradient of a loss that is not finite may be: where the loss is infinite and flat.
+        finite = torch.isfinite(self.loss)
+        if self._spikes is None:
+            return finite
+        self.spike = self._spikes.judge(self.step, norm, self.loss)
+        return finite & (self.spike == NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +42,7 @@ class _Step:
     """What is kept of a step until its figures are read: tensors on the device, ids on the host."""
 
     number: int
-    place: int
+    batch_index: int
     norm: Tensor
     loss: Tensor
     spike: Tensor | None
@@ -34,11 +50,11 @@ class _Step:
     expression_ids: tuple[str, ...]
 
 
-class StepFilter:
-    """Makes the optimizer's steps and knows which of them it did not make."""
+class SkipPolicy:
+    """Refuses steps that are not finite or spikes, and ends the course of a run that has too many of them."""
 
-    def __init__(self, config: Config, strategy: Strategy, monitor: Monitor) -> None:
-        self._config, self._strategy, self._monitor = config, strategy, monitor
+    def __init__(self, config: Config, strategy: Strategy, log: RunLog) -> None:
+        self._config, self._strategy, self._log = config, strategy, log
         self._progress = Progress()
         self._unread: deque[_Step] = deque()
         self._in_a_row = 0
@@ -58,24 +74,15 @@ class StepFilter:
         if self._spikes is not None:
             self._spikes.load(progress.recent)
 
-    def step(self, step: int, lr: float, loss: Tensor, batch: Batch) -> None:
-        """The optimizer's step; `loss` is this rank's share of the global batch's."""
-        # Its own look, as the gradient of a loss that is not finite may be: where the loss is infinite and flat.
-        global_loss = self._strategy.all_reduce(loss.detach().double())
-        spike: Tensor | None = None
+    def judge(self, step: int, loss: Tensor) -> Judgement:
+        """Of step `step` (from 0), before it is made; `loss` is this rank's share of the global batch's."""
+        return Judgement(step, self._strategy.all_reduce(loss.to(torch.float64, copy=True)), self._spikes)
 
-        def accept(norm: Tensor) -> Tensor:
-            nonlocal spike
-            may_move = torch.isfinite(global_loss)
-            if self._spikes is not None:
-                spike = self._spikes.judge(step, norm, global_loss)
-                may_move = may_move & (spike == NONE)
-            return may_move
-
-        norm = self._strategy.step(lr, accept)
-        place = step + self._progress.skipped_batches
+    def note(self, judgement: Judgement, norm: Tensor, batch: Batch) -> None:
+        """Keeps what `read` will look at, of a step that was made or not."""
+        step, loss, spike = judgement.step, judgement.loss, judgement.spike
         ids = batch.image_ids, batch.expression_ids
-        self._unread.append(_Step(step + 1, place, norm, global_loss, spike, *ids))
+        self._unread.append(_Step(step + 1, self._progress.batch_index(step), norm, loss, spike, *ids))
 
     def read(self) -> float:
         """Reads the figures of the steps since the last look; returns the last one's gradient norm.
@@ -140,12 +147,12 @@ class StepFilter:
         ranks = self._strategy.gather_object((step.image_ids, step.expression_ids)) or []
         line: dict[str, Any] = {
             "step": step.number,
-            "batch": step.place,
+            "batch": step.batch_index,
             "reason": reason,
             "grad_norm": norm,
             "loss": float(step.loss),
             "image_ids": [i for images, _ in ranks for i in images],
             "expression_ids": [e for _, expressions in ranks for e in expressions],
         }
-        self._monitor.append(BAD_STEPS, line)
-        self._monitor.say(f"warning: step {step.number}: {reason}; the step was skipped on all ranks")
+        self._log.append(BAD_STEPS, line)
+        self._log.say(f"warning: step {step.number}: {reason}; the step was skipped on all ranks")

@@ -125,28 +125,27 @@ def _rank(
 
 
 def _raise_at(raising: Raise) -> None:
-    from mres.train.instruments import Instruments
-    from mres.train.monitor import Monitor
+    from mres.train.callback import Callbacks
 
-    enter = Instruments.at
+    enter = Callbacks.phase
 
-    def signalled_in(self: Instruments, phase: str, step: int) -> None:
+    def signalled_in(self: Callbacks, phase: str, step: int) -> None:
         enter(self, phase, step)
         if (phase, step) == (raising.phase, raising.step):
             os.kill(os.getpid(), raising.signal)
 
     if raising.phase is not None:
-        Instruments.at = signalled_in  # type: ignore[method-assign]
+        Callbacks.phase = signalled_in  # type: ignore[method-assign]
         return
 
-    metrics = Monitor.metrics
+    log = Callbacks.on_log
 
-    def signalled(self: Monitor, values) -> None:
-        if values["step"] == raising.step:
+    def signalled(self: Callbacks, metrics) -> None:
+        if metrics["step"] == raising.step:
             os.kill(os.getpid(), raising.signal)
-        metrics(self, values)
+        log(self, metrics)
 
-    Monitor.metrics = signalled  # type: ignore[method-assign]
+    Callbacks.on_log = signalled  # type: ignore[method-assign]
 
 
 def lines(path: Path) -> list[dict]:

@@ -5,12 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_run import TRAIN, start, wait, write_config
-from torch import nn
 
-from mres.config import load_config
-from mres.supervise import agreement as agree
+from mres.supervise.agreement import differences
 from mres.supervise.heartbeat import read_beats
 from mres.testing import free_port
 
@@ -27,48 +24,14 @@ from mres.testing import free_port
 )
 def test_ranks_of_the_same_value_are_named_together(values: list[str | None], line: str | None) -> None:
     all_ranks = [{"same": "1", "torch": value} for value in values]
-    assert agree.differences(all_ranks) == ([line] if line else [])
+    assert differences(all_ranks) == ([line] if line else [])
 
 
 def test_a_key_that_a_rank_does_not_have_is_a_difference() -> None:
-    assert agree.differences([{"a": "1"}, {"b": "2"}]) == [
+    assert differences([{"a": "1"}, {"b": "2"}]) == [
         "a: rank 0 has 1, rank 1 has None",
         "b: rank 0 has None, rank 1 has 2",
     ]
-
-
-def test_a_model_of_other_names_shapes_or_frozen_parts_is_another() -> None:
-    def facts(*layers: nn.Module) -> dict[str, str | None]:
-        return agree.facts_of_model(nn.Sequential(*layers))
-
-    base = facts(nn.Linear(2, 3), nn.Linear(3, 2))
-    assert facts(nn.Linear(2, 3), nn.Linear(3, 2)) == base, "values do not enter"
-    other = facts(nn.Linear(2, 3), nn.Linear(3, 4))
-    assert [key for key in base if base[key] != other[key]] == ["model.1 (hash of names and shapes)"]
-    assert facts(nn.Linear(2, 3), nn.Linear(3, 2).requires_grad_(False)) != base
-    assert facts(nn.Linear(2, 3), nn.Linear(3, 2, dtype=torch.float64)) != base
-
-
-def test_another_content_of_the_ds_config_is_another_config(tmp_path: Path) -> None:
-    file = tmp_path / "ds.json"
-    config = load_config(None, ["parallel.strategy=zero", f"parallel.ds_config={file}"])
-    assert agree.ds_config_sha256(config) is None
-    found = set()
-    for content in ("{}", "{ }", "{}"):
-        file.write_text(content)
-        found.add((agree.config_sha256(config), agree.ds_config_sha256(config)))
-    assert len(found) == 2
-    assert len({of_all for of_all, _ in found}) == 2
-
-
-def test_source_that_no_commit_tells_apart_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agree, "_HERE", tmp_path)
-    (tmp_path / "a.py").write_text("x = 1\n")
-    before = agree.code_sha256()
-    (tmp_path / "a.py").write_text("x = 2\n")
-    assert agree.code_sha256() != before
-    (tmp_path / "a.py").write_text("x = 1\n")
-    assert agree.code_sha256() == before
 
 
 @pytest.mark.slow

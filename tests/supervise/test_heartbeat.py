@@ -14,7 +14,6 @@ from mres.supervise.heartbeat import (
     PHASES,
     Beat,
     Heartbeat,
-    NoHeartbeat,
     file_name,
     file_system_time,
     is_silent,
@@ -72,10 +71,8 @@ def test_a_folder_that_takes_no_files_costs_no_run(tmp_path: Path) -> None:
     assert (tmp_path / "run").read_text() == "a file"
 
 
-def test_none_is_written_where_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    heartbeat = NoHeartbeat()
-    heartbeat.start()
+def test_none_is_written_where_none_was_started(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(tmp_path, 0, 1)
     heartbeat.at("data", 1)
     heartbeat.end()
     assert list(tmp_path.iterdir()) == []
@@ -174,4 +171,4 @@ def test_a_run_leaves_one_a_rank_and_the_phases_are_those_of_the_trainer(tmp_pat
     last = json.loads((tmp_path / "runs" / "on" / "heartbeat" / file_name(0)).read_text())
     assert (last["phase"], last["step"]) == (ENDED, 3)
     trainer = (Path(__file__).parents[2] / "mres" / "train" / "trainer.py").read_text()
-    assert all(f'at("{phase}", ' in trainer for phase in PHASES[1:])
+    assert all(f'phase("{phase}", ' in trainer for phase in PHASES[1:])

@@ -13,7 +13,6 @@ import pytest
 import torch.distributed as dist
 from tiny_run import ROOT, TRAIN, Done, Raise, start, wait, write_config
 
-from mres.config import load_config
 from mres.doctor import hang
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
@@ -178,7 +177,7 @@ def of_three(rank: int, port: int, folder: Path) -> None:
             time.sleep(600)
         return int(strategy.all_reduce_sum([1.0])[0])
 
-    sys.exit(supervised(load_config(None, ["parallel.strategy=ddp", f"run.dir={folder}"]), work))
+    sys.exit(supervised(folder / "run", 600, work))
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW
 from mres.stream.batch import Batch
 from mres.supervise.world import join_world, leave_world
-from mres.train.monitor import Monitor
 from mres.train.optim import parameter_groups
-from mres.train.step_filter import StepFilter
+from mres.train.run_log import RunLog
+from mres.train.step_filter import SkipPolicy
 
 # A value that Python reads, sizes that depend on values, and a tensor made from Python's numbers (a copy that blocks).
 WAITS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select", "aten::lift_fresh")
@@ -56,19 +56,20 @@ def test_a_step_reads_nothing_back(tmp_path: Path, recompute: str) -> None:
         network = task.build(seed=0)
         strategy.wrap(network, network.blocks(), parameter_groups(network, 0.05), AdamW((0.9, 0.99), 1e-8, 1.0))
         strategy.track_average()
-        bad_steps = StepFilter(config, strategy, Monitor(tmp_path, 1, enabled=False))
+        skips = SkipPolicy(config, strategy, RunLog(tmp_path, enabled=False))
         batch = batch_of(task)
         with Recorder() as recorder:
             with strategy.micro_batch(last=True):
                 loss = task.losses(strategy.module, batch)["loss"]
                 strategy.backward(loss)
-            bad_steps.step(0, 1e-3, loss, batch)
+            judgement = skips.judge(0, loss.detach())
+            skips.note(judgement, strategy.step(1e-3, judgement.may_move), batch)
             assert strategy.average is not None
             strategy.average.update(0.1)
         assert recorder.waits == []
         assert len(recorder.names) > 300
         with recorder:
-            bad_steps.read()
+            skips.read()
         assert recorder.waits, "it is seen where figures are read"
     finally:
         leave_world()

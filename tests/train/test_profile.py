@@ -10,9 +10,12 @@ from tiny_run import TRAIN, lines, run, write_config
 
 from mres.config import load_config
 from mres.errors import UserError
+from mres.stream.batch import Batch
 from mres.supervise.world import World
+from mres.train.callbacks.profile import ProfileWindows
 from mres.train.config import TrainConfig
-from mres.train.profile import Windows
+
+BATCH = Batch(*(torch.zeros(1) for _ in range(4)))
 
 
 def world(rank: int = 0, size: int = 2) -> World:
@@ -49,10 +52,10 @@ def test_who_writes_which_steps(
     tmp_path: Path, rank: int, chosen: tuple[int, ...], steps: range, name: str | None
 ) -> None:
     config = TrainConfig.model_validate({"profile": (3, 5), "profile_ranks": chosen})
-    windows = Windows(config, tmp_path, world(rank), last_step=8)
+    windows = ProfileWindows(config, tmp_path, world(rank), last_step=8)
     for step in steps:
-        windows.before(step)
-        windows.after(step)
+        windows.before_step(step)
+        windows.after_step(step, BATCH)
     windows.close()
     assert [path.name for path in tmp_path.glob("profile/*")] == ([name] if name else [])
 
@@ -67,7 +70,7 @@ def test_who_writes_which_steps(
 )
 def test_windows_that_cannot_be(tmp_path: Path, values: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Windows(TrainConfig.model_validate(values), tmp_path, world(), last_step=8)
+        ProfileWindows(TrainConfig.model_validate(values), tmp_path, world(), last_step=8)
 
 
 @pytest.mark.parametrize(

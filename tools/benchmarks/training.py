@@ -22,9 +22,14 @@ from mres.stream.epoch import SetShape
 from mres.stream.order import Order
 from mres.supervise.stop_request import StopRequest
 from mres.supervise.world import join_world
-from mres.train.monitor import Monitor
+from mres.train.callback import Callbacks
+from mres.train.callbacks.console import Console
+from mres.train.callbacks.jsonl import Jsonl
+from mres.train.callbacks.tensorboard import TensorBoard
 from mres.train.optim import parameter_groups
-from mres.train.trainer import Progress, Trainer
+from mres.train.progress import Progress
+from mres.train.run_log import RunLog
+from mres.train.trainer import Trainer
 
 
 def grouping(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,11 +114,12 @@ def _trainer_steps(
         def batches(self, first: int, last: int) -> Iterator[Batch]:
             return iter([batch] * (last - first))
 
-    monitor = Monitor(folder, steps, enabled=True)
-    monitor.start(0)
+    log = RunLog(folder, enabled=True)
+    callbacks = Callbacks([Jsonl(log), TensorBoard(folder), Console(steps)])
+    callbacks.run_start(0)
     trainer = Trainer(
-        config, strategy=strategy, task=task, stream=Prepared(), monitor=monitor, stop=StopRequest(),  # type: ignore[arg-type]
-        saver=_NoSaver(), evaluate=lambda step: None,
+        config, strategy=strategy, task=task, stream=Prepared(), log=log, stop=StopRequest(),  # type: ignore[arg-type]
+        saver=_NoSaver(), evaluate=lambda step: None, callbacks=callbacks,
     )  # fmt: skip
     return lambda: _silently(lambda: trainer.fit(0, steps, Progress()))
 

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from tiny_run import lines
 
-from mres.train.monitor import Monitor, rewind
+from mres.train.callback import Callbacks
+from mres.train.callbacks.console import Console
+from mres.train.callbacks.jsonl import Jsonl
+from mres.train.callbacks.tensorboard import TensorBoard
+from mres.train.run_log import RunLog, rewind
 
 VALUES = {
     "step": 3, "loss": 0.1 + 0.2, "lr": 1e-5, "grad_norm": 1.0, "step_s": 0.5, "data_wait_s": 0.1,
@@ -32,12 +36,12 @@ def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
 
 
 def test_numbers_keep_their_precision_and_nan_becomes_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = Monitor(tmp_path, 10, enabled=True)
-    monitor.start(0)
-    monitor.metrics(VALUES)
-    monitor.metrics({**VALUES, "step": 4, "loss": math.nan, "grad_norm": math.inf})
-    monitor.append("evaluations.jsonl", {"step": 4, "part": {"mIoU": math.nan, "num": 0}})
-    monitor.close()
+    callbacks = Callbacks([Jsonl(RunLog(tmp_path, enabled=True)), TensorBoard(tmp_path), Console(10)])
+    callbacks.run_start(0)
+    callbacks.on_log(dict(VALUES))
+    callbacks.on_log({**VALUES, "step": 4, "loss": math.nan, "grad_norm": math.inf})
+    callbacks.evaluated(4, {"part": {"mIoU": math.nan, "num": 0}})
+    callbacks.close()
     assert lines(tmp_path / "evaluations.jsonl") == [{"step": 4, "part": {"mIoU": None, "num": 0}}]
     first, second = lines(tmp_path / "metrics.jsonl")
     assert first == VALUES
@@ -49,12 +53,10 @@ def test_numbers_keep_their_precision_and_nan_becomes_null(tmp_path: Path, capsy
 
 
 def test_only_rank_0_writes_and_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = Monitor(tmp_path, 10, enabled=False)
-    monitor.start(0)
-    monitor.metrics(VALUES)
-    monitor.say("hello")
-    monitor.append("bad_steps.jsonl", {"step": 1})
-    monitor.close()
+    log = RunLog(tmp_path, enabled=False)
+    log.rewind(0)
+    log.say("hello")
+    log.append("bad_steps.jsonl", {"step": 1})
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
 
@@ -63,9 +65,7 @@ def test_a_run_that_goes_on_takes_back_what_it_will_do_again(tmp_path: Path) -> 
     names = ("metrics.jsonl", "batches.jsonl", "evaluations.jsonl", "bad_steps.jsonl", "quarantine.jsonl")
     for name in names:
         (tmp_path / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)))
-    monitor = Monitor(tmp_path, 10, enabled=True)
-    monitor.start(4)
-    monitor.close()
+    RunLog(tmp_path, enabled=True).rewind(4)
     for name in names:
         assert [line["step"] for line in lines(tmp_path / name)] == [2, 4]
 
@@ -76,11 +76,11 @@ def test_a_terminal_gets_a_bar_and_messages_above_it(tmp_path: Path, monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     with os.fdopen(terminal_end, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        monitor = Monitor(tmp_path, 10, enabled=True)
-        monitor.start(2)
-        monitor.say("warning: [brackets] stay")
-        monitor.metrics(VALUES)
-        monitor.close()
+        log, console = RunLog(tmp_path, enabled=True), Console(10)
+        console.run_start(2)
+        log.say("warning: [brackets] stay")
+        console.on_log(dict(VALUES))
+        console.close()
         terminal.flush()
         shown = ""
         while select.select([main_end], [], [], 2.0)[0]:  # it comes in pieces, as the terminal gets to it
@@ -89,4 +89,3 @@ def test_a_terminal_gets_a_bar_and_messages_above_it(tmp_path: Path, monkeypatch
     assert "warning: [brackets] stay" in shown
     assert "3/10" in shown
     assert "loss 0.3000" in shown
-    assert lines(tmp_path / "metrics.jsonl") == [VALUES]

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 
 from mres.errors import UserError
+from mres.stream.batch import Batch
 from mres.supervise.world import World
+from mres.train.callback import Callback
 from mres.train.config import TrainConfig
 
 _MEMORY_EVENTS = 1_000_000
 
 
-class Windows:
-    """`before` and `after` every step, `close` at the end: a window that a stop cuts off is written as far as it went.
+class ProfileWindows(Callback):
+    """Opens and closes the windows; one that a stop cuts off is written as far as it went.
 
     Raises:
         UserError: a window behind the run's last step, a rank that does not exist, a memory snapshot without a GPU.
@@ -36,13 +38,12 @@ class Windows:
             if config.memory_snapshot:
                 self._windows.append(_Memory(folder, world, config.memory_snapshot))
 
-    def before(self, step: int) -> None:
-        """`step` counts from 1, as in metrics.jsonl."""
+    def before_step(self, step: int) -> None:
         for window in self._windows:
             if not window.is_open and window.first <= step <= window.last:
                 window.open(step)
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int, batch: Batch) -> None:
         for window in self._windows:
             if window.is_open:
                 window.reached = step

@@ -1,0 +1,44 @@
+"""What tells two runs apart: models, configs, and code that no commit names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mres.config import load_config
+from mres.train import facts as run_facts
+
+
+def test_a_model_of_other_names_shapes_or_frozen_parts_is_another() -> None:
+    def facts(*layers: nn.Module) -> dict[str, str | None]:
+        return run_facts.facts_of_model(nn.Sequential(*layers))
+
+    base = facts(nn.Linear(2, 3), nn.Linear(3, 2))
+    assert facts(nn.Linear(2, 3), nn.Linear(3, 2)) == base, "values do not enter"
+    other = facts(nn.Linear(2, 3), nn.Linear(3, 4))
+    assert [key for key in base if base[key] != other[key]] == ["model.1 (hash of names and shapes)"]
+    assert facts(nn.Linear(2, 3), nn.Linear(3, 2).requires_grad_(False)) != base
+    assert facts(nn.Linear(2, 3), nn.Linear(3, 2, dtype=torch.float64)) != base
+
+
+def test_another_content_of_the_ds_config_is_another_config(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    config = load_config(None, ["parallel.strategy=zero", f"parallel.ds_config={file}"])
+    assert run_facts.ds_config_sha256(config) is None
+    found = set()
+    for content in ("{}", "{ }", "{}"):
+        file.write_text(content)
+        found.add((run_facts.config_sha256(config), run_facts.ds_config_sha256(config)))
+    assert len(found) == 2
+    assert len({of_all for of_all, _ in found}) == 2
+
+
+def test_source_that_no_commit_tells_apart_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_facts, "_HERE", tmp_path)
+    (tmp_path / "a.py").write_text("x = 1\n")
+    before = run_facts.code_sha256()
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert run_facts.code_sha256() != before
+    (tmp_path / "a.py").write_text("x = 1\n")
+    assert run_facts.code_sha256() == before
