@@ -1,4 +1,13 @@
-"""The command line of training: everything that can be refused is refused here, before torch loads."""
+"""The command line of training: everything that can be refused is refused here, before torch loads.
+
+From a config to the optimizer's step, each calling the next:
+    main               mres/train/run.py: parses and checks the config, holds the run's folder
+    train              mres/train/session.py: joins the ranks
+    _Session.run       mres/train/session.py: where the run goes on, model, strategy, weights
+    _Session._fit      mres/train/session.py: the trainer; going back where training diverged
+    Trainer.fit        mres/train/trainer.py: the loop
+    step               mres/parallel/native.py (or zero/strategy.py): clips, moves the weights
+"""
 
 import os
 import sys

@@ -122,9 +122,11 @@ class Trainer:
             self._count(step, batch, agreed)
             losses = self._forward_backward(step, batch, agreed.expressions)
             lr = learning_rate(step, last_step, config.optim, self._stream.order.steps_per_epoch)
-            self._optimizer_step(step, lr, losses["loss"], batch)
-            with self._window.timed("paused_s"):
-                self._callbacks.after_step(done, batch)
+            self._callbacks.phase("optimizer", done)
+            judgement = self._skips.judge(step, losses["loss"])
+            norm = self._strategy.step(lr, judgement.may_move)  # on the device: finite, and no spike
+            self._skips.note(judgement, norm, batch)
+            self._after_step(step, batch)
             ends = agreed.stop or done == last_step
             if done % config.train.log_every == 0 or ends:
                 self._log(step, losses, lr)
@@ -133,9 +135,7 @@ class Trainer:
             if agreed.stop and done < last_step:
                 return done
             if config.evaluate.every and done % config.evaluate.every == 0:
-                self._callbacks.phase("evaluate", done)
-                with self._window.timed("paused_s"):
-                    self._evaluate(done)
+                self._evaluation(done)
         return last_step
 
     def _fetch(self, step: int, batches: Iterator[Batch]) -> Batch | UserError:
@@ -210,16 +210,13 @@ class Trainer:
                 losses[name] = losses.get(name, 0) + value.detach() / max(1.0, expressions)
         return losses
 
-    def _optimizer_step(self, step: int, lr: float, loss: Tensor, batch: Batch) -> None:
-        """Judges the step (finite, a spike) and makes it unless it is refused; all of it on the device."""
-        self._callbacks.phase("optimizer", step + 1)
-        judgement = self._skips.judge(step, loss)
-        norm = self._strategy.step(lr, judgement.may_move)
-        self._skips.note(judgement, norm, batch)
+    def _after_step(self, step: int, batch: Batch) -> None:
         # A step that was skipped counts for the average too: which it was, only the device knows.
         weight = average_weight(step, self._config.optim)
         if weight and self._strategy.average is not None:
             self._strategy.average.update(weight)
+        with self._window.timed("paused_s"):
+            self._callbacks.after_step(step + 1, batch)
 
     def _checkpoint(self, done: int, *, last: bool) -> None:
         with self._window.timed("paused_s"):
@@ -227,6 +224,11 @@ class Trainer:
             self._skips.remember()
             self._callbacks.phase("checkpoint", done)
             self._saver.save(done, last=last)
+
+    def _evaluation(self, done: int) -> None:
+        self._callbacks.phase("evaluate", done)
+        with self._window.timed("paused_s"):
+            self._evaluate(done)
 
     def _log(self, step: int, losses: dict[str, Tensor], lr: float) -> None:
         self._callbacks.phase("metrics", step + 1)
