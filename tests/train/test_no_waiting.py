@@ -8,7 +8,8 @@ from tiny_run import MODEL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mres.config import load_config
-from mres.model.task import SegmentationTask, normalise
+from mres.model.image import normalise
+from mres.model.task import SegmentationTask
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW
 from mres.stream.batch import Batch
