@@ -6,9 +6,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mres.doctor.finding import Finding, gigabytes, ok, problem, warning
 from mres.doctor.load import Load
 from mres.io.files import commit_folder, free_bytes, write_atomically
+from mres.supervise.finding import Finding, gigabytes, ok, problem, warning
 
 _IN_MEMORY = ("tmpfs", "ramfs")
 _NETWORK = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse", "glusterfs", "9p", "virtiofs")

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mres.doctor.finding import Finding, gigabytes, ok, problem, warning
 from mres.doctor.load import Load
+from mres.supervise.finding import Finding, gigabytes, ok, problem, warning
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SHM = Path("/dev/shm")

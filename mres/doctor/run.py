@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mres.config import Config, load_config
-from mres.doctor.finding import Finding, has_problem, problem, to_json
 from mres.errors import UserError
+from mres.supervise.finding import Finding, has_problem, problem, to_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
             "it out"
         )
     if folders:
-        from mres.doctor.hang import diagnose
+        from mres.supervise.hang import diagnose
 
         findings = diagnose(Path(folders[0]))
     else:
@@ -79,8 +79,8 @@ def _ranks_of_launcher() -> int:
 
 
 def _check_data(config: Config) -> list[Finding]:
-    from mres.doctor.finding import ok
     from mres.stream.sets import TrainingSets
+    from mres.supervise.finding import ok
 
     try:
         sets = TrainingSets.open(config.data)

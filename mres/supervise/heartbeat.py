@@ -75,8 +75,8 @@ class Beat:
         return self.phase in PHASES
 
     @property
-    def place(self) -> tuple[int, int]:
-        """How far the rank has come; all ranks pass the same places in the same order."""
+    def progress(self) -> tuple[int, int]:
+        """How far the rank has come; all ranks make the same progress in the same order."""
         return self.moves, self.collectives
 
     @property
@@ -149,7 +149,7 @@ class Heartbeat:
     def _look(self) -> Beat:
         phase, step, since, moves = self._at
         collectives, now = self._collectives(), time.time()
-        active = self._beat.active if (moves, collectives) == self._beat.place else now
+        active = self._beat.active if (moves, collectives) == self._beat.progress else now
         return replace(
             self._beat,
             phase=phase,
@@ -211,7 +211,7 @@ def lagging(beats: Mapping[int, Beat]) -> list[Beat]:
     Ranks that have ended are waited for by nobody.
     """
     running = [beat for beat in beats.values() if beat.runs]
-    places = {beat.place for beat in running}
-    if len(places) < 2:
+    reached = {beat.progress for beat in running}
+    if len(reached) < 2:
         return []
-    return [beat for beat in running if beat.place == min(places)]
+    return [beat for beat in running if beat.progress == min(reached)]

@@ -1,12 +1,12 @@
-"""The watch: every rank learns at once that another one has died or failed, and which, and ends.
+"""The peer monitor: every rank learns at once that another one has died or failed, and which, and ends.
 
-Every rank holds a TCP connection to a desk on rank 0 (`desk.py`) on which nobody says anything. A process that dies
-closes its connections whatever it was doing: the kernel does it, also after kill -9. A machine that dies stops
+Every rank holds a TCP connection to a server on rank 0 (`peer_server.py`) on which nobody says anything. A process that
+dies closes its connections whatever it was doing: the kernel does it, also after kill -9. A machine that dies stops
 answering the kernel's keep-alive probes. Both are certain and cost nothing, and neither needs threads that get to run:
 a rank that only hangs is not taken for dead (`tools/doctor.py` names it, and its collective's time-out ends the run).
 
 What the others do: their training thread mostly comes out of its collective with an error; what it says then is which
-rank was lost. Where it has not ended after some seconds (a kernel of NCCL waits for ever), the watch ends the process.
+rank was lost. Where it has not ended after some seconds (a kernel of NCCL waits for ever), the monitor ends the process.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import torch
 import torch.distributed as dist
 
 from mres.errors import UserError
-from mres.supervise.peer_server import GONE, PeerServer, keep_alive, ours, send
+from mres.supervise.peer_server import GONE, PeerServer, close_after_fork, keep_alive, send
 from mres.supervise.world import World
 
 # EX_OSERR: another rank died or failed.
 LOST_RANK_EXIT = 71
 
-# What the training thread is given to end by itself once the watch knows that a rank is lost.
+# What the training thread is given to end by itself once the monitor knows that a rank is lost.
 _GRACE_S = 5.0
-# What a collective's error waits for the watch to say whose fault it is.
+# What a collective's error waits for the monitor to say whose fault it is.
 _VERDICT_S = 10.0
 _CONNECT_S = 30.0
 # In the errors of gloo and NCCL, which have no class of their own.
@@ -52,19 +52,19 @@ class LostRank:
 
 
 class PeerMonitor:
-    """This rank's end of the watch; on a single rank it does nothing."""
+    """This rank's connection to the peer server, and what comes of it; on a single rank it does nothing."""
 
     def __init__(self, world: World, ended: Callable[[str], None] = lambda why: None) -> None:
-        """`ended` is told why before the watch ends the process."""
+        """`ended` is told why before the monitor ends the process."""
         self._world, self._ended = world, ended
-        self._desk: PeerServer | None = None
-        self._line: socket.socket | None = None
+        self._server: PeerServer | None = None
+        self._connection: socket.socket | None = None
         self._lost: LostRank | None = None
         self._known, self._left = threading.Event(), threading.Event()
         self._explained = False
 
     def start(self) -> None:
-        """Opens the desk and connects to it; all ranks together.
+        """Opens the server and connects to it; all ranks together.
 
         Where a rank cannot connect, it warns: it learns of a loss from its collectives only.
         """
@@ -72,7 +72,7 @@ class PeerMonitor:
             return
         host, port, token = self._address()
         try:
-            self._line = ours(socket.create_connection((host, port), timeout=_CONNECT_S))
+            self._connection = close_after_fork(socket.create_connection((host, port), timeout=_CONNECT_S))
         except OSError as error:
             print(
                 f"warning: rank {self._world.rank} cannot reach rank 0 at {host}:{port} ({error}); it learns of the "
@@ -81,17 +81,20 @@ class PeerMonitor:
                 flush=True,
             )
             return
-        self._line.settimeout(None)
-        keep_alive(self._line)
-        send(self._line, {"token": token, "rank": self._world.rank, "host": socket.gethostname(), "pid": os.getpid()})
-        threading.Thread(target=self._listen, args=(self._line,), name="mres-watch", daemon=True).start()
+        self._connection.settimeout(None)
+        keep_alive(self._connection)
+        send(
+            self._connection,
+            {"token": token, "rank": self._world.rank, "host": socket.gethostname(), "pid": os.getpid()},
+        )
+        threading.Thread(target=self._listen, args=(self._connection,), name="mres-peer-monitor", daemon=True).start()
 
     def verdict(self, error: BaseException) -> LostRank | None:
         """The rank whose loss threw the training thread out of its work with `error`; None: not another's loss.
 
         An error of communication waits some seconds for the verdict.
         """
-        if self._line is None or isinstance(error, UserError):
+        if self._connection is None or isinstance(error, UserError):
             return None
         if not self._known.wait(_VERDICT_S if is_of_communication(error) else 0):
             return None
@@ -101,38 +104,38 @@ class PeerMonitor:
     def blame(self, lost: LostRank) -> None:
         """Tells all that they end because of `lost`: this rank, which fails by itself, or one that hangs."""
         self._explained = True
-        if self._line is not None:
-            send(self._line, {"lost": lost.rank, "why": lost.why})
+        if self._connection is not None:
+            send(self._connection, {"lost": lost.rank, "why": lost.why})
 
     def leave(self) -> None:
         """From here on the end of this rank is in order, or has been explained."""
         self._left.set()
-        if self._line is not None:
-            send(self._line, {"bye": True})
+        if self._connection is not None:
+            send(self._connection, {"bye": True})
             with suppress(OSError):
-                self._line.shutdown(socket.SHUT_WR)
-        if self._desk is not None:
-            self._desk.close()
+                self._connection.shutdown(socket.SHUT_WR)
+        if self._server is not None:
+            self._server.close()
 
     def _address(self) -> tuple[str, int, str]:
-        """Rank 0 opens the desk; all learn where it is and what to say there."""
+        """Rank 0 opens the server; all learn where it is and what to say there."""
         address: list[Any] = [None]
         if self._world.is_main:
             host = os.environ["MASTER_ADDR"]
-            self._desk = PeerServer(self._world.size, loopback=host in ("127.0.0.1", "localhost"))
-            address = [(host, self._desk.port, self._desk.token)]
+            self._server = PeerServer(self._world.size, loopback=host in ("127.0.0.1", "localhost"))
+            address = [(host, self._server.port, self._server.token)]
         dist.broadcast_object_list(address, src=0, device=torch.device("cpu"))
         host, port, token = address[0]
         return host, port, token
 
-    def _listen(self, line: socket.socket) -> None:
-        with suppress(OSError, ValueError), line.makefile("rb") as lines:
+    def _listen(self, connection: socket.socket) -> None:
+        with suppress(OSError, ValueError), connection.makefile("rb") as lines:
             for text in lines:
                 message = json.loads(text)
                 if "closing" in message:
                     return
                 self._end(LostRank(int(message["lost"]), str(message["why"])))
-        if not self._left.is_set():  # the desk is gone without a word, and rank 0 with it
+        if not self._left.is_set():  # the server is gone without a word, and rank 0 with it
             self._end(LostRank(0, f"({os.environ['MASTER_ADDR']}) {GONE}"))
 
     def _end(self, lost: LostRank) -> None:

@@ -1,7 +1,8 @@
-"""The desk of the watch (`watch.py`), on rank 0: one thread that waits for connections to close.
+"""The server of the peer monitors (`peer_monitor.py`), on rank 0: one thread that waits for connections to close.
 
 Both sides send lines of JSON. A rank says who it is (`token`, `rank`, `host`, `pid`), then nothing until `bye`, or
-`lost` (a rank, mostly itself) and `why`. The desk says `lost` and `why`, to all and only once, or `closing`.
+`lost` (a rank, mostly itself) and `why`. The server says `lost` and `why`, to all and only once, or
+`closing`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _sockets: set[socket.socket] = set()
 
 
 @dataclass
-class _Caller:
-    """A connection; `rank` is None until it has shown the token."""
+class _Peer:
+    """Who is at the other end of a connection; `rank` is None until it has shown the token."""
 
     rank: int | None = None
     where: str = ""
@@ -39,22 +40,22 @@ class _Caller:
 
 
 class PeerServer:
-    """Listens on a port of its own from the start on; `token` is what a caller must know."""
+    """Listens on a port of its own from the start on; `token` is what a peer must show."""
 
     def __init__(self, num_ranks: int, *, loopback: bool) -> None:
-        self._server = ours(socket.create_server(("127.0.0.1" if loopback else "", 0), backlog=num_ranks))
-        self._wake, self._waker = map(ours, socket.socketpair())
+        self._server = close_after_fork(socket.create_server(("127.0.0.1" if loopback else "", 0), backlog=num_ranks))
+        self._wake, self._waker = map(close_after_fork, socket.socketpair())
         self.port, self.token = int(self._server.getsockname()[1]), os.urandom(16).hex()
-        self._callers: dict[socket.socket, _Caller] = {}
+        self._peers: dict[socket.socket, _Peer] = {}
         self._lost: dict[str, Any] | None = None
         self._selector = selectors.DefaultSelector()
         for listening in (self._server, self._wake):
             self._selector.register(listening, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="mres-desk", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="mres-peer-server", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Ranks that are not through yet watch no more; what they were told before reaches them."""
+        """Ranks that are not through yet are monitored no more; what they were told before reaches them."""
         self._waker.close()
         self._thread.join()
         self._server.close()
@@ -62,50 +63,50 @@ class PeerServer:
     def _serve(self) -> None:
         while self._attend(None):
             pass
-        for line in self._callers:
-            send(line, {"closing": True})
+        for connection in self._peers:
+            send(connection, {"closing": True})
             with suppress(OSError):
-                line.shutdown(socket.SHUT_WR)
+                connection.shutdown(socket.SHUT_WR)
         # Closing at once could drop what was sent: they close first.
         deadline = time.monotonic() + _DRAIN_S
-        while self._callers and (rest := deadline - time.monotonic()) > 0:
+        while self._peers and (rest := deadline - time.monotonic()) > 0:
             self._attend(rest)
 
     def _attend(self, timeout_s: float | None) -> bool:
-        """Waits for news and takes them in; False once the desk is to close."""
+        """Waits for news and takes them in; False once the server is to close."""
         going_on = True
         for key, _ in self._selector.select(timeout_s):
-            line = key.fileobj
-            assert isinstance(line, socket.socket)
-            if line is self._server:
+            connection = key.fileobj
+            assert isinstance(connection, socket.socket)
+            if connection is self._server:
                 self._accept()
-            elif line is self._wake:
-                self._selector.unregister(line)
+            elif connection is self._wake:
+                self._selector.unregister(connection)
                 going_on = False
             else:
-                self._read(line)
+                self._read(connection)
         return going_on
 
     def _accept(self) -> None:
         with suppress(OSError):  # who called has hung up already
-            line = ours(self._server.accept()[0])
-            keep_alive(line)
-            self._callers[line] = _Caller()
-            self._selector.register(line, selectors.EVENT_READ)
+            connection = close_after_fork(self._server.accept()[0])
+            keep_alive(connection)
+            self._peers[connection] = _Peer()
+            self._selector.register(connection, selectors.EVENT_READ)
 
-    def _read(self, line: socket.socket) -> None:
-        caller = self._callers[line]
+    def _read(self, connection: socket.socket) -> None:
+        peer = self._peers[connection]
         try:
-            received = line.recv(_LINE_BYTES)
+            received = connection.recv(_LINE_BYTES)
         except OSError:
             received = b""
-        *messages, caller.unread = (caller.unread + received).split(b"\n")
+        *messages, peer.unread = (peer.unread + received).split(b"\n")
         for message in messages:
-            self._hear(line, caller, message)
-        if not received or len(caller.unread) > _LINE_BYTES:
-            self._hang_up(line, caller)
+            self._hear(connection, peer, message)
+        if not received or len(peer.unread) > _LINE_BYTES:
+            self._hang_up(connection, peer)
 
-    def _hear(self, line: socket.socket, caller: _Caller, text: bytes) -> None:
+    def _hear(self, connection: socket.socket, peer: _Peer, text: bytes) -> None:
         try:
             message = json.loads(text)
         except ValueError:
@@ -113,53 +114,53 @@ class PeerServer:
         if not isinstance(message, dict):
             return
         if message.get("token") == self.token:
-            caller.rank, caller.where = int(message["rank"]), f"({message['host']}, pid {message['pid']})"
+            peer.rank, peer.where = int(message["rank"]), f"({message['host']}, pid {message['pid']})"
             if self._lost:
-                send(line, self._lost)
-        elif caller.rank is not None:
-            caller.left = True
+                send(connection, self._lost)
+        elif peer.rank is not None:
+            peer.left = True
             if "lost" in message:
                 self._lose(int(message["lost"]), str(message["why"]))
 
-    def _hang_up(self, line: socket.socket, caller: _Caller) -> None:
-        self._selector.unregister(line)
-        del self._callers[line]
-        line.close()
-        if caller.rank is not None and not caller.left:
-            self._lose(caller.rank, f"{caller.where} {GONE}")
+    def _hang_up(self, connection: socket.socket, peer: _Peer) -> None:
+        self._selector.unregister(connection)
+        del self._peers[connection]
+        connection.close()
+        if peer.rank is not None and not peer.left:
+            self._lose(peer.rank, f"{peer.where} {GONE}")
 
     def _lose(self, rank: int, why: str) -> None:
         """Tells all; only the first loss counts, the others follow from it."""
         if self._lost is None:
             self._lost = {"lost": rank, "why": why}
-            for line, caller in self._callers.items():
-                if caller.rank is not None:
-                    send(line, self._lost)
+            for connection, peer in self._peers.items():
+                if peer.rank is not None:
+                    send(connection, self._lost)
 
 
-def send(line: socket.socket, message: Mapping[str, Any]) -> None:
+def send(connection: socket.socket, message: Mapping[str, Any]) -> None:
     """A line of JSON; who is gone does not get it."""
     with suppress(OSError):
-        line.sendall(json.dumps(message).encode() + b"\n")
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def keep_alive(line: socket.socket) -> None:
+def keep_alive(connection: socket.socket) -> None:
     """Has the kernel ask now and then whether the other machine is still there."""
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEP_ALIVE.items():
         if hasattr(socket, name):  # of Linux
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def ours(line: socket.socket) -> socket.socket:
+def close_after_fork(connection: socket.socket) -> socket.socket:
     """Marks a socket as this process's alone: a data worker's copy would keep it open when this process is killed."""
-    _sockets.add(line)
-    return line
+    _sockets.add(connection)
+    return connection
 
 
 def _let_go() -> None:
-    for line in _sockets:
-        line.close()
+    for connection in _sockets:
+        connection.close()
     _sockets.clear()
 
 

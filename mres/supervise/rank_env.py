@@ -1,4 +1,4 @@
-"""A process's place among the ranks, as its launcher wrote it into the environment; torch is not needed to read it."""
+"""A process's rank and the number of ranks, as its launcher wrote it into the environment; torch is not needed to read it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RankEnv:
 
 
 def read_rank_env() -> RankEnv:
-    """The place that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE give; without any of them, one rank alone.
+    """What RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE give; without any of them, one rank alone.
 
     Raises:
         UserError: a value that is no number or does not fit the others, or one that is missing.

@@ -1,4 +1,4 @@
-"""The ranks' first meeting, through a TCP store at MASTER_ADDR:MASTER_PORT: who is missing, double, or of another world.
+"""The rendezvous of the ranks, through a TCP store at MASTER_ADDR:MASTER_PORT: who is missing, double, or of another world.
 
 torch alone waits for its time-out in each of these cases and names nobody. A rank that cannot even come, since its command
 or config is wrong, tells the others here (`tell_refusal`); no torch is imported until somebody is there to be told.
@@ -25,7 +25,7 @@ _SEEK_S = 20.0  # rank 0 imports torch before it opens the store
 _GREET_S = 5.0  # it may have left again while torch was imported
 _HEAR_S = 60.0  # torchrun's store is there before any rank
 
-_came = False  # this process to the meeting: from then on all hear of an error in other ways
+_came = False  # this process to the rendezvous: from then on all hear of an error in other ways
 
 
 def rendezvous(rank: int, size: int, timeout_s: float) -> dist.Store:
@@ -79,7 +79,7 @@ def _is_of_this_world(store: dist.Store, rank: int, size: int) -> bool:
 
 
 def tell_refusal(message: str) -> bool:
-    """Before the meeting: tells those that wait there what keeps this rank away, so that they end with "rank N: …".
+    """Before the rendezvous: tells those that wait there what keeps this rank away, so that they end with "rank N: …".
 
     False where it could be left there, but rank 0 did not take it up in time. Where there is nobody to tell (one rank,
     rank 0 itself, nobody at MASTER_ADDR:MASTER_PORT) nothing happens: rank 0 speaks, and had the same trouble.

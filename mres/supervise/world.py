@@ -1,4 +1,4 @@
-"""This process's place among the ranks, and the process group.
+"""This process's rank and device, and the process group.
 
 Any launcher will do: torchrun, deepspeed, srun through submitit, or none at all (one rank).
 """
@@ -44,22 +44,22 @@ def join_world(timeout_s: int) -> World:
     Raises:
         UserError: variables that are missing or do not fit, ranks that do not come or are of another world.
     """
-    place = read_rank_env()
-    if place.size > 1:
+    env = read_rank_env()
+    if env.size > 1:
         _check_address()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         # A launcher that shows every task only its own GPU leaves one device, whatever the local rank.
-        device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", env.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = datetime.timedelta(seconds=timeout_s)
         # Alone there is nobody to meet: no address, no port.
-        store: dist.Store = dist.HashStore() if place.size == 1 else rendezvous(place.rank, place.size, timeout_s)
-        dist.init_process_group(backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size)
+        store: dist.Store = dist.HashStore() if env.size == 1 else rendezvous(env.rank, env.size, timeout_s)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=env.rank, world_size=env.size)
         _wait_no_longer(timeout)
-    return World(place.rank, place.size, place.local_rank, place.local_size, device)
+    return World(env.rank, env.size, env.local_rank, env.local_size, device)
 
 
 def _wait_no_longer(timeout: datetime.timedelta) -> None:

@@ -60,16 +60,16 @@ def replay(run: Path, *, step: int | None, batch: int | None, checkpoint: Path |
         raise UserError(
             f"the run in '{run}' has no step {step}: it is planned for {planned}; name one from 1 to {planned}"
         )
-    place = batch if batch is not None else batch_of_step(run, step or 1)
+    index = batch if batch is not None else batch_of_step(run, step or 1)
     task = SegmentationTask(config.model, config.loss)
-    pieces = global_batch(config, sets, order, task, place)
+    singles = global_batch(config, sets, order, task, index)
     weights = checkpoint or _weights_before(run, step)
     model = task.build(config.run.seed)
     load_weights(model, config.model, weights)
     model.eval()
-    expressions = [e for piece in pieces for e in _expressions(task, model, piece)]
+    expressions = [e for single in singles for e in _expressions(task, model, single)]
     expressions.sort(key=lambda e: -e.losses.get("loss", 0.0))
-    yield f"batch {place} of the stream: {len(pieces)} images, {len(expressions)} expressions; losses with {weights}"
+    yield f"batch {index} of the stream: {len(singles)} images, {len(expressions)} expressions; losses with {weights}"
     yield from _table(expressions)
     _draw(expressions[:_DRAWN], out)
     yield f"{out}: the {min(_DRAWN, len(expressions))} highest losses"
@@ -93,16 +93,16 @@ def batch_of_step(run: Path, step: int) -> int:
     return step - 1 + (offsets[-1] if offsets else 0)
 
 
-def global_batch(config: Config, sets: TrainingSets, order: Order, task: SegmentationTask, place: int) -> list[Batch]:
-    """The images of global batch number `place`, each as a batch of its own, with its ids."""
-    samples = next(order.samples(place, place + 1, rank=0, world_size=1))
+def global_batch(config: Config, sets: TrainingSets, order: Order, task: SegmentationTask, index: int) -> list[Batch]:
+    """The images of global batch number `index`, each as a batch of its own, with its ids."""
+    samples = next(order.samples(index, index + 1, rank=0, world_size=1))
     batches = Batches(sets, order, config.data, task.shape, task.tokenizer)
-    pieces = []
-    for piece in (batches.__getitems__([sample]) for sample in samples if sample.index is not None):
-        if isinstance(piece, UserError):
-            raise piece
-        pieces.append(piece)
-    return pieces
+    singles = []
+    for single in (batches.__getitems__([sample]) for sample in samples if sample.index is not None):
+        if isinstance(single, UserError):
+            raise single
+        singles.append(single)
+    return singles
 
 
 def _weights_before(run: Path, step: int | None) -> Path:
@@ -115,13 +115,13 @@ def _weights_before(run: Path, step: int | None) -> Path:
 
 
 @torch.no_grad()
-def _expressions(task: SegmentationTask, model: nn.Module, piece: Batch) -> Iterator[Expression]:
-    image_SS3 = piece.image_BCSS[0].permute(1, 2, 0).numpy()
-    texts = task.tokenizer.texts(piece.text_BKT[0])
-    for k, (id_, losses) in enumerate(zip(piece.expression_ids, task.losses_of_each(model, piece), strict=False)):
-        valid = bool(piece.valid_BK[0, k])
+def _expressions(task: SegmentationTask, model: nn.Module, single: Batch) -> Iterator[Expression]:
+    image_SS3 = single.image_BCSS[0].permute(1, 2, 0).numpy()
+    texts = task.tokenizer.texts(single.text_BKT[0])
+    for k, (id_, losses) in enumerate(zip(single.expression_ids, task.losses_of_each(model, single), strict=False)):
+        valid = bool(single.valid_BK[0, k])
         figures = {name: float(value) for name, value in losses.items()} if valid else {}
-        yield Expression(id_, texts[k], valid, figures, image_SS3, piece.mask_BKhh[0, k].numpy() >= 128)
+        yield Expression(id_, texts[k], valid, figures, image_SS3, single.mask_BKhh[0, k].numpy() >= 128)
 
 
 def _table(expressions: list[Expression]) -> Iterator[str]:

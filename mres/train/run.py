@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, train nothing")
     arguments, config = parse(parser, argv)
-    is_main = arguments.dry_run or read_rank_env().rank == 0  # a plan needs no place
+    is_main = arguments.dry_run or read_rank_env().rank == 0  # a plan needs no rank
     check_ranks(config, world_size(), local_size())
     sets = TrainingSets.open(config.data)
     check_evaluation(config)

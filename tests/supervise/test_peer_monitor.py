@@ -13,11 +13,10 @@ import pytest
 import torch.distributed as dist
 from tiny_run import ROOT, TRAIN, Done, Raise, start, wait, write_config
 
-from mres.doctor import hang
 from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
 from mres.parallel.factory import build_strategy
-from mres.supervise import peer_server as desks
+from mres.supervise import hang, peer_server
 from mres.supervise.heartbeat import FAILED, LOST, PHASES, Heartbeat, read_beats
 from mres.supervise.peer_monitor import LOST_RANK_EXIT, is_of_communication
 from mres.supervise.peer_server import PeerServer
@@ -199,14 +198,14 @@ def test_a_rank_that_fails_alone_ends_the_others_wherever_they_are(tmp_path: Pat
 
 
 class Line:
-    """A caller at a desk, as a rank is one."""
+    """A connection to the server, as a rank has one."""
 
-    def __init__(self, desk: PeerServer) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", desk.port), timeout=10)
+    def __init__(self, server: PeerServer) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
         self.file = self.socket.makefile("rb")
 
     def say(self, **message: object) -> "Line":
-        desks.send(self.socket, message)
+        peer_server.send(self.socket, message)
         return self
 
     def hears(self) -> dict:
@@ -219,46 +218,46 @@ class Line:
 
 
 @pytest.fixture
-def desk():
-    desk = PeerServer(4, loopback=True)
-    yield desk
-    desk.close()
+def server():
+    server = PeerServer(4, loopback=True)
+    yield server
+    server.close()
 
 
-def rank(desk: PeerServer, number: int) -> Line:
-    return Line(desk).say(token=desk.token, rank=number, host="a", pid=100 + number)
+def rank(server: PeerServer, number: int) -> Line:
+    return Line(server).say(token=server.token, rank=number, host="a", pid=100 + number)
 
 
-def test_who_hangs_up_without_a_word_is_lost(desk: PeerServer) -> None:
-    lines = [rank(desk, number) for number in range(3)]
+def test_who_hangs_up_without_a_word_is_lost(server: PeerServer) -> None:
+    lines = [rank(server, number) for number in range(3)]
     lines[1].hang_up()
-    lost = {"lost": 1, "why": f"(a, pid 101) {desks.GONE}"}
+    lost = {"lost": 1, "why": f"(a, pid 101) {peer_server.GONE}"}
     assert lines[0].hears() == lost
     assert lines[2].hears() == lost
     lines[2].hang_up()  # what follows from the first loss is no news
-    assert rank(desk, 3).hears() == lost, "who comes later learns of it too"
+    assert rank(server, 3).hears() == lost, "who comes later learns of it too"
 
 
-def test_who_fails_or_blames_another_is_passed_on_in_its_words(desk: PeerServer) -> None:
-    lines = [rank(desk, number) for number in range(2)]
+def test_who_fails_or_blames_another_is_passed_on_in_its_words(server: PeerServer) -> None:
+    lines = [rank(server, number) for number in range(2)]
     lines[1].say(lost=1, why="failed: OutOfMemoryError: CUDA out of memory")
     assert lines[0].hears() == {"lost": 1, "why": "failed: OutOfMemoryError: CUDA out of memory"}
 
 
-def test_who_said_good_bye_is_not_lost(desk: PeerServer) -> None:
-    lines = [rank(desk, number) for number in range(3)]
+def test_who_said_good_bye_is_not_lost(server: PeerServer) -> None:
+    lines = [rank(server, number) for number in range(3)]
     lines[1].say(bye=True).hang_up()
     lines[2].hang_up()
     assert lines[0].hears()["lost"] == 2
 
 
-def test_a_desk_that_closes_says_so() -> None:
-    desk = PeerServer(2, loopback=True)
-    line = rank(desk, 1)
-    stranger = Line(desk)
+def test_a_server_that_closes_says_so() -> None:
+    server = PeerServer(2, loopback=True)
+    line = rank(server, 1)
+    stranger = Line(server)
     line.say(bye=True).socket.shutdown(socket.SHUT_WR)
     stranger.hang_up()
-    desk.close()
+    server.close()
     assert line.hears() in ({"closing": True}, {})
 
 
@@ -274,19 +273,19 @@ def test_a_desk_that_closes_says_so() -> None:
         b"x" * 40_000,
     ],
 )
-def test_strangers_are_not_listened_to(desk: PeerServer, content: bytes) -> None:
-    lines = [rank(desk, 0), rank(desk, 1)]
-    stranger = Line(desk)
+def test_strangers_are_not_listened_to(server: PeerServer, content: bytes) -> None:
+    lines = [rank(server, 0), rank(server, 1)]
+    stranger = Line(server)
     stranger.socket.sendall(content)
     stranger.hang_up()
     lines[1].hang_up()
     assert lines[0].hears()["lost"] == 1
 
 
-def test_a_forked_child_does_not_keep_a_dead_ranks_connection(desk: PeerServer) -> None:
-    line = rank(desk, 0)
-    other = desks.ours(socket.create_connection(("127.0.0.1", desk.port)))
-    desks.send(other, {"token": desk.token, "rank": 1, "host": "a", "pid": 1})
+def test_a_forked_child_does_not_keep_a_dead_ranks_connection(server: PeerServer) -> None:
+    line = rank(server, 0)
+    other = peer_server.close_after_fork(socket.create_connection(("127.0.0.1", server.port)))
+    peer_server.send(other, {"token": server.token, "rank": 1, "host": "a", "pid": 1})
     child = os.fork()
     if child == 0:  # a data worker, which lives on
         time.sleep(30)

@@ -16,11 +16,12 @@ from commands import command
 from tiny_run import TRAIN, start, wait, write_config
 
 from mres.config import load_config
-from mres.doctor import disk, hang, machine
-from mres.doctor.finding import Finding, has_problem
+from mres.doctor import disk, machine
 from mres.doctor.load import Load, load_of
 from mres.doctor.run import main
 from mres.errors import UserError
+from mres.supervise import hang
+from mres.supervise.finding import Finding, has_problem
 from mres.supervise.heartbeat import ENDED, FAILED, LOST, PHASES, Beat, file_name, read_beats
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""What the doctor finds, one line each: ok, a warning, or a problem that would end or has ended a run."""
+"""What a diagnosis finds, one line each: ok, a warning, or a problem that would end or has ended a run."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

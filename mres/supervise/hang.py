@@ -7,8 +7,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mres.doctor.finding import Finding, ok, problem, warning
 from mres.errors import UserError
+from mres.supervise.finding import Finding, ok, problem, warning
 from mres.supervise.heartbeat import ENDED, FAILED, FOLDER, LOST, Beat, file_system_time, is_silent, lagging, read_beats
 
 _HANGS_S, _HANGS_STEPS = 30.0, 10
