@@ -4,11 +4,9 @@ One record is one image with all its targets; one target is one mask with all it
 sees the text, so an image is read, decoded and encoded once for all of its expressions.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from mres.errors import UserError, near
@@ -157,26 +155,6 @@ def record_as_written(value: Any, image: bytes, where: str) -> ImageRecord:
 def _mask_as_written(mask: Any) -> Rle:
     height, width = mask["size"]
     return Rle(height, width, mask["counts"].encode("ascii"))
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON objects of an MRES JSONL file as (where, object); blank lines are passed over.
-
-    Raises:
-        RecordError: naming the line that is not a JSON object.
-    """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RecordError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-            if not isinstance(value, dict):
-                raise RecordError(f"{where}: expected a JSON object, found {type(value).__name__}")
-            yield where, value
 
 
 class _Reader:

@@ -1,4 +1,4 @@
-"""Writes a checkpoint in another form, in little memory and without a GPU; killed, the same command goes on.
+"""Writes a checkpoint in another format, in little memory and without a GPU; killed, the same command goes on.
 
 python tools/convert.py runs/demo export --to safetensors
 python tools/convert.py export runs/new/checkpoints --to dcp
@@ -7,6 +7,7 @@ python tools/convert.py runs/demo for_deepspeed --to zero3 --world-size 8
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from mres.errors import exit_on_user_error
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--to",
         required=True,
-        metavar="FORM",
+        metavar="FORMAT",
         help="safetensors: weights and config, DST/model.safetensors; dcp: DST/step-…, as in a run's checkpoints/ folder; "
         "zero1, zero2, zero3: a checkpoint folder of DeepSpeed",
     )
@@ -44,12 +45,13 @@ def parser() -> argparse.ArgumentParser:
 @exit_on_user_error
 def main() -> int:
     arguments = parser().parse_args()
-    from mres.convert.convert import convert, parse_form, parse_options
+    from mres.convert.convert import convert
+    from mres.convert.formats import parse_format, parse_options
 
-    form = parse_form(arguments.to)
-    options = parse_options(form, arguments.world_size, arguments.max_shard_size)
+    to = parse_format(arguments.to)
+    options = parse_options(to, arguments.world_size, arguments.max_shard_size)
     overwrite, weights = arguments.overwrite, arguments.weights
-    print(convert(arguments.source, arguments.out, form, overwrite=overwrite, weights=weights, **options))
+    print(convert(arguments.source, arguments.out, to.name, overwrite=overwrite, weights=weights, **asdict(options)))
     return 0
 
 

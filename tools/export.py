@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("torch", "onnx"),
         action="append",
         default=[],
-        help="add model.pt2 (torch.export) or model.onnx, held beside the model before anything is published; may be "
+        help="add model.pt2 (torch.export) or model.onnx, held beside the model before anything is committed; may be "
         "given twice",
     )
     p.add_argument(
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 @exit_on_user_error
 def main() -> int:
     arguments = parser().parse_args()
-    from mres.convert.convert import parse_options
+    from mres.convert.formats import FORMATS, parse_options
     from mres.export.folder import export
     from mres.export.programs import ParityError
 
@@ -59,7 +59,7 @@ def main() -> int:
         results=arguments.results,
         weights=arguments.weights,
         overwrite=arguments.overwrite,
-        **parse_options("safetensors", None, arguments.max_shard_size),
+        max_shard_bytes=parse_options(FORMATS["safetensors"], None, arguments.max_shard_size).max_shard_bytes,
     )
     try:
         for line in lines:

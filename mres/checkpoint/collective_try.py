@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mres.checkpoint.folder import CheckpointError
+from mres.formats.folder import CheckpointError
 from mres.io.files import free_bytes
 
 _T = TypeVar("_T")

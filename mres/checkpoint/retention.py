@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mres.io.files import write_atomically
+from mres.io.json_files import JsonError, read_json
 
 BEST = "best.json"
 
@@ -41,7 +42,7 @@ class Best:
     def read(cls, root: Path) -> Best | None:
         """None where there is none, or where what is there is no such file."""
         try:
-            found = json.loads((root / BEST).read_text(encoding="utf-8"))
+            found = read_json(root / BEST)
             return cls(int(found["step"]), str(found["figure"]), float(found["value"]), str(found["folder"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, JsonError, ValueError, KeyError, TypeError):
             return None

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mres.checkpoint.config import CheckpointConfig
-from mres.checkpoint.folder import CheckpointError
 from mres.checkpoint.host_memory import available_bytes, machines_without_room
 from mres.checkpoint.retention import BEST, Best
-from mres.checkpoint.store import published, step_folder
+from mres.checkpoint.store import committed, step_folder
 from mres.checkpoint.writing import Job, NotFiniteError, Writer
+from mres.formats.folder import CheckpointError
 from mres.parallel.staging import host_bytes
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Saver:
             self._note_best(step, name, figures[group][figure])
 
     def _note_best(self, step: int, name: str, value: float | None) -> None:
-        folder, there = step_folder(self._root, step), published(self._root)
+        folder, there = step_folder(self._root, step), committed(self._root)
         if value is None or folder not in there:
             return
         best = Best.read(self._root)

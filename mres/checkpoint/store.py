@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mres.checkpoint.folder import FORMAT, MANIFEST, SAFETENSORS, Checkpoint, CheckpointError
-from mres.checkpoint.verifying import verify
+from mres.formats.folder import FORMAT, MANIFEST, SAFETENSORS, Checkpoint, CheckpointError
+from mres.formats.verifying import verify
 
-__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "locate", "newest", "published", "verify"]
+__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "committed", "locate", "newest", "verify"]
 
 # What a new checkpoint is about to replace counts until that is there.
 _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
@@ -30,7 +30,7 @@ def aside(folder: Path, what: str) -> Path:
     return folder.with_name(f"{folder.name}.{what}")
 
 
-def published(root: Path) -> list[Path]:
+def committed(root: Path) -> list[Path]:
     """The checkpoint folders below `root`, newest first, finished ones only."""
     if not root.is_dir():
         return []
@@ -54,7 +54,7 @@ def newest(root: Path, *, optimizer: bool = True, at_most: int | None = None) ->
     Raises:
         CheckpointError: with `optimizer`, the first good one holds weights only; an older one would be a step back.
     """
-    for folder in published(root):
+    for folder in committed(root):
         if at_most is not None and step_of(folder) > at_most:
             continue
         try:

@@ -1,4 +1,4 @@
-"""A checkpoint onto the disk: checked, written aside, hashed by who wrote it, published by rename, older ones removed.
+"""A checkpoint onto the disk: checked, written aside, hashed by who wrote it, committed by rename, older ones removed.
 
 Everything here is done by all ranks together, over a process group of their own, in whichever thread.
 """
@@ -16,9 +16,9 @@ import torch
 
 from mres.checkpoint.collective_try import CollectiveTry
 from mres.checkpoint.config import CheckpointConfig
-from mres.checkpoint.folder import DCP_METADATA, CheckpointError, FileFacts, read_manifest, seal
 from mres.checkpoint.retention import Best, surplus
-from mres.checkpoint.store import aside, published, step_folder, step_of
+from mres.checkpoint.store import aside, committed, step_folder, step_of
+from mres.formats.folder import DCP_METADATA, CheckpointError, FileFacts, read_manifest, seal
 from mres.io.files import REPLACED_MARK, commit_folder, free_bytes, fsync, make_folder
 from mres.parallel.local_shards import LocalShard, local_tensors
 
@@ -55,14 +55,14 @@ class Writer:
         self.verified: set[int] = set()
 
     def write(self, job: Job) -> Path:
-        """Writes and publishes a checkpoint; called by all ranks together, which succeed or fail together.
+        """Writes and commits a checkpoint; called by all ranks together, which succeed or fail together.
 
         Checkpoints of later steps, which a run has that was started again from an earlier one, are renamed to
         "….superseded": nothing goes on from them any more.
 
         Raises:
             NotFiniteError: a weight, moment or average is not finite; nothing was written.
-            CheckpointError: nothing was published (disk full, no permission); older checkpoints stand.
+            CheckpointError: nothing was committed (disk full, no permission); older checkpoints stand.
         """
         final = step_folder(self._root, job.step)
         part = aside(final, "incomplete")
@@ -74,7 +74,7 @@ class Writer:
             ranks.on_main(part.mkdir)
             written = ranks.each(lambda: self._write_tensors(job, part))
             facts = {name: facts for of_rank in written for name, facts in of_rank.items()}
-            ranks.on_main(lambda: _publish(part, final, job, facts))
+            ranks.on_main(lambda: _commit(part, final, job, facts))
         except CheckpointError:
             if ranks.is_main:
                 shutil.rmtree(part, ignore_errors=True)  # a full disk needs the room
@@ -125,7 +125,7 @@ class Writer:
             _remove((step_folder(self._root, step) for step in sorted(going)), self._root)
 
     def _going_and_staying(self) -> tuple[set[int], set[int]]:
-        steps = {step_of(folder) for folder in published(self._root)}
+        steps = {step_of(folder) for folder in committed(self._root)}
         best = Best.read(self._root) if self._config.keep_best else None
         protected = {best.step} if best else set()
         going = surplus(steps, keep=self._config.keep, keep_every=self._config.keep_every, protected=protected)
@@ -172,9 +172,9 @@ def _make_room(root: Path) -> None:
             (final / REPLACED_MARK).unlink(missing_ok=True)
 
 
-def _publish(part: Path, final: Path, job: Job, written: Mapping[str, FileFacts]) -> None:
+def _commit(part: Path, final: Path, job: Job, written: Mapping[str, FileFacts]) -> None:
     seal(part, job.step, job.state, job.config_yaml, written)
-    for later in published(final.parent):
+    for later in committed(final.parent):
         if step_of(later) > job.step:
             superseded = aside(later, "superseded")
             shutil.rmtree(superseded, ignore_errors=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mres.checkpoint.folder import CheckpointError
 from mres.formats.casting import CASTABLE, cast_into
+from mres.formats.folder import CheckpointError
 from mres.formats.memory import Reader, same_bytes
 from mres.formats.tensors import ITEM_BYTES, Spec, TensorSource
 from mres.io.progress import count_bytes
@@ -34,13 +34,13 @@ def check_same(given: TensorSource, written: TensorSource, where: Path) -> None:
             if not _same(bits, spec, reading.result(), written.specs[name]):
                 raise CheckpointError(
                     f"'{where}': {name} ({spec.dtype}) does not read back as it was written; is the disk sound, or has the "
-                    f"form a narrower type ({written.specs[name].dtype})?"
+                    f"format a narrower type ({written.specs[name].dtype})?"
                 )
             progress(spec.num_bytes)
 
 
 def _same(given: memoryview, spec: Spec, written: memoryview, as_written: Spec) -> bool:
-    """The same shape and bits. DeepSpeed's form has float32 only, which holds what is narrower."""
+    """The same shape and bits. DeepSpeed's format has float32 only, which holds what is narrower."""
     if spec.shape != as_written.shape:
         return False
     if spec.dtype == as_written.dtype:

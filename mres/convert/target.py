@@ -5,24 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mres.checkpoint.folder import (
-    CONFIG,
-    DCP_METADATA,
-    MANIFEST,
-    SAFETENSORS,
-    SAFETENSORS_INDEX,
-    STATE,
-    CheckpointError,
-)
-from mres.checkpoint.store import published
+from mres.checkpoint.store import committed
+from mres.convert.formats import FORMATS
+from mres.formats.folder import MANIFEST, CheckpointError
 from mres.io.files import REPLACED_MARK
 
 # What may lie in a folder that no manifest covers: weights that do not say whose they are, or DeepSpeed's checkpoints.
-_FILES = re.compile(
-    rf"\.metadata|__\d+_\d+\.distcp|model(-\d+-of-\d+)?\.safetensors|{re.escape(SAFETENSORS_INDEX)}|"
-    rf"latest|global_step\d+|{re.escape(STATE)}|{re.escape(CONFIG)}"
-)
-_MARKS = {DCP_METADATA, SAFETENSORS, SAFETENSORS_INDEX, "latest"}
+_FILES = re.compile("|".join(format_.files for format_ in FORMATS.values()))
+_MARKS = {mark for format_ in FORMATS.values() for mark in format_.marks}
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
@@ -52,7 +42,7 @@ def _is_outcome(out: Path) -> bool:
     inside = [path for path in out.iterdir() if path.name != REPLACED_MARK]  # of a kill as it was to be replaced
     names = {path.name for path in inside}
     bare = all(map(_FILES.fullmatch, names)) and bool(names & _MARKS)
-    return bare or (out / MANIFEST).is_file() or inside == published(out)[:1]
+    return bare or (out / MANIFEST).is_file() or inside == committed(out)[:1]
 
 
 def check_apart(source: Path, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from mres.evaluate import charts
 from mres.evaluate.gallery import CASE_GROUPS, gallery
 from mres.evaluate.iou import BOTH
 from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR
-from mres.evaluate.results import ExpressionResult, ResultsError, read_results, write_atomically
+from mres.evaluate.results import ExpressionResult, ResultsError, read_results
 from mres.evaluate.table import GROUP_LABELS, cell, kind_rows, result_rows
+from mres.io.files import write_atomically
+from mres.io.json_files import JsonError, parse_object, read_jsonl
 from mres.records import GRANULARITIES
 from mres.shards.reader import ShardSet
 
@@ -56,7 +57,7 @@ def write_report(run_dir: Path, shards: ShardSet) -> Path:
     page = _render(run, shards)
     path = run_dir / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, page)
+    write_atomically(path, page.encode())
     return path
 
 
@@ -81,28 +82,21 @@ def _text(path: Path) -> str:
 
 def _environment(path: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(_text(path) or "{}")
-    except ValueError as error:
-        raise ResultsError(f"'{path}' is not JSON ({error}); remove it, or train again") from None
-    if not isinstance(value, dict):
-        raise ResultsError(f"'{path}': expected a JSON object, found {type(value).__name__}; remove it, or train again")
-    return value
+        return parse_object(_text(path) or "{}", f"'{path}'")
+    except JsonError as error:
+        raise ResultsError(f"{error}; remove it, or train again") from None
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
     """The lines of a JSONL file by steps; the last one may be cut off, for a run may still be writing it."""
-    texts = _text(path).splitlines()
     lines: list[Mapping[str, Any]] = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            if number == len(texts):
-                break
-            raise ResultsError(f"{path}:{number}: not JSON; remove the line") from None
-        if not isinstance(line, dict) or type(line.get("step")) is not int:
-            raise ResultsError(f'{path}:{number}: expected a JSON object with a whole "step"; remove the line')
-        lines.append(line)
+    try:
+        for where, line in read_jsonl(path, may_be_cut=True) if path.is_file() else ():
+            if type(line.get("step")) is not int:
+                raise JsonError(f'{where}: expected a whole "step"')
+            lines.append(line)
+    except JsonError as error:
+        raise ResultsError(f"{error}; remove the line") from None
     return lines
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from typing import Any
 
 from mres.errors import UserError, near
 from mres.evaluate.iou import PROTOCOL, all_figures_of, iou
-from mres.records import GRANULARITIES, Granularity, ImageRecord, RecordError, Rle, Target, expression_id, read_jsonl
+from mres.io.files import write_atomically
+from mres.io.json_files import JsonError, read_json, read_jsonl
+from mres.records import GRANULARITIES, Granularity, ImageRecord, RecordError, Rle, Target, expression_id
 
 SUMMARY_NAME = "results.json"
 LINES_NAME = "results.jsonl"
@@ -181,8 +182,8 @@ def summarise(
 def write_results(folder: Path, results: Iterable[ExpressionResult], summary: Mapping[str, Any]) -> None:
     """Writes results.jsonl, then results.json, each whole or not at all."""
     lines = (json.dumps(result.to_json()) + "\n" for result in results)
-    write_atomically(folder / LINES_NAME, "".join(lines))
-    write_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_atomically(folder / LINES_NAME, "".join(lines).encode())
+    write_atomically(folder / SUMMARY_NAME, (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], list[ExpressionResult]]:
@@ -196,10 +197,10 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[ExpressionResult]]:
             raise ResultsError(f"no {name} in '{folder}'; python launch/evaluate.py writes it")
     path = folder / SUMMARY_NAME
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
         path = folder / LINES_NAME
         results = [ExpressionResult.from_json(value, where) for where, value in read_jsonl(path)]
-    except RecordError as error:
+    except (RecordError, JsonError) as error:
         raise ResultsError(f"{error}; evaluate again") from None
     except (OSError, ValueError) as error:
         raise ResultsError(f"cannot read '{path}': {error}; evaluate again") from None
@@ -208,16 +209,3 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[ExpressionResult]]:
     if not complete or any(summary.get(key) != value for key, value in figures.items()):
         raise ResultsError(f"'{folder}': {SUMMARY_NAME} does not follow from {LINES_NAME}; evaluate again")
     return summary, results
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` under `path` by a rename, so that a reader never meets half of it."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,19 +16,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mres.checkpoint.folder import CONFIG, MANIFEST, STATE, CheckpointError, read_manifest, seal
-from mres.checkpoint.verifying import verify
-from mres.convert.convert import SHARD_BYTES, convert
+from mres.convert.convert import convert
+from mres.convert.formats import SHARD_BYTES
 from mres.convert.target import check_apart, check_target
 from mres.errors import UserError
-from mres.io.files import commit_folder, remove_folder, write_durably
+from mres.formats.folder import CONFIG, MANIFEST, CheckpointError, read_manifest, seal
+from mres.formats.verifying import verify
+from mres.io.files import write_durably
 from mres.io.progress import track
+from mres.io.staged import staged
 
 if TYPE_CHECKING:
-    from mres.checkpoint.weights import Kind, Source
+    from mres.checkpoint.weights import Kind, OpenedWeights
     from mres.config import Config
     from mres.export.origin import Facts
-    from mres.export.programs import Form
+    from mres.export.programs import ProgramFormat
 
 _PACKAGES = ("mres", "torch", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
@@ -37,7 +39,7 @@ def export(
     source: Path,
     out: Path,
     *,
-    programs: Sequence[Form] = (),
+    programs: Sequence[ProgramFormat] = (),
     results: Sequence[Path] = (),
     weights: Kind = "model",
     overwrite: bool = False,
@@ -59,45 +61,27 @@ def export(
     """
     from mres.export.programs import check_packages
 
-    for form in programs:
-        check_packages(form)
+    for to in programs:
+        check_packages(to)
     check_target(out, overwrite=overwrite)
     found, config = _open(source, weights)
     check_apart(found.path.resolve(), out.resolve())
     from mres.export.origin import origin_of
 
     origin = {**origin_of(found, config, weights, results), "exported_with": _versions(), "programs": []}
-    part = out.absolute().with_name(out.name + ".unfinished")
-    _remove_leftover(part)
     try:
-        convert(found.path, part, "safetensors", weights=weights, max_shard_bytes=max_shard_bytes)
-        if programs:
-            yield from _add_programs(part, programs, origin)
-        _finish(part, config, origin, found)
-        commit_folder(part, out.absolute())
+        with staged(out.absolute()) as stage:
+            part = convert(found.path, stage.result, "safetensors", weights=weights, max_shard_bytes=max_shard_bytes)
+            if programs:
+                yield from _add_programs(part, programs, origin)
+            _finish(part, config, origin, found)
+            stage.commit()
     except OSError as error:
         raise CheckpointError(f"'{out}' was not written: {error}; nothing of it was left behind") from None
-    finally:
-        remove_folder(part, last=STATE)
     yield f"{out}: step {origin['step']:,}, {_said_of_results(origin)}; {out / 'README.md'} is the model card"
 
 
-def _remove_leftover(part: Path) -> None:
-    """What a killed export left has a state from its beginning to its end.
-
-    Raises:
-        CheckpointError: something else is there.
-    """
-    if part.is_symlink() or (part.exists() and not part.is_dir()):
-        ours = False
-    else:
-        ours = not part.exists() or not any(part.iterdir()) or (part / STATE).is_file()
-    if not ours:
-        raise CheckpointError(f"'{part}' was not made by an export; remove or rename it, or name another folder")
-    remove_folder(part, last=STATE)
-
-
-def _open(source: Path, weights: Kind) -> tuple[Source, Config]:
+def _open(source: Path, weights: Kind) -> tuple[OpenedWeights, Config]:
     """Raises: UserError: nothing there, damaged, without an average, or weights that do not say what they are of."""
     from mres.checkpoint.weights import open_source
     from mres.config import load_config
@@ -123,7 +107,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _add_programs(part: Path, programs: Sequence[Form], origin: Facts) -> Iterator[str]:
+def _add_programs(part: Path, programs: Sequence[ProgramFormat], origin: Facts) -> Iterator[str]:
     """Writes the programs of what was just exported and holds each beside it."""
     from mres.evaluate.segmenter import load
     from mres.export.parity import compare
@@ -131,8 +115,8 @@ def _add_programs(part: Path, programs: Sequence[Form], origin: Facts) -> Iterat
 
     segmenter = load(part, device="cpu")
     traced = trace(segmenter)
-    for form in track(programs, len(programs), "writing programs"):
-        path = write_program(traced, form, part)
+    for to in track(programs, len(programs), "writing programs"):
+        path = write_program(traced, to, part)
         compared = []
         for row in compare(segmenter, open_program(path)):
             yield f"{path.name}: {row}"
@@ -142,7 +126,7 @@ def _add_programs(part: Path, programs: Sequence[Form], origin: Facts) -> Iterat
         origin["programs"].append({"file": path.name, "compared": [asdict(row) for row in compared]})
 
 
-def _finish(part: Path, config: Config, origin: Facts, found: Source) -> None:
+def _finish(part: Path, config: Config, origin: Facts, found: OpenedWeights) -> None:
     """Adds tokenizer, origin and card; the manifest covers all but the card, which its owner may edit."""
     from mres.export.card import CARD_NAME, render_card
     from mres.export.origin import ORIGIN_NAME

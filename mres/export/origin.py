@@ -5,15 +5,15 @@ Everything is read from what a run has left: its config, environment.json, the m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.weights import Kind, Source
+from mres.checkpoint.weights import Kind, OpenedWeights
 from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.evaluate.results import SUMMARY_NAME, ResultsError, read_results
+from mres.io.json_files import JsonError, parse_object
 from mres.stream.sets import open_set
 
 ORIGIN_NAME = "origin.json"
@@ -23,7 +23,7 @@ _MAX_ANCESTORS = 8
 Facts = dict[str, Any]
 
 
-def origin_of(found: Source, config: Config, kind: Kind, results: Sequence[Path] = ()) -> Facts:
+def origin_of(found: OpenedWeights, config: Config, kind: Kind, results: Sequence[Path] = ()) -> Facts:
     """What is known of the weights in `found`, which `config` trained.
 
     Of an exported folder it is what was known when that was made, and `results`.
@@ -37,7 +37,7 @@ def origin_of(found: Source, config: Config, kind: Kind, results: Sequence[Path]
     assert found.state is not None
     step = int(found.state["step"])
     if (found.path / ORIGIN_NAME).is_file():
-        facts = _read_json(found.path / ORIGIN_NAME)
+        facts = _read_object(found.path / ORIGIN_NAME)
     else:
         run = _run_folder(found.path)
         facts = {
@@ -60,14 +60,11 @@ def _run_folder(path: Path) -> Path | None:
     return run if path.absolute().parent.name == "checkpoints" and (run / "config.yaml").is_file() else None
 
 
-def _read_json(path: Path) -> Facts:
+def _read_object(path: Path) -> Facts:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_object(path.read_bytes(), f"'{path}'")
+    except (OSError, JsonError) as error:
         raise UserError(f"'{path}' cannot be read: {error}; remove it, and the card does without") from None
-    if not isinstance(value, dict):
-        raise UserError(f"'{path}': expected a JSON object, found {type(value).__name__}; remove it")
-    return value
 
 
 # ---- training
@@ -76,7 +73,7 @@ def _read_json(path: Path) -> Facts:
 def _training(config: Config, run: Path | None, state: Mapping[str, Any], ancestors: int) -> Facts:
     """What a run was trained on and what it started from."""
     path = run / "environment.json" if run is not None else None
-    environment = _read_json(path) if path is not None and path.is_file() else {}
+    environment = _read_object(path) if path is not None and path.is_file() else {}
     sets = environment.pop("data", None) or _sets_of_config(config, state)
     return {
         "run": config.run.name,
@@ -124,7 +121,7 @@ def _started_from(config: Config, ancestors: int) -> Facts | None:
     path = Path(chosen.init_from)
     facts: Facts = {"weights": chosen.init_from}
     if (path / ORIGIN_NAME).is_file():
-        return {**facts, **_read_json(path / ORIGIN_NAME)}
+        return {**facts, **_read_object(path / ORIGIN_NAME)}
     run = next((folder for folder in (path, _run_folder(path)) if folder and (folder / "config.yaml").is_file()), None)
     if run is None or ancestors == 0:
         return facts

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from mres.evaluate.segmenter import Segmenter
 
-Form = Literal["torch", "onnx"]
-FILES: dict[Form, str] = {"torch": "model.pt2", "onnx": "model.onnx"}
+ProgramFormat = Literal["torch", "onnx"]
+FILES: dict[ProgramFormat, str] = {"torch": "model.pt2", "onnx": "model.onnx"}
 INPUTS, OUTPUT = ("image", "text"), "logits"
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 _MOST = 1024  # images, and expressions of each
@@ -36,13 +36,13 @@ class ParityError(Exception):
     """A program does not compute what its model does."""
 
 
-def check_packages(form: Form) -> None:
+def check_packages(to: ProgramFormat) -> None:
     """Raises: UserError: what is needed to write and try out such a program is not installed."""
-    needed = _PACKAGES.get(form, ())
+    needed = _PACKAGES.get(to, ())
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--program {form} needs {', '.join(missing)}, not installed here: pip install {' '.join(needed)} "
+            f"--program {to} needs {', '.join(missing)}, not installed here: pip install {' '.join(needed)} "
             "(constraints.txt names the versions that were tested)"
         )
 
@@ -74,12 +74,12 @@ def trace(segmenter: Segmenter) -> ExportedProgram:
         )
 
 
-def write_program(program: ExportedProgram, form: Form, folder: Path) -> Path:
+def write_program(program: ExportedProgram, to: ProgramFormat, folder: Path) -> Path:
     """Writes the program's file (of a large ONNX, two) into `folder` and returns its path."""
     import torch
 
-    path = folder / FILES[form]
-    if form == "torch":
+    path = folder / FILES[to]
+    if to == "torch":
         torch.export.save(program, path)
         return path
     size = sum(tensor.nbytes for tensor in program.state_dict.values())

@@ -1,4 +1,4 @@
-"""The form that runs write: a PyTorch distributed checkpoint (DCP), read from its pieces and written tensor by tensor."""
+"""The format that runs write: a PyTorch distributed checkpoint (DCP), read from its pieces and written tensor by tensor."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.folder import DCP_METADATA, CheckpointError, FileFacts
 from mres.formats.dcp_index import Chunk, read_index
 from mres.formats.dcp_metadata import index_of
+from mres.formats.folder import DCP_METADATA, CheckpointError, FileFacts
 from mres.formats.memory import Buffer, Reader, elements
 from mres.formats.open_files import OpenFiles
 from mres.formats.tensors import Progress, Spec, TensorSource, split_by_bytes

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mres.checkpoint.folder import DCP_METADATA, CheckpointError
-from mres.formats.inert_pickle import Inert, InertUnpickler, RefusedError
+from mres.formats.folder import DCP_METADATA, CheckpointError
 from mres.formats.tensors import ITEM_BYTES, Spec
 from mres.formats.torch_pickle import SIZE
+from mres.io.object_unpickling import ObjectUnpickler
+from mres.io.unpickling import Inert, RefusedError
 
 # A box of a tensor takes some hundred bytes of it.
 _MAX_BYTES = 1 << 30
@@ -97,7 +98,7 @@ _OF_BOXES = {
 }
 
 
-class _Unpickler(InertUnpickler):
+class _Unpickler(ObjectUnpickler):
     def named(self, full: str) -> Any:
         if full in _OF_BOXES:
             return _OF_BOXES[full]

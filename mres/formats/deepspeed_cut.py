@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mres.formats.deepspeed_layout import Group
+from mres.formats.deepspeed_layout import ParamGroup
 
 _ALIGNMENT = 2  # elements a rank, for NCCL
 _SUB_GROUP = 10**9  # elements of a rank's flat tensor after which stage 3 begins another (sub_group_size, its default)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Fragment:
     """Elements `start` … `stop` of a parameter, and zeros after them, come to a rank's flat tensor, at `offset`."""
 
     rank: int
@@ -31,7 +31,7 @@ class Cut(Protocol):
     sizes: list[int]
     filled: list[int]
 
-    def pieces(self, name: str) -> list[Piece]:
+    def fragments(self, name: str) -> list[Fragment]:
         """Where a parameter goes; pieces of a rank come in the order of `names`."""
         ...
 
@@ -50,12 +50,12 @@ class FlatCut:
         self.sizes = [self._size] * world_size
         self.filled = [min(max(end - rank * self._size, 0), self._size) for rank in range(world_size)]
 
-    def pieces(self, name: str) -> list[Piece]:
+    def fragments(self, name: str) -> list[Fragment]:
         begin, end = self._spans[name]
         found = []
         for rank in range(begin // self._size, math.ceil(end / self._size)):
             first, last = max(begin, rank * self._size), min(end, (rank + 1) * self._size)
-            found.append(Piece(rank, first - begin, last - begin, first - rank * self._size))
+            found.append(Fragment(rank, first - begin, last - begin, first - rank * self._size))
         return found
 
 
@@ -72,12 +72,12 @@ class ShardCut:
             end += shard_size(shapes[name], world_size)
         self.sizes = self.filled = [end] * world_size
 
-    def pieces(self, name: str) -> list[Piece]:
+    def fragments(self, name: str) -> list[Fragment]:
         numel, size = math.prod(self._shapes[name]), shard_size(self._shapes[name], self._world_size)
         found = []
         for rank in range(self._world_size):
             start, stop = min(rank * size, numel), min((rank + 1) * size, numel)
-            found.append(Piece(rank, start, stop, self._offsets[name], size - (stop - start)))
+            found.append(Fragment(rank, start, stop, self._offsets[name], size - (stop - start)))
         return found
 
 
@@ -87,7 +87,7 @@ def shard_size(shape: tuple[int, ...], world_size: int) -> int:
 
 
 def cuts_of(
-    groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], stage: int, world_size: int
+    groups: Sequence[ParamGroup], shapes: Mapping[str, tuple[int, ...]], stage: int, world_size: int
 ) -> list[list[Cut]]:
     """The flat tensors of each group."""
     if stage < 3:
@@ -95,7 +95,7 @@ def cuts_of(
     return [[ShardCut(names, shapes, world_size) for names in _sub_groups(g, shapes, world_size)] for g in groups]
 
 
-def _sub_groups(group: Group, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> Iterator[list[str]]:
+def _sub_groups(group: ParamGroup, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> Iterator[list[str]]:
     names: list[str] = []
     size = 0
     for name in group.names:

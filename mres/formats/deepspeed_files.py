@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.folder import CheckpointError
-from mres.formats.inert_pickle import Inert
+from mres.formats.folder import CheckpointError
 from mres.formats.open_files import OpenFiles
 from mres.formats.torch_file import TorchFile
+from mres.io.unpickling import Inert
 
 EXTRA = "mres_ema.pt"  # what DeepSpeed has no place for
 _OPTIM = re.compile(r"(bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_?optim_states\.pt")

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mres.checkpoint.folder import CheckpointError
 from mres.formats.casting import CASTABLE, HALF, cast_into
 from mres.formats.deepspeed_files import Files
-from mres.formats.deepspeed_layout import MOMENTS, Group
+from mres.formats.deepspeed_layout import MOMENTS, ParamGroup
+from mres.formats.folder import CheckpointError
 from mres.formats.memory import Buffer, elements
 from mres.formats.tensors import ITEM_BYTES, Spec
 from mres.formats.torch_file import Chain, Stored
@@ -172,7 +172,7 @@ def _optimizer_states(state: Mapping[str, Any], stage: int) -> list[dict[str, An
     ]
 
 
-def groups_of(files: Files) -> tuple[Group, ...]:
+def groups_of(files: Files) -> tuple[ParamGroup, ...]:
     """The optimizer's groups by the names of their parameters."""
     shapes = [tuple(entry) for entry in files.model[0].structure["param_shapes"]]
     state = files.optimizer(0)
@@ -184,7 +184,7 @@ def groups_of(files: Files) -> tuple[Group, ...]:
         options = {key: _plain(files, value) for key, value in group.items() if key != "params"}
         if options.get("amsgrad"):  # its maxima do not come along, and AdamW would miss them
             options["amsgrad"] = False
-        groups.append(Group(names, {key: value for key, value in options.items() if value is not _DROPPED}))
+        groups.append(ParamGroup(names, {key: value for key, value in options.items() if value is not _DROPPED}))
     return tuple(group for group in groups if group.names)
 
 

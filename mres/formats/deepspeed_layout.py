@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from mres.checkpoint.folder import CheckpointError
 from mres.formats.casting import CASTABLE
+from mres.formats.folder import CheckpointError
 from mres.formats.tensors import MODEL, OPTIM, TensorSource
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -22,7 +22,7 @@ _ADAMW = {
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ParamGroup:
     """Parameters that an optimizer treats alike, in its order; `options` is all that its group holds beside them."""
 
     names: tuple[str, ...]
@@ -39,7 +39,7 @@ class Layout:
         notes: what had to be assumed.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ParamGroup, ...]
     frozen: tuple[str, ...]
     buffers: tuple[str, ...]
     compute: str
@@ -59,12 +59,14 @@ def layout_of(source: TensorSource) -> Layout:
     _check_types(source)
     trained = _trained(source, names)
     if not trained:
-        raise CheckpointError("there is no weight of floats that an optimizer could move: nothing for DeepSpeed's form")
+        raise CheckpointError(
+            "there is no weight of floats that an optimizer could move: nothing for DeepSpeed's format"
+        )
     notes: list[str] = []
     if "groups" in state:
         groups = _groups(state["groups"], trained, config.get("optim", {}))
     else:
-        groups = (Group(tuple(trained), _options(config.get("optim", {}))),)
+        groups = (ParamGroup(tuple(trained), _options(config.get("optim", {}))),)
         notes.append("the source does not say the optimizer's groups: one group of all trained parameters was written")
     others = [name for name in names if name not in set(trained)]
     buffers = [name for name in others if not source.specs[MODEL + name].is_floating]
@@ -85,7 +87,7 @@ def _check_types(source: TensorSource) -> None:
     for name, spec in source.specs.items():
         if spec.is_floating and spec.dtype not in CASTABLE:
             raise CheckpointError(
-                f"'{name}' has type {spec.dtype}, which DeepSpeed's form has no place for; convert --to dcp"
+                f"'{name}' has type {spec.dtype}, which DeepSpeed's format has no place for; convert --to dcp"
             )
 
 
@@ -97,7 +99,7 @@ def _trained(source: TensorSource, names: Sequence[str]) -> list[str]:
     moved = [name for name in filled if any(f"{name}.{key}" in kept for key in _KEPT)]
     if strange := sorted(kept - {f"{name}.{key}" for name in moved for key in _KEPT}):
         raise CheckpointError(
-            f"'{OPTIM}{strange[0]}' is no state of AdamW ({', '.join(_KEPT)}) of a weight that is there; DeepSpeed's form "
+            f"'{OPTIM}{strange[0]}' is no state of AdamW ({', '.join(_KEPT)}) of a weight that is there; DeepSpeed's format "
             "is written with that alone"
         )
     if lacking := [f"{name}.{key}" for name in moved for key in _KEPT if f"{name}.{key}" not in kept]:
@@ -108,7 +110,9 @@ def _trained(source: TensorSource, names: Sequence[str]) -> list[str]:
     return [name for name in filled if name in named] or filled
 
 
-def _groups(saved: Sequence[Mapping[str, Any]], trained: Sequence[str], optim: Mapping[str, Any]) -> tuple[Group, ...]:
+def _groups(
+    saved: Sequence[Mapping[str, Any]], trained: Sequence[str], optim: Mapping[str, Any]
+) -> tuple[ParamGroup, ...]:
     known = set(trained)
     groups = [(tuple(name for name in group["names"] if name in known), group) for group in saved]
     if missing := known.difference(*(names for names, _ in groups)):
@@ -117,7 +121,7 @@ def _groups(saved: Sequence[Mapping[str, Any]], trained: Sequence[str], optim: M
             "state.json names: state and tensors are not of one checkpoint"
         )
     scaled = [
-        Group(names, _options(optim, float(group["lr_scale"]), weight_decay=float(group["weight_decay"])))
+        ParamGroup(names, _options(optim, float(group["lr_scale"]), weight_decay=float(group["weight_decay"])))
         for names, group in groups
     ]
     return tuple(group for group in scaled if group.names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from mres.checkpoint.folder import CONFIG, STATE, CheckpointError
 from mres.formats.deepspeed_files import Files, open_extra, open_files, tag_folder
 from mres.formats.deepspeed_flat import MASTER, Flat, Flats, Plan, Whole, groups_of, trained_plans
 from mres.formats.deepspeed_layout import MOMENTS, Layout
+from mres.formats.folder import CONFIG, STATE, CheckpointError
 from mres.formats.memory import Buffer
 from mres.formats.tensors import MODEL, OPTIM, Spec
 from mres.formats.torch_file import Chain
 from mres.formats.torch_pickle import StoredTensor
+from mres.io.json_files import JsonError, read_json
 
 
 def is_deepspeed(folder: Path) -> bool:
@@ -145,8 +145,8 @@ def _beside(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     if not (state.is_file() and config.is_file()):
         return None, None
     try:
-        found = json.loads(state.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = read_json(state)
+    except JsonError as error:
         raise CheckpointError(f"{state} is damaged: {error}") from None
     if not isinstance(found, dict) or type(found.get("step")) is not int or not isinstance(found.get("model"), dict):
         return None, None

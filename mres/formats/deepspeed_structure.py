@@ -76,7 +76,7 @@ class OptimFile:
 
     def _slices(self, cut: Cut) -> OrderedDict[str, Made]:
         """Where this rank's pieces lie; DeepSpeed's conversion to its universal form reads it."""
-        pieces = [(name, p) for name in cut.names for p in cut.pieces(name) if p.rank == self._rank]
+        pieces = [(name, p) for name in cut.names for p in cut.fragments(name) if p.rank == self._rank]
         address = "deepspeed.utils.tensor_fragment.fragment_address"
         return OrderedDict((name, Made(address, (p.stop - p.start, p.offset))) for name, p in pieces)
 

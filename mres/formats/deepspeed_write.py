@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mres.checkpoint.folder import CONFIG, STATE, CheckpointError
 from mres.formats.casting import cast_into
 from mres.formats.deepspeed_cut import Cut, ShardCut, cuts_of
 from mres.formats.deepspeed_files import EXTRA
@@ -23,6 +22,7 @@ from mres.formats.deepspeed_layout import MOMENTS, Layout, layout_of
 from mres.formats.deepspeed_read import DeepSpeedSource
 from mres.formats.deepspeed_structure import ModelFile, OptimFile, State
 from mres.formats.files_together import FilesTogether, allow_open_files
+from mres.formats.folder import CONFIG, STATE, CheckpointError
 from mres.formats.memory import Buffer, Reader
 from mres.formats.tensors import EMA, ITEM_BYTES, MODEL, OPTIM, Progress, Spec, TensorSource
 from mres.formats.torch_archive_writer import TorchArchiveWriter, Written
@@ -100,8 +100,8 @@ class _Writer:
 
     def _write_flat(self, cut: Cut) -> list[State]:
         """Masters and moments of a flat tensor, by rank."""
-        masters = self._write_pieces(cut, MODEL + "{}", cut.filled)
-        moments = {key: self._write_pieces(cut, f"{OPTIM}{{}}.{key}", cut.sizes) for key in self._moments}
+        masters = self._write_fragments(cut, MODEL + "{}", cut.filled)
+        moments = {key: self._write_fragments(cut, f"{OPTIM}{{}}.{key}", cut.sizes) for key in self._moments}
         states = [State(master, {key: of[rank] for key, of in moments.items()}) for rank, master in enumerate(masters)]
         if self._moments:
             step = np.float32(self._read_step(cut.names)).tobytes()
@@ -109,7 +109,7 @@ class _Writer:
                 state.optimizer["step"] = _put(file, Spec((), "float32"), lambda: memoryview(step))
         return states
 
-    def _write_pieces(self, cut: Cut, pattern: str, sizes: list[int]) -> list[Written]:
+    def _write_fragments(self, cut: Cut, pattern: str, sizes: list[int]) -> list[Written]:
         written = [file.begin(Spec((size,), "float32")) for file, size in zip(self._optim, sizes, strict=True)]
         for name in cut.names:
             self._append(cut, name, pattern)
@@ -129,7 +129,9 @@ class _Writer:
             module = self._model[0]
             self._module[name] = module.begin(Spec(spec.shape, self._layout.compute))
         pieces = [
-            p for p in cut.pieces(name) if self._optim[p.rank].num_there < 4 * (p.offset + p.stop - p.start + p.padding)
+            p
+            for p in cut.fragments(name)
+            if self._optim[p.rank].num_there < 4 * (p.offset + p.stop - p.start + p.padding)
         ]
         missing = module is not None and module.num_there < spec.numel * ITEM_BYTES[self._layout.compute]
         self._progress(self._source.specs[full].num_bytes)
@@ -161,7 +163,7 @@ class _Writer:
             if step != first:
                 raise CheckpointError(
                     f"the optimizer counts {first:.0f} steps for '{names[0]}' and {step:.0f} for '{name}'; "
-                    "DeepSpeed keeps one count for both, so this checkpoint cannot take its form"
+                    "DeepSpeed keeps one count for both, so this checkpoint cannot take its format"
                 )
             self._progress(4)
         return first
@@ -197,7 +199,7 @@ class _Writer:
             return [_put(self._model[0], spec, whole)]
         cut = ShardCut([name], self._shapes, self._world_size)
         written = []
-        for piece in cut.pieces(name):
+        for piece in cut.fragments(name):
             file = self._model[piece.rank]
             written.append(file.begin(Spec((cut.sizes[piece.rank],), "float32")))
             if not file.is_full:

@@ -6,7 +6,7 @@ import resource
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from mres.checkpoint.folder import CheckpointError
+from mres.formats.folder import CheckpointError
 from mres.formats.torch_archive_writer import TorchArchiveWriter
 from mres.formats.workspace import NOTE_EVERY_BYTES, AppendedFile, Workspace
 

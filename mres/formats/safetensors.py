@@ -1,4 +1,4 @@
-"""The form of exported weights: one .safetensors file, or several with model.safetensors.index.json, under plain names."""
+"""The format of exported weights: one .safetensors file, or several with model.safetensors.index.json, under plain names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.folder import SAFETENSORS, SAFETENSORS_INDEX, CheckpointError, FileFacts
+from mres.formats.folder import SAFETENSORS, SAFETENSORS_INDEX, CheckpointError, FileFacts
 from mres.formats.memory import Reader, read_at
 from mres.formats.open_files import OpenFiles
 from mres.formats.tensors import ITEM_BYTES, MODEL, Progress, Spec, TensorSource, split_by_bytes
 from mres.formats.workspace import HashedFile, Workspace
 from mres.io.files import fsync, write_durably
+from mres.io.json_files import JsonError, read_json
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -24,6 +25,7 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _INDEX_MAX_BYTES = 1 << 27
+INDEX_SUFFIX = ".safetensors.index.json"
 
 
 class SafetensorsSource:
@@ -42,13 +44,14 @@ class SafetensorsSource:
     notes: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
-        files = _files_of(path)
+        files = files_of(path)
+        self.num_files = len(files)
         self._places: dict[str, tuple[Path, int]] = {}
         self._open_files = OpenFiles()
         self.specs: dict[str, Spec] = {}
         self.header: dict[str, str] = {}
         for file, expected in files.items():
-            header = self._open(file)
+            header = self._open(file, expected)
             self.header = {**header, **self.header}
             missing = sorted(set(expected or ()) - {name.removeprefix(MODEL) for name in self.specs})
             if missing:
@@ -59,7 +62,7 @@ class SafetensorsSource:
             if MODEL + name in self.specs and MODEL + alias not in self.specs
         }
 
-    def _open(self, path: Path) -> dict[str, str]:
+    def _open(self, path: Path, expected: Sequence[str] | None) -> dict[str, str]:
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -71,7 +74,7 @@ class SafetensorsSource:
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length))
         except FileNotFoundError:
-            raise CheckpointError(f"no such file: '{path}'") from None
+            raise CheckpointError(f"no such file: '{path}'{', which the index names' if expected else ''}") from None
         except OSError as error:
             raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from None
         except (SafetensorError, ValueError) as error:
@@ -80,6 +83,8 @@ class SafetensorsSource:
         for name, entry in header.items():
             if entry["dtype"] not in _DTYPES:
                 raise CheckpointError(f"'{path}': {name} has type {entry['dtype']}, which this version does not read")
+            if MODEL + name in self.specs:
+                raise CheckpointError(f"'{path.parent}' has the tensor '{name}' in two shards")
             self.specs[MODEL + name] = Spec(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
             self._places[MODEL + name] = path, 8 + length + entry["data_offsets"][0]
         return dict(text)
@@ -92,26 +97,25 @@ class SafetensorsSource:
             raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
 
 
-def _files_of(path: Path) -> dict[Path, list[str] | None]:
+def files_of(path: Path) -> dict[Path, list[str] | None]:
     """The files, each with the tensors that it must have, where an index says so."""
-    index = path / SAFETENSORS_INDEX if path.is_dir() else path
-    if index.name != SAFETENSORS_INDEX or not index.is_file():
-        return {path / SAFETENSORS if path.is_dir() else path: None}
+    if path.is_dir():
+        index = path / SAFETENSORS_INDEX
+        path = index if index.is_file() else path / SAFETENSORS
+    if not path.name.endswith(INDEX_SUFFIX) or not path.is_file():
+        return {path: None}
+    files: dict[Path, list[str] | None] = {}
     try:
-        if index.stat().st_size > _INDEX_MAX_BYTES:
-            raise ValueError
-        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        files: dict[Path, list[str] | None] = {}
-        for name, file in weight_map.items():
-            if Path(file).name != file:
-                raise CheckpointError(f"{index} is refused: it names '{file}', which is not in its folder")
-            found = files.setdefault(index.parent / file, [])
+        for name, file in read_json(path, max_bytes=_INDEX_MAX_BYTES)["weight_map"].items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise CheckpointError(f"{path} is refused: it names the shard {file!r}, which is not a file beside it")
+            found = files.setdefault(path.parent / file, [])
             assert found is not None
             found.append(name)
-        if not files:
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{index} is damaged: it has no weight_map of names and files") from None
+    except (OSError, JsonError, LookupError, TypeError, AttributeError):
+        files = {}
+    if not files:
+        raise CheckpointError(f"{path} is damaged: it has no weight_map of names and files")
     return files
 
 
@@ -121,7 +125,7 @@ def write_safetensors(
     """Writes the source's weights, one tensor after another, into one file or into several with an index.
 
     Raises:
-        CheckpointError: a type that the form does not have.
+        CheckpointError: a type that the format does not have.
     """
     plain = {name.removeprefix(MODEL): spec for name, spec in source.specs.items() if name.startswith(MODEL)}
     aliases = {alias.removeprefix(MODEL): name.removeprefix(MODEL) for alias, name in source.aliases.items()}

@@ -1,4 +1,4 @@
-"""What the forms of a checkpoint share: tensors by neutral names, read one at a time, so that memory stays bounded.
+"""What the formats of a checkpoint share: tensors by neutral names, read one at a time, so that memory stays bounded.
 
 Neutral names: "model.<name>" (parameters and buffers), "optim.<name>.exp_avg", ".exp_avg_sq", ".step", "ema.<name>".
 

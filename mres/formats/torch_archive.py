@@ -17,11 +17,11 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from mres.formats.inert_pickle import RefusedError
 from mres.formats.memory import Buffer, elements, read_at
 from mres.formats.open_files import OpenFiles
 from mres.formats.tensors import ITEM_BYTES
 from mres.formats.torch_pickle import StoredTensor, TorchUnpickler
+from mres.io.unpickling import RefusedError
 
 _MAX_PICKLE_BYTES = 1 << 28  # names and shapes: a hundred bytes a tensor
 _PIECE_BYTES = 1 << 22

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mres.checkpoint.folder import CheckpointError
+from mres.formats.folder import CheckpointError
 from mres.formats.memory import Buffer
 from mres.formats.open_files import OpenFiles
 from mres.formats.tensors import ITEM_BYTES

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mres.formats.inert_pickle import Inert, InertUnpickler, Maker, RefusedError
 from mres.formats.tensors import ITEM_BYTES
+from mres.io.object_unpickling import Maker, ObjectUnpickler
+from mres.io.unpickling import Inert, RefusedError
 
 # torch's class of a storage → the type of its elements; what has none of its own is kept as bytes.
 STORAGES = {
@@ -53,15 +55,16 @@ class StoredTensor:
         return last + 1 if self.numel else 0
 
 
-class TorchUnpickler(InertUnpickler):
+class TorchUnpickler(ObjectUnpickler):
     """Tensors as torch.save and torch.jit.save name them; subclasses name more.
 
     Args:
         inert: full names of classes that may be in it beside torch's own.
     """
 
-    def __init__(self, content: bytes, inert: Sequence[str] = ()) -> None:
-        super().__init__(content)
+    def __init__(self, content: bytes | mmap.mmap, inert: Sequence[str] = (), at: int = 0) -> None:
+        super().__init__(content, at)
+        self.storages: dict[str, _Storage] = {}
         self._inert = frozenset(inert)
         self._num_encoded = 0
 
@@ -78,12 +81,14 @@ class TorchUnpickler(InertUnpickler):
         return text.encode("latin-1")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage, key, _, numel = pid
+        kind, storage, key, _, numel, *view = pid
         if kind != "storage" or not isinstance(storage, _StorageClass) or type(numel) is not int or numel < 0:
             raise ValueError("a storage of it is none")
         if type(key) is not str:
             raise ValueError("a storage of it has no name")
-        return _Storage(key, storage.dtype, numel)
+        if any(view):
+            raise RefusedError("a storage of it is a part of another, as files of torch before 0.4 have it")
+        return self.storages.setdefault(key, _Storage(key, storage.dtype, numel))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +142,11 @@ def _size(items: Sequence[Any] = ()) -> tuple[Any, ...]:
     return tuple(items)
 
 
-def _empty(*_: Any) -> dict[Any, Any]:
-    """An OrderedDict; its items come one after another, as torch writes it."""
-    return {}
+def _ordered(pairs: Sequence[Any] = ()) -> dict[str, Any]:
+    """An OrderedDict: its items come one after another, or, from Python 2, as pairs."""
+    if not all(type(name) is str for name, _ in pairs):
+        raise ValueError("an OrderedDict of it has other keys than texts")
+    return dict(pairs)
 
 
 SIZE = Maker(_size)
@@ -158,7 +165,7 @@ _KNOWN: dict[str, Any] = {
     "torch.Tensor": Inert,
     "torch.nn.parameter.Parameter": Inert,
     "torch.serialization._get_layout": Inert,
-    "collections.OrderedDict": Maker(_empty),
+    "collections.OrderedDict": Maker(_ordered),
     "collections.Counter": Inert,
     **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _COLLECTIONS},
     **{f"torch.{name}": _StorageClass(dtype) for name, dtype in STORAGES.items()},

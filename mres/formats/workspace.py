@@ -1,9 +1,7 @@
-"""The folder in which a checkpoint is made: files grow by appending, and a kill loses little of them.
+"""Files of a folder in the making: they grow by appending, and a kill loses little of them.
 
-    <out>.incomplete/{journal.jsonl, result/…}
-
-The journal's first line says what is made of what; every other one an item that is on the disk, a whole file, or the
-states of files that grow together.
+Beside its first line, the journal has one for every item that is on the disk, for every whole file, and for the states of
+files that grow together.
 """
 
 from __future__ import annotations
@@ -13,21 +11,18 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
-from mres.checkpoint.folder import CheckpointError, FileFacts
+from mres.formats.folder import FileFacts
 from mres.formats.memory import read_at
-from mres.io.files import fsync, make_folder, remove_folder
-from mres.io.locks import locked
+from mres.io.files import fsync, make_folder
+from mres.io.staged import Staged
 
 # What a kill may lose; each time, the disk is waited for.
 NOTE_EVERY_BYTES = 1 << 28
-RESULT, JOURNAL = "result", "journal.jsonl"
-_PURPOSE = "purpose"
 _PIECE_BYTES = 1 << 22
 _HASHED_AT_ONCE_BYTES = 1 << 17  # handing it to another thread would take as long
 
@@ -42,88 +37,37 @@ class Item:
     length: int
 
 
-def check_ours(root: Path) -> None:
-    """Whether `root` may be a workspace: nothing is there, or what a conversion has left, which always has a journal.
-
-    Raises:
-        CheckpointError: something else is there.
-    """
-    if not os.path.lexists(root):
-        return
-    ours = False
-    if root.is_dir() and not root.is_symlink():
-        start = f'{{"{_PURPOSE}": '.encode()
-        with suppress(OSError), (root / JOURNAL).open("rb") as file:
-            ours = start.startswith(file.read(len(start)))  # a kill may have cut it off
-        with suppress(OSError):
-            ours = ours or not any(root.iterdir())
-    if not ours:
-        raise CheckpointError(f"'{root}' was not made by a conversion; remove or rename it, or name another folder")
-
-
-@contextmanager
-def held(root: Path, out: Path) -> Iterator[None]:
-    """Holds the workspace for this process alone, as long as that lives.
-
-    Raises:
-        CheckpointError: another conversion holds it, or something else is there.
-    """
-    check_ours(root)
-    with ExitStack() as stack:
-        try:
-            descriptor = stack.enter_context(locked(root / JOURNAL, wait=False))
-            if not os.path.samestat(os.fstat(descriptor), os.stat(root / JOURNAL)):
-                raise BlockingIOError
-        except (BlockingIOError, FileNotFoundError):  # the latter: one that has just ended removed it
-            raise CheckpointError(
-                f"another conversion is writing '{out}' (in '{root}'); wait for it, end it, or name another folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks; one that takes nothing says so when the workspace is made
-        yield
-
-
-def remove_workspace(root: Path) -> None:
-    """The journal last: without it, nobody knows whose the rest is."""
-    remove_folder(root, last=JOURNAL)
-
-
 class Workspace:
-    """What is being made in `folder`, taken up where a killed process for the same `purpose` left it.
+    """The files of what is staged, taken up where a killed process for the same purpose left them.
+
+    Args:
+        inside: the folder of the files in the result, or the result itself.
 
     Attributes:
-        result: what is to be published.
-        folder: of the files, in the result or the result itself.
+        folder: of the files.
         facts: of the files that are whole.
         states: of files that grow together, what whoever wrote them last noted.
         taken_up: bytes that were there.
     """
 
-    def __init__(self, root: Path, purpose: str, inside: str = "") -> None:
-        self.result, self._journal = root / RESULT, root / JOURNAL
-        self.folder = self.result / inside
+    def __init__(self, stage: Staged, inside: str = "") -> None:
+        self._journal, self.folder = stage.journal, stage.result / inside
         self.facts: dict[str, FileFacts] = {}
         self.states: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._items: dict[str, list[Item]] = {}
-        if not self._take_up(purpose):
-            check_ours(root)
+        make_folder(self.folder)
+        if not self._take_up():
             for found in (self.facts, self.states, self._sizes, self._items):
                 found.clear()
-            rmtree(self.result, ignore_errors=True)
+            stage.begin()
             make_folder(self.folder)
-            self._begin(purpose)
         items = sum(item.length for items in self._items.values() for item in items)
         self.taken_up = items + sum(self._sizes.values())
 
-    def _begin(self, purpose: str) -> None:
-        # Not a new file: this one is locked.
-        self._journal.write_text(json.dumps({_PURPOSE: purpose}) + "\n", encoding="utf-8")
-
-    def _take_up(self, purpose: str) -> bool:
+    def _take_up(self) -> bool:
+        """Whether the files are what the journal says."""
         lines, end = _lines_of(self._journal)
-        if not lines or lines[0] != {_PURPOSE: purpose} or not self.folder.is_dir():
-            return False
         os.truncate(self._journal, end)  # what comes next must not go on in a line that a kill has cut off
         for line in lines[1:]:
             if "sha256" in line:
@@ -190,13 +134,12 @@ def _lines_of(journal: Path) -> tuple[list[dict[str, Any]], int]:
     """Up to one that a kill has cut off, and the bytes that they take."""
     lines: list[dict[str, Any]] = []
     end = 0
-    if journal.is_file():
-        for line in journal.read_bytes().splitlines(keepends=True):
-            try:
-                lines.append(json.loads(line if line.endswith(b"\n") else b""))
-            except ValueError:
-                break
-            end += len(line)
+    for line in journal.read_bytes().splitlines(keepends=True):
+        try:
+            lines.append(json.loads(line if line.endswith(b"\n") else b""))
+        except ValueError:
+            break
+        end += len(line)
     return lines, end
 
 

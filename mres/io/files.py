@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there at all: hashed, fsynced, published by rename."""
+"""Files and folders that are whole or not there at all: hashed, fsynced, committed by rename."""
 
 import errno
 import hashlib
@@ -40,8 +40,12 @@ def write_durably(path: Path, content: bytes) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file that is there whole, as it was before or as it is to be."""
     part = path.with_name(path.name + ".part")
-    write_durably(part, content)
-    part.rename(path)
+    try:
+        write_durably(part, content)
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
 
 
@@ -115,6 +119,14 @@ def _name_beside(final: Path) -> Path:
         if not os.path.lexists(path):
             return path
     raise AssertionError("unreachable")
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def remove_folder(folder: Path, *, last: str) -> None:

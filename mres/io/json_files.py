@@ -20,7 +20,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """The value in a JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError, NotADirectoryError: there is none.
         JsonError: it cannot be read, has more than `max_bytes`, or is not JSON.
     """
     return parse_json(_content(path, max_bytes), f"'{path}'")
@@ -30,8 +30,7 @@ def read_json_table(path: Path) -> tuple[Any, str]:
     """The value in a dataset's JSON file, and the SHA-256 of the bytes that it was read from.
 
     Raises:
-        FileNotFoundError: there is none.
-        JsonError: as `read_json`.
+        FileNotFoundError, NotADirectoryError, JsonError: as `read_json`.
     """
     content = _content(path, MAX_TABLE_BYTES)
     return parse_json(content, f"'{path}'"), bytes_sha256(content)
@@ -82,7 +81,7 @@ def _content(path: Path, max_bytes: int) -> bytes:
         if (size := path.stat().st_size) > max_bytes:
             raise JsonError(f"'{path}' has {size:,} bytes; of such JSON, at most {max_bytes:,} are read")
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         raise JsonError(f"'{path}' cannot be read: {error.strerror}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
+from mres.io.json_files import JsonError, read_json
 from mres.model.spec import Tokenize
 from mres.model.text import END, START, Tokenizer
 
@@ -103,7 +104,7 @@ def check_tokenizer(folder: Path, tokenizer: Tokenize) -> None:
         return
     mine = json.loads(tokenizer_json(tokenizer))
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = read_json(path)
         differ = [
             name
             for name, found, expected in (
@@ -113,7 +114,7 @@ def check_tokenizer(folder: Path, tokenizer: Tokenize) -> None:
             )
             if found != expected
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (JsonError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' is not the tokenizer.json that mres writes ({error!r}); export again") from None
     if differ:
         raise UserError(

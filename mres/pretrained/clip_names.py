@@ -10,7 +10,7 @@ import torch
 
 from mres.pretrained.parts import Part, Parts
 
-Form = Literal["OpenAI CLIP", "open_clip CLIP", "open_clip CustomTextCLIP", "Hugging Face CLIP"]
+Naming = Literal["OpenAI CLIP", "open_clip CLIP", "open_clip CustomTextCLIP", "Hugging Face CLIP"]
 # How OpenAI's released files can be told: their sizes are tensors too.
 _OPENAI = {"input_resolution", "context_length", "vocab_size"}
 _WRAPPERS = ("module.", "_orig_mod.")  # DDP's, torch.compile's
@@ -34,7 +34,7 @@ _HUGGING_FACE = (
 )
 
 
-def clip_parts(shapes: Mapping[str, torch.Size]) -> tuple[Form | None, Parts]:
+def clip_parts(shapes: Mapping[str, torch.Size]) -> tuple[Naming | None, Parts]:
     """What CLIP the tensors are of (None: of none), and each under OpenAI's name; buffers are left out."""
     parts = {plain_name(name): Part((name,), shape) for name, shape in shapes.items() if not name.endswith(_BUFFERS)}
     if any(name.startswith(("text_model.embeddings.", "vision_model.embeddings.")) for name in parts):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mres.checkpoint.folder import CheckpointError
+from mres.formats.folder import CheckpointError
+from mres.io.json_files import JsonError, read_json
 
 Tower = Literal["text", "image"]
 # A hub's names for a file → for the config beside it.
@@ -66,9 +66,9 @@ def _config_beside(path: Path) -> tuple[str, dict[str, Any]] | None:
     for name in names:
         if (folder / name).is_file():
             try:
-                config = json.loads((folder / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"'{folder / name}' cannot be read: {error}") from None
+                config = read_json(folder / name)
+            except JsonError as error:
+                raise CheckpointError(str(error)) from None
             return (str(folder / name), config) if isinstance(config, dict) else None
     return None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mres.checkpoint.folder import CheckpointError
+from mres.formats.folder import CheckpointError
 from mres.pretrained.report import Restored, groups_of
 
 

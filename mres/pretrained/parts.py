@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mres.pretrained.files import TensorFile
+from mres.formats.weights import Weights
 from mres.pretrained.positions import Change
 
 
@@ -20,7 +20,7 @@ class Part:
     shape: torch.Size
     changes: tuple[Callable[[Tensor], Tensor], ...] = ()
 
-    def read(self, file: TensorFile) -> Tensor:
+    def read(self, file: Weights) -> Tensor:
         """float32: half precision is how weights are stored, not how they are trained."""
         tensors = [file.read(name) for name in self.names]
         value = (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).to(torch.float32)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mres.checkpoint.folder import CheckpointError
+from mres.formats.folder import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Restored:
     all_bytes: int
     groups: tuple[Group, ...] = ()
     part: str = ""
-    form: str = ""
+    format: str = ""
     changed: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Restored:
         text = (
             f"restored {self.tensors} of {self.all_tensors} tensors ({_percent(self.tensors, self.all_tensors)}), "
             f"{self.bytes:,} of {self.all_bytes:,} bytes ({_percent(self.bytes, self.all_bytes)})"
-            f"{f' of the {self.part}' if self.part else ''} from {self.source}{f' ({self.form})' if self.form else ''}"
+            f"{f' of the {self.part}' if self.part else ''} from {self.source}{f' ({self.format})' if self.format else ''}"
         )
         return "\n".join([text, *self._table(), *self._lists()])
 

@@ -13,14 +13,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mres.checkpoint.folder import CheckpointError
 from mres.errors import UserError
+from mres.formats.folder import CheckpointError
+from mres.formats.weights import Weights
 from mres.model import spec
 from mres.model.config import ModelConfig
 from mres.pretrained.clip_names import clip_parts, plain_name
 from mres.pretrained.described import Description, Tower, describe
 from mres.pretrained.families import FAMILIES, Family, change_of_positions
-from mres.pretrained.files import TensorFile, open_tensors
+from mres.pretrained.files import open_tensors
 from mres.pretrained.match import Matched, fit
 from mres.pretrained.parts import Parts
 from mres.pretrained.positions import Change
@@ -36,7 +37,7 @@ class _Found:
 
     which: Tower
     tower: spec.Tower
-    file: TensorFile
+    file: Weights
     library: str
     parts: Parts
     description: Description
@@ -98,7 +99,7 @@ def _tower_of(which: Tower, config: ModelConfig) -> spec.Tower:
     return tower
 
 
-def _some(file: TensorFile) -> str:
+def _some(file: Weights) -> str:
     return ", ".join(summary(map(plain_name, file.shapes))[:4]) or "no tensors"
 
 
@@ -132,7 +133,7 @@ def _matched(module: nn.Module, found: _Found, source: Path, *, strict: bool) ->
     restored = replace(
         fitting.restored,
         part=f"{found.which} tower",
-        form=f"{found.library}, {found.file.form}",
+        format=f"{found.library}, {found.file.format}",
         changed=() if found.change is None else (found.change.note,),
         left_behind=summary([*left, *found.file.others]),
         notes=(*_unsaid(found), *found.description.notes),
@@ -146,5 +147,5 @@ def _unsaid(found: _Found) -> tuple[str, ...]:
     return (f"the file does not say whether {' and '.join(keys)} are its own: see to it",) if keys else ()
 
 
-def _read(parts: Parts, file: TensorFile) -> Iterator[tuple[str, Tensor]]:
+def _read(parts: Parts, file: Weights) -> Iterator[tuple[str, Tensor]]:
     return ((name, part.read(file)) for name, part in parts.items())

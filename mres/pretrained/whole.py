@@ -12,9 +12,9 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mres.checkpoint.folder import CONFIG, Checkpoint, CheckpointError
 from mres.checkpoint.weights import Kind, Weights, open_source
 from mres.config import Config, load_config
+from mres.formats.folder import CONFIG, Checkpoint, CheckpointError
 from mres.model.config import ModelConfig
 from mres.model.spec import is_same_kind, load_spec
 from mres.pretrained.families import change_of_positions

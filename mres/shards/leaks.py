@@ -17,6 +17,7 @@ import numpy as np
 
 from mres.errors import UserError
 from mres.io.files import bytes_sha256, file_sha256, write_atomically
+from mres.io.json_files import read_jsonl
 from mres.records import RecordError
 from mres.shards.manifest import MANIFEST_NAME, LeakCheck, Manifest
 from mres.shards.reader import ShardSet
@@ -126,7 +127,7 @@ def read_leaks(shards: ShardSet) -> list[Leak]:
     path = Path(shards.location) / LEAKS_NAME
     if not path.is_file() or file_sha256(path) != found.list_sha256:
         raise UserError(f"'{path}' is not the list that the leak check wrote; run tools/shard.py leakcheck again")
-    return [Leak(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Leak(**value) for _, value in read_jsonl(path)]
 
 
 def _images(shards: ShardSet, workers: int) -> _Images:

@@ -24,7 +24,7 @@ from mres.shards.manifest import MANIFEST_NAME, IndexFile, Manifest, Part, Shard
 from mres.shards.reader import ShardSet
 from mres.shards.scan import scan_records
 from mres.shards.storage import is_remote
-from mres.shards.workspace import check_free, published
+from mres.shards.workspace import check_free, committed
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _write_view(
     overwrite: bool,
 ) -> Manifest:
     plan = {**source, "of": [whole.fingerprint for whole, _ in chosen]}
-    with published(out, plan, overwrite=overwrite) as folder:
+    with committed(out, plan, overwrite=overwrite) as folder:
         parts, shards, indices = _parts(out.resolve(), chosen)
         write_index(folder / INDEX_NAME, np.concatenate(indices))
         index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))

@@ -1,7 +1,7 @@
-"""Writes a source as a shard set: shard by shard in parallel, taken up again after a kill, published by one rename.
+"""Writes a source as a shard set: shard by shard in parallel, taken up again after a kill, committed by one rename.
 
 A shard is made of a fixed run of the source's records, so neither the number of processes nor an interruption changes
-a byte. What is finished lies in `<out>.incomplete`, each shard with its index and a description beside it.
+a byte. What is finished lies in `<out>.incomplete/result`, each shard with its index and a description beside it.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mres.errors import UserError
-from mres.io.files import file_sha256, write_atomically
+from mres.io.files import file_sha256, remove, write_atomically
 from mres.io.processes import Ticks, spread
 from mres.io.progress import track_count
 from mres.records import ImageRecord, RecordError
@@ -35,7 +35,7 @@ from mres.shards.mds import MDS_INDEX_NAME, MdsShard, write_mds_index
 from mres.shards.reader import parse_record
 from mres.shards.resize import shrink_record
 from mres.shards.tar import TarShard
-from mres.shards.workspace import PIECES, PLAN_NAME, published, remove
+from mres.shards.workspace import PIECES, committed
 from mres.sources.source import Source
 
 _LAYOUTS: dict[str, type[TarShard] | type[MdsShard]] = {"tar": TarShard, "mds": MdsShard}
@@ -90,7 +90,7 @@ def write_shards(source: Source, out: Path, options: WriteOptions | None = None)
     options = options or WriteOptions()
     kept = {key: value for key, value in options.of_manifest().items() if key != "max_bad_fraction"}
     plan = {"source": source.description, "total": len(source), "options": kept}
-    with published(out, plan, overwrite=options.overwrite) as folder:
+    with committed(out, plan, overwrite=options.overwrite) as folder:
         try:
             pieces = _all_pieces(source, folder, options, label=f"writing {out}")
             return _assemble(source, folder, options, pieces)
@@ -314,5 +314,5 @@ def _written(path: Path, row: np.void) -> ImageRecord:
 def _tidy(folder: Path, kept: set[str]) -> None:
     """Removes what only a build needs, and what killed ones left; the pieces first: without its piece, a shard counts as not made."""
     for path in sorted(folder.iterdir(), key=lambda path: not path.match(PIECES)):
-        if path.name not in kept | {PLAN_NAME}:
+        if path.name not in kept:
             remove(path)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from saving import in_process, save_all, saves
 
 from mres.checkpoint import store
-from mres.checkpoint.folder import CheckpointError
 from mres.checkpoint.retention import Best, surplus
+from mres.formats.folder import CheckpointError
 
 
 def steps(root: Path) -> list[int]:
-    return [store.verify(folder).step for folder in store.published(root)]
+    return [store.verify(folder).step for folder in store.committed(root)]
 
 
 @given(
@@ -70,7 +70,7 @@ def test_what_was_resumed_from_stays_until_another_is_read_back(tmp_path: Path) 
     in_process(save_all, root, [1])
     message = in_process(_damaging, root, [2, 3])
     assert f"the disk does not give back what was written: {root}/step-00000003/__0_0.distcp is damaged" in message
-    assert [path.name for path in store.published(root)] == [f"step-0000000{step}" for step in (3, 2, 1)]
+    assert [path.name for path in store.committed(root)] == [f"step-0000000{step}" for step in (3, 2, 1)]
     assert store.locate(root).step == 2
     in_process(_go_on_from, root, 2, [3, 4])
     assert steps(root) == [4, 3]

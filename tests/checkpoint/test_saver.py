@@ -8,7 +8,7 @@ import torch
 from saving import in_flight, in_process, on_ranks, saves, tensors
 
 from mres.checkpoint import store
-from mres.checkpoint.folder import CheckpointError
+from mres.formats.folder import CheckpointError
 
 
 def _train_on(root: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -20,7 +20,7 @@ def _train_on(root: Path) -> tuple[dict[str, float], dict[str, float]]:
 
 def test_training_goes_on_and_the_state_of_before_is_written(tmp_path: Path) -> None:
     first, last = in_process(_train_on, tmp_path)
-    assert [store.verify(folder).step for folder in store.published(tmp_path)] == [3, 2, 1]
+    assert [store.verify(folder).step for folder in store.committed(tmp_path)] == [3, 2, 1]
     for step in (1, 2, 3):
         for tensor in tensors(store.step_folder(tmp_path, step)).values():
             assert torch.equal(tensor, torch.full_like(tensor, step))
@@ -88,11 +88,11 @@ def test_a_failure_in_the_background_is_told_to_all_at_a_boundary(tmp_path: Path
     if on_failure == "stop":
         assert error.startswith(words)
         assert "checkpoints written before it stand" in error
-        assert [path.name for path in store.published(tmp_path)] == ["step-00000001"]
+        assert [path.name for path in store.committed(tmp_path)] == ["step-00000001"]
     else:
         assert said[1].startswith(f"warning: {words}")
         assert failures == 1
-        assert [path.name for path in store.published(tmp_path)] == ["step-00000003", "step-00000001"]
+        assert [path.name for path in store.committed(tmp_path)] == ["step-00000003", "step-00000001"]
 
 
 def _without_memory(root: Path) -> tuple[list[str], dict[str, float]]:
@@ -109,4 +109,4 @@ def test_without_memory_for_copies_training_waits_and_nothing_is_lost(tmp_path: 
     assert one[0] == other[0]
     assert [text.split()[0] for text in one[0]] == ["warning:", "checkpoint", "checkpoint"]
     assert "MB of memory left, and copies of its ranks' state take 0 MB: checkpoints are written while" in one[0][0]
-    assert [store.verify(folder).step for folder in store.published(tmp_path)] == [2, 1]
+    assert [store.verify(folder).step for folder in store.committed(tmp_path)] == [2, 1]

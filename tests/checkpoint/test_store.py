@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from saving import CONFIG_YAML, in_process, limit_file_size, on_ranks, save_all, save_on_full_disk
 
 from mres.checkpoint import store
-from mres.checkpoint.folder import seal
 from mres.checkpoint.store import CheckpointError
-from mres.checkpoint.weights import DcpWeights
+from mres.checkpoint.weights import open_source
+from mres.formats.folder import seal
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def root(saved: Path, tmp_path: Path) -> Path:
 
 
 def steps(root: Path) -> list[int]:
-    return [store.verify(folder).step for folder in store.published(root)]
+    return [store.verify(folder).step for folder in store.committed(root)]
 
 
 def test_what_was_saved_is_there(saved: Path) -> None:
     (found,) = store.newest(saved)
     assert isinstance(found, store.Checkpoint)
     assert (found.step, found.state, found.weights_only) == (10, {"step": 10, "model": {}}, False)
-    weights = dict(DcpWeights(found.folder))
+    weights = dict(open_source(found.folder).weights)
     assert {name: tuple(value.shape) for name, value in weights.items()} == {"weight": (32, 32), "bias": (32,)}
     assert all(torch.equal(value, torch.full_like(value, 10)) for value in weights.values())
 
@@ -90,7 +90,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(root: Path, name: str
 
 
 def test_nothing_good_is_an_error_that_names_all(root: Path) -> None:
-    for folder in store.published(root):
+    for folder in store.committed(root):
         (folder / "state.json").write_text("{}")
     with pytest.raises(
         CheckpointError, match=r"step-00000010/state.json is damaged.*step-00000005/state.json is damaged"
@@ -170,7 +170,9 @@ def test_a_folder_in_the_place_of_a_file(root: Path, name: str) -> None:
     path = root / "step-00000010" / name
     path.unlink()
     path.mkdir()
-    with pytest.raises(CheckpointError, match=f"{path} (is no file|cannot be read: Is a directory)"):
+    with pytest.raises(
+        CheckpointError, match=f"{path} (is no file|is damaged.*Is a directory|cannot be read: Is a directory)"
+    ):
         store.verify(path.parent)
     assert store.locate(root).step == 5
 
@@ -187,7 +189,7 @@ def test_code_in_the_metadata_is_refused_and_never_runs(root: Path, tmp_path: Pa
     folder = root / "step-00000010"
     (folder / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "owned")))
     reseal(folder)
-    with pytest.raises(CheckpointError, match=r"metadata is refused: it names posix.mkdir"):
+    with pytest.raises(CheckpointError, match=r"metadata is refused: it wants 'posix.mkdir'"):
         store.verify(folder)
     assert not (tmp_path / "owned").exists()
 
@@ -199,7 +201,7 @@ def test_an_object_that_is_no_tensor_would_be_unpickled_and_is_refused(root: Pat
     with warnings.catch_warnings(action="ignore"):
         dcp.save({"model.weight": Hostile(tmp_path / "owned")}, checkpoint_id=folder, no_dist=True)
     reseal(folder)
-    with pytest.raises(CheckpointError, match=r"metadata is refused: it names .*\.BytesStorageMetadata"):
+    with pytest.raises(CheckpointError, match=r"metadata is refused: it wants .*\.BytesStorageMetadata"):
         store.verify(folder)
     assert not (tmp_path / "owned").exists()
 
@@ -231,8 +233,8 @@ def test_tensors_lie_in_the_files_that_are_listed(root: Path, change: dict[str, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x80\x02}N" + b"2\x86" * 64 + b"Ns.", "is refused: it has a tuple of other things than texts and numbers"),
-        (b"\x80\x02Nr\x00\x00\x00\x04.", "is refused: it remembers a value under the number 67108864"),
+        (b"\x80\x02}N" + b"2\x86" * 64 + b"Ns.", "is damaged: .*nested tuple as a key"),
+        (b"\x80\x02Nr\x00\x00\x00\x04.", "is damaged"),
         (b"\x80\x02N.", "is damaged: it does not say where all tensors lie"),
         (b"\x80\x02}.", "is damaged: it does not say where all tensors lie"),
     ],
@@ -290,7 +292,7 @@ def test_code_in_the_place_of_a_tensor_never_runs(root: Path, tmp_path: Path) ->
         place.offset, place.length = 0, len(hostile)
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     reseal(folder)
-    with pytest.raises(CheckpointError, match=r"__0_0.distcp: .* is refused: it names posix.mkdir.* may run code"):
+    with pytest.raises(CheckpointError, match=r"__0_0.distcp: .* is refused: it wants 'posix.mkdir'"):
         store.verify(folder)
     assert store.locate(root).step == 5  # the one before
     assert not (tmp_path / "owned").exists()

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mres.checkpoint import store
 from mres.checkpoint.store import CheckpointError
-from mres.checkpoint.weights import DcpWeights, open_source, read_tensor
-from mres.convert.convert import Form, convert
+from mres.checkpoint.weights import open_source
+from mres.convert.convert import convert
 from mres.formats.dcp import DcpSource
+from mres.formats.weights import read_tensor
 
 LAST = "step-00000002"
 TOOL = tiny_run.ROOT / "tools" / "convert.py"
@@ -39,8 +40,8 @@ def test_there_and_back_is_bit_for_bit(runs: Path, name: str, tmp_path: Path) ->
     back = convert(exported / "model.safetensors", tmp_path / "back", "dcp")
     again = convert(tmp_path / "back", tmp_path / "again", "safetensors")
     assert (exported, back) == (tmp_path / "export", tmp_path / "back" / LAST)
-    original = dict(DcpWeights(runs / name / "checkpoints" / LAST))
-    assert same(original, dict(DcpWeights(back)))
+    original = dict(open_source(runs / name / "checkpoints" / LAST).weights)
+    assert same(original, dict(open_source(back).weights))
     assert same(original, weights(again))
     assert any("low_filter" in key for key in original)
     assert any("high_filter" in key for key in original) == (name == "single"), (
@@ -125,11 +126,11 @@ def test_bad_sources_are_named(runs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("form", ["safetensors", "dcp"])
-def test_a_disk_that_takes_no_more_leaves_nothing_behind(runs: Path, form: Form, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["safetensors", "dcp"])
+def test_a_disk_that_takes_no_more_leaves_nothing_behind(runs: Path, to: str, tmp_path: Path) -> None:
     export = convert(runs / "single", tmp_path / "export", "safetensors")
     with pytest.raises(CheckpointError, match=r"out' was not written: .*; nothing of it was left behind"):
-        in_process(limit_file_size, 100_000, convert, export, tmp_path / "out", form)
+        in_process(limit_file_size, 100_000, convert, export, tmp_path / "out", to)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
@@ -141,18 +142,18 @@ def test_room_is_looked_for_first(runs: Path, small_disk: Path | None) -> None:
     assert not list(small_disk.iterdir())
 
 
-def overwrite(source: Path, out: Path, form: Form) -> None:
-    convert(source, out, form, overwrite=True)
+def overwrite(source: Path, out: Path, to: str) -> None:
+    convert(source, out, to, overwrite=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["safetensors", "dcp"])
-def test_a_kill_leaves_the_old_the_new_or_nothing(runs: Path, form: Form, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["safetensors", "dcp"])
+def test_a_kill_leaves_the_old_the_new_or_nothing(runs: Path, to: str, tmp_path: Path) -> None:
     export = convert(runs / "single", tmp_path / "export", "safetensors")
     out, seen = tmp_path / "out", set()
     convert(runs / "tied", out, "safetensors")
     for kill_at in range(1, 99, 6):
-        process = CONTEXT.Process(target=killed_at, args=(kill_at, overwrite, export, out, form))
+        process = CONTEXT.Process(target=killed_at, args=(kill_at, overwrite, export, out, to))
         process.start()
         process.join(60)
         if out.exists():

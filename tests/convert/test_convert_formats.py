@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from mres.checkpoint import store
+from mres.checkpoint.opening import open_checkpoint
 from mres.checkpoint.store import CheckpointError
-from mres.checkpoint.weights import read_tensor
-from mres.convert.convert import Form, convert
-from mres.formats.opening import open_checkpoint
+from mres.convert.convert import convert
 from mres.formats.tensors import TensorSource
+from mres.formats.weights import read_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 LAST = "step-00000002"
@@ -78,7 +78,7 @@ def states(draw: st.DrawFn) -> dict[str, Tensor]:
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(state=states(), stage=st.sampled_from(["zero1", "zero2", "zero3"]), world_size=st.integers(1, 4))
 def test_there_and_back_through_every_form_is_bit_for_bit(
-    state: dict[str, Tensor], stage: Form, world_size: int
+    state: dict[str, Tensor], stage: str, world_size: int
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -96,9 +96,9 @@ def test_there_and_back_through_every_form_is_bit_for_bit(
         assert all(same_bits(found[name].to(tensor.dtype), tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("form", ["zero1", "zero3"])
-def test_a_run_goes_to_deepspeed_and_comes_back_complete(runs: Path, form: Form, tmp_path: Path) -> None:
-    folder = convert(runs / "tied", tmp_path / "zero", form, world_size=3)
+@pytest.mark.parametrize("to", ["zero1", "zero3"])
+def test_a_run_goes_to_deepspeed_and_comes_back_complete(runs: Path, to: str, tmp_path: Path) -> None:
+    folder = convert(runs / "tied", tmp_path / "zero", to, world_size=3)
     assert (folder / "latest").read_text() == "global_step2"
     convert(folder, tmp_path / "run" / "checkpoints", "dcp")
     back, source = store.locate(tmp_path / "run"), store.locate(runs / "tied")
@@ -166,13 +166,13 @@ def test_the_hub_library_loads_several_files(tmp_path: Path) -> None:
 
 def test_what_no_state_goes_with_has_no_manifest_and_may_be_replaced(tmp_path: Path) -> None:
     source = stock(tmp_path / "source", {"model.w": torch.ones(3)})
-    for form, names in (
+    for to, names in (
         ("dcp", {".metadata", "__0_0.distcp"}),
         ("safetensors", {"model.safetensors"}),
         ("zero2", {"latest", "global_step0"}),
         ("dcp", {".metadata", "__0_0.distcp"}),
     ):
-        assert convert(source, tmp_path / "out", form, overwrite=True) == tmp_path / "out"  # type: ignore[arg-type]
+        assert convert(source, tmp_path / "out", to, overwrite=True) == tmp_path / "out"
         assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
@@ -184,15 +184,15 @@ def test_weights_alone_become_a_deepspeed_folder_that_starts_anew(runs: Path, tm
         store.locate(convert(folder, tmp_path / "back", "dcp"))
 
 
-def refused(source: Path, tmp_path: Path, match: str, form: Form = "dcp") -> None:
+def refused(source: Path, tmp_path: Path, match: str, to: str = "dcp") -> None:
     with pytest.raises(CheckpointError, match=match):
-        convert(source, tmp_path / "out", form)
+        convert(source, tmp_path / "out", to)
     assert not list(tmp_path.glob("out*"))
 
 
 def test_bad_folders_of_others_are_named(tmp_path: Path) -> None:
     good = stock(tmp_path / "good", {"model.w": torch.arange(3000.0), "other": torch.ones(3)})
-    refused(good, tmp_path, r"1 tensors beside model.…, optim.… and ema.….*\(the first is other\)", "zero1")
+    refused(good, tmp_path, r"1 tensors beside model.…, optim.…, ema.….*\(the first is other\)", "zero1")
     refused(good / "..", tmp_path, "no finished checkpoint in")
 
     short = Path(shutil.copytree(good, tmp_path / "short"))
@@ -212,14 +212,14 @@ def test_bad_folders_of_others_are_named(tmp_path: Path) -> None:
     refused(wide, tmp_path, r"model.w \(float64\) does not read back .* a narrower type", "zero1")
     objects = tmp_path / "objects"
     dcp.save({"model.w": torch.ones(2), "args": Path("x")}, checkpoint_id=objects, no_dist=True)
-    refused(objects, tmp_path, r"\.metadata is refused: it names .*BytesStorageMetadata")
+    refused(objects, tmp_path, r"\.metadata is refused: it wants .*BytesStorageMetadata")
 
 
 def test_bad_indexes_of_several_files_are_named(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "model-00001-of-00001.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     for weight_map, message in (
-        ({"w": "../secret.safetensors"}, "names '../secret.safetensors', which is not in its folder"),
+        ({"w": "../secret.safetensors"}, "names the shard '../secret.safetensors', which is not a file beside it"),
         ({"w": "model-00001-of-00001.safetensors", "v": "model-00001-of-00001.safetensors"}, "lacks v, which"),
         ({"w": "model-00002-of-00002.safetensors"}, "no such file"),
         ([], "has no weight_map"),

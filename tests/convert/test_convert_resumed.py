@@ -12,12 +12,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from saving import CONTEXT, in_process
 from tensors import same_bits
+from tensors import workspace as workspace_at
 
-from mres.checkpoint.weights import read_tensor
-from mres.convert.convert import Form, convert
+from mres.checkpoint.opening import open_checkpoint
+from mres.convert.convert import convert
 from mres.formats.dcp import DcpSource
-from mres.formats.opening import open_checkpoint
-from mres.formats.workspace import HashedFile, Workspace
+from mres.formats.weights import read_tensor
+from mres.formats.workspace import HashedFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NUM_TENSORS = 12
@@ -30,7 +31,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def killed_at_read(number: int, source: Path, out: Path, form: Form) -> None:
+def killed_at_read(number: int, source: Path, out: Path, to: str) -> None:
     """SIGKILL comes when tensor `number` is read; what was written is noted every 20 kB."""
     from mres.formats import files_together, workspace
 
@@ -47,23 +48,23 @@ def killed_at_read(number: int, source: Path, out: Path, form: Form) -> None:
     workspace.NOTE_EVERY_BYTES = files_together.NOTE_EVERY_BYTES = 20_000
     files_together._BYTES_A_SYNC = 0
     DcpSource.read_into = counted  # type: ignore[method-assign]
-    convert(source, out, form, max_shard_bytes=40_000)
+    convert(source, out, to, max_shard_bytes=40_000)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["safetensors", "dcp", "zero2"])
+@pytest.mark.parametrize("to", ["safetensors", "dcp", "zero2"])
 def test_the_same_call_goes_on_after_a_kill(
-    source: Path, form: Form, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: Path, to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # While tensors are written, and while all are compared.
     for number in (7, NUM_TENSORS + 5):
         out = tmp_path / f"out{number}"
-        process = CONTEXT.Process(target=killed_at_read, args=(number, source, out, form))
+        process = CONTEXT.Process(target=killed_at_read, args=(number, source, out, to))
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
         assert not out.exists()
-        convert(source, out, form, max_shard_bytes=40_000)
+        convert(source, out, to, max_shard_bytes=40_000)
         assert "are there already" in capsys.readouterr().err
         given, found = open_checkpoint(source).source, open_checkpoint(out).source
         assert all(same_bits(read_tensor(given, name), read_tensor(found, name)) for name in given.specs)
@@ -84,22 +85,22 @@ def test_what_was_left_of_another_conversion_is_not_taken_up(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
 
 
-def peak_growth(source: Path, out: Path, form: Form) -> float:
+def peak_growth(source: Path, out: Path, to: str) -> float:
     """MB by which converting raises this process's peak, when everything has been imported and used once."""
-    small = out.with_name(f"small-{form}")
+    small = out.with_name(f"small-{to}")
     dcp.save({"model.w": torch.ones(1000)}, checkpoint_id=small, no_dist=True)
-    convert(small, small.with_name(f"{small.name}-out"), form)
+    convert(small, small.with_name(f"{small.name}-out"), to)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    convert(source, out, form)
+    convert(source, out, to)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["safetensors", "dcp", "zero3"])
-def test_memory_is_of_the_largest_tensor_not_of_the_model(tmp_path: Path, form: Form) -> None:
+@pytest.mark.parametrize("to", ["safetensors", "dcp", "zero3"])
+def test_memory_is_of_the_largest_tensor_not_of_the_model(tmp_path: Path, to: str) -> None:
     state = {f"model.{number}": torch.ones(2_000_000) for number in range(18)}  # 8 MB each, 144 MB
     dcp.save(state, checkpoint_id=tmp_path / "source", no_dist=True)
-    assert in_process(peak_growth, tmp_path / "source", tmp_path / "out", form) < 60
+    assert in_process(peak_growth, tmp_path / "source", tmp_path / "out", to) < 60
 
 
 def test_a_line_that_a_kill_cut_off_costs_nothing_of_what_comes_after(tmp_path: Path) -> None:
@@ -107,11 +108,11 @@ def test_a_line_that_a_kill_cut_off_costs_nothing_of_what_comes_after(tmp_path: 
         return [(key, lambda file: file.write(bytes(size)) and None)]
 
     root = tmp_path / "out.incomplete"
-    Workspace(root, "a test").write_file("one", iter(written("a", 100)))
+    workspace_at(root).write_file("one", iter(written("a", 100)))
     with (root / "journal.jsonl").open("a") as journal:
         journal.write('{"file": "two", "key": "b", "off')
-    again = Workspace(root, "a test")
+    again = workspace_at(root)
     assert again.taken_up == 100
     again.write_file("two", iter(written("b", 50)))
-    assert Workspace(root, "a test").taken_up == 150
-    assert Workspace(root, "another test").taken_up == 0
+    assert workspace_at(root).taken_up == 150
+    assert workspace_at(root, "another test").taken_up == 0

@@ -13,15 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from saving import CONTEXT, in_process, killed_at
+from tensors import workspace
 
-from mres.checkpoint.store import CheckpointError
+from mres.checkpoint.opening import open_checkpoint
 from mres.convert.convert import convert
-from mres.export.folder import _remove_leftover
-from mres.formats import workspace
+from mres.errors import UserError
 from mres.formats.deepspeed_files import tag_folder
-from mres.formats.opening import open_checkpoint
-from mres.formats.workspace import Workspace
-from mres.io import files
+from mres.io import files, staged
 from mres.io.files import commit_folder
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
@@ -43,7 +41,7 @@ def names(folder: Path) -> list[str]:
 
 
 def refused(match: str, source: Path, out: Path, *, overwrite: bool = False) -> None:
-    with pytest.raises(CheckpointError, match=match) as raised:
+    with pytest.raises(UserError, match=match) as raised:
         convert(source, out, "safetensors", overwrite=overwrite)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -93,9 +91,7 @@ def test_two_conversions_into_one_folder_do_not_meet(source: Path, tmp_path: Pat
     first = Halted(source, out)
     try:
         for overwrite in (False, True):
-            refused(
-                rf"another conversion is writing '{out}' \(in '{out}.incomplete'\)", source, out, overwrite=overwrite
-            )
+            refused(rf"another process is making '{out}' \(in '{out}.incomplete'\)", source, out, overwrite=overwrite)
     finally:
         code, errors = first.end()
     assert code == 0, errors
@@ -121,7 +117,7 @@ def test_what_another_conversion_made_meanwhile_is_not_replaced(
         convert(weights(tmp_path / "other.safetensors", value=2.0), out, "safetensors")
         return open_checkpoint(path)
 
-    monkeypatch.setattr("mres.formats.opening.open_checkpoint", late)
+    monkeypatch.setattr("mres.convert.convert.open_checkpoint", late)
     refused("exists and is not empty", source, out)
     assert load_file(out / "model.safetensors")["w0"][0, 0] == 2.0
     assert names(tmp_path) == ["other.safetensors", "out", "source.safetensors"]
@@ -130,7 +126,7 @@ def test_what_another_conversion_made_meanwhile_is_not_replaced(
 def test_a_lock_on_a_workspace_that_went_counts_for_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    locked = workspace.locked
+    locked = staged.locked
 
     def late(path: Path, *, wait: bool) -> object:
         held = locked(path, wait=wait)
@@ -147,8 +143,8 @@ def test_a_lock_on_a_workspace_that_went_counts_for_nothing(
 
         return Late()
 
-    monkeypatch.setattr(workspace, "locked", late)
-    refused("another conversion is writing", source, tmp_path / "out")
+    monkeypatch.setattr(staged, "locked", late)
+    refused("another process is making", source, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -157,7 +153,7 @@ def test_an_interrupted_conversion_says_that_it_goes_on(
 ) -> None:
     code, errors = Halted(source, tmp_path / "out").end(signal.SIGINT)
     assert code == 130
-    kept = f"note: what was written is kept in '{tmp_path}/out.incomplete'; the same command goes on from it"
+    kept = f"note: what was finished is kept in '{tmp_path}/out.incomplete'; the same command goes on from it"
     assert errors.splitlines()[-2:] == [kept, "interrupted"]
     assert "Traceback" not in errors
     convert(source, tmp_path / "out", "safetensors")
@@ -169,7 +165,7 @@ def test_any_other_failure_leaves_nothing(source: Path, tmp_path: Path, monkeypa
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("mres.convert.comparing.check_same", broken)
+    monkeypatch.setattr("mres.convert.convert.check_same", broken)
     with pytest.raises(ZeroDivisionError):
         convert(source, tmp_path / "out", "safetensors")
     assert names(tmp_path) == ["source.safetensors"]
@@ -183,9 +179,9 @@ def test_a_workspace_of_others_is_left_alone(source: Path, tmp_path: Path, journ
     if journal is not None:
         (notes.parent / "journal.jsonl").write_text(journal)
     before = names(notes.parent)
-    refused(r"out.incomplete' was not made by a conversion; remove or rename it", source, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="was not made by a conversion"):
-        Workspace(notes.parent, "a test")
+    refused(
+        r"out.incomplete' is not what an interrupted command has left; remove or rename it", source, tmp_path / "out"
+    )
     assert notes.read_text() == "mine"
     assert names(notes.parent) == before
 
@@ -193,12 +189,12 @@ def test_a_workspace_of_others_is_left_alone(source: Path, tmp_path: Path, journ
 def test_a_file_or_a_link_in_the_workspaces_place_is_left_alone(source: Path, tmp_path: Path) -> None:
     place = tmp_path / "out.incomplete"
     place.write_text("mine")
-    refused("was not made by a conversion", source, tmp_path / "out")
+    refused("is not what an interrupted command has left", source, tmp_path / "out")
     assert place.read_text() == "mine"
     place.unlink()
     (tmp_path / "elsewhere").mkdir()
     place.symlink_to(tmp_path / "elsewhere")
-    refused("was not made by a conversion", source, tmp_path / "out")
+    refused("is not what an interrupted command has left", source, tmp_path / "out")
     assert not names(tmp_path / "elsewhere")
 
 
@@ -237,10 +233,10 @@ def overwritten(source: Path, out: Path) -> None:
 
 def test_files_of_a_workspace_that_does_not_fit_are_written_anew(tmp_path: Path) -> None:
     root = tmp_path / "work"
-    first = Workspace(root, "one")
+    first = workspace(root)
     first.write_file("a", iter([("x", lambda file: void(file.write(b"12345")))]))
     os.truncate(root / "result" / "a", 2)
-    again = Workspace(root, "one")
+    again = workspace(root)
     assert (again.facts, again.taken_up) == ({}, 0)
     again.write_file("a", iter([("x", lambda file: void(file.write(b"12345")))]))
     assert (root / "result" / "a").read_bytes() == b"12345"
@@ -284,7 +280,7 @@ def test_what_was_moved_away_comes_back_when_the_new_one_cannot_be_moved(
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_folder_of_others_beside_what_is_published_stays(tmp_path: Path, *, there: bool) -> None:
+def test_a_folder_of_others_beside_what_is_committed_stays(tmp_path: Path, *, there: bool) -> None:
     final, part = tmp_path / "final", folder(tmp_path / "part", "new")
     others = folder(tmp_path / "final.replaced", "mine")
     if there:
@@ -317,21 +313,6 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     commit_folder(folder(tmp_path / "part", "new"), tmp_path / "final")
     assert names(tmp_path) == ["final", "target"]
     assert names(target) == ["file"]
-
-
-def test_an_export_removes_only_what_an_export_left(tmp_path: Path) -> None:
-    part = folder(tmp_path / "out.unfinished", "mine")
-    with pytest.raises(CheckpointError, match="was not made by an export; remove or rename it"):
-        _remove_leftover(part)
-    assert (part / "file").read_text() == "mine"
-    (part / "state.json").write_text("{}")
-    _remove_leftover(part)
-    assert not part.exists()
-    part.mkdir()
-    _remove_leftover(part)
-    part.write_text("mine")
-    with pytest.raises(CheckpointError, match="was not made by an export"):
-        _remove_leftover(part)
 
 
 def loop(path: Path) -> Path:
@@ -370,7 +351,7 @@ def without_rights(call: Callable[[], object]) -> str:
     os.seteuid(65534)
     try:
         call()
-    except CheckpointError as error:
+    except UserError as error:
         return str(error)
     return "nothing"
 
@@ -418,11 +399,11 @@ def test_what_latest_names_and_itself_may_be_unreadable(tmp_path: Path) -> None:
         if not (tmp_path / "loop").is_symlink():
             loop(tmp_path / "loop")
             (tmp_path / "file").touch()
-        with pytest.raises(CheckpointError, match=reason):
+        with pytest.raises(UserError, match=reason):
             tag_folder(tmp_path)
     latest.unlink()
     latest.symlink_to("gone")
-    with pytest.raises(CheckpointError, match="latest' cannot be read: No such file"):
+    with pytest.raises(UserError, match="latest' cannot be read: No such file"):
         tag_folder(tmp_path)
     latest.unlink()
     latest.mkdir()

@@ -10,8 +10,8 @@ from deepspeed_toy import STEPS, Kind, load_all, save_all
 from tensors import spec_of, write_deepspeed
 from torch import Tensor
 
-from mres.checkpoint.weights import read_tensor
-from mres.formats.deepspeed import DeepSpeedSource, is_deepspeed, open_deepspeed
+from mres.formats.deepspeed_read import DeepSpeedSource, is_deepspeed, open_deepspeed
+from mres.formats.weights import read_tensor
 from mres.testing import run_distributed
 
 pytestmark = pytest.mark.slow

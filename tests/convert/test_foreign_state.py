@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 
-from mres.checkpoint.folder import CheckpointError
-from mres.checkpoint.weights import read_tensor
-from mres.convert.convert import Form, convert
-from mres.formats.deepspeed import open_deepspeed
-from mres.formats.opening import open_checkpoint
+from mres.checkpoint.opening import open_checkpoint
+from mres.convert.convert import convert
+from mres.formats.deepspeed_read import open_deepspeed
+from mres.formats.folder import CheckpointError
+from mres.formats.weights import read_tensor
 from mres.testing import run_distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -90,9 +90,9 @@ def _optimizer_of(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [(path, torch.load(path, weights_only=False)) for path in sorted(folder.glob("*/*optim_states.pt"))]
 
 
-@pytest.mark.parametrize("form", ["zero1", "zero3", "dcp"])
+@pytest.mark.parametrize("to", ["zero1", "zero3", "dcp"])
 def test_another_optimizers_state_stays_behind_and_that_is_said(
-    form: Form, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = written(tmp_path / "ds", stage=2)
     for path, state in _optimizer_of(folder):
@@ -102,9 +102,9 @@ def test_another_optimizers_state_stays_behind_and_that_is_said(
         for group in base["param_groups"]:
             group |= {"amsgrad": True, "lr": torch.tensor(0.25), "own": {"a": torch.ones(3)}, "names": {"x"}}
         torch.save(state, path)
-    convert(folder, tmp_path / "out", form, world_size=3)
+    convert(folder, tmp_path / "out", to, world_size=3)
     assert "note: the optimizer's max_exp_avg_sq stay behind" in capsys.readouterr().err
-    if form != "dcp":
+    if to != "dcp":
         options = open_deepspeed(tmp_path / "out").layout.groups[0].options
         assert (options["amsgrad"], options["lr"]) == (False, 0.25)
         assert not {"own", "names"} & set(options)
@@ -121,13 +121,13 @@ def test_a_state_json_of_others_is_not_taken_for_a_runs(tmp_path: Path) -> None:
         assert open_deepspeed(folder).state is None
 
 
-@pytest.mark.parametrize("form", ["zero1", "zero3"])
+@pytest.mark.parametrize("to", ["zero1", "zero3"])
 def test_half_precision_takes_the_room_that_is_announced(
-    form: Form, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {f"model.{number}": torch.randn(300, 1000).bfloat16() for number in range(4)}
     dcp.save(state, checkpoint_id=tmp_path / "source", no_dist=True)
-    convert(tmp_path / "source", tmp_path / "out", form)
+    convert(tmp_path / "source", tmp_path / "out", to)
     written_mb = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) / 1e6
     said = capsys.readouterr().err
     announced = float(said.split("takes about ")[1].split()[0])
@@ -135,12 +135,12 @@ def test_half_precision_takes_the_room_that_is_announced(
     assert all(same_bits(tensor.bfloat16(), state[name]) for name, tensor in of(tmp_path / "out").items())
 
 
-@pytest.mark.parametrize("form", ["zero1", "zero3"])
-def test_what_has_no_place_in_deepspeeds_form_is_refused_by_name(form: Form, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["zero1", "zero3"])
+def test_what_has_no_place_in_deepspeeds_format_is_refused_by_name(to: str, tmp_path: Path) -> None:
     weight = torch.ones(3)
     for number, (state, message) in enumerate(
         [
-            ({"model.w": weight.to(torch.float8_e5m2)}, "'model.w' has type float8_e5m2, which DeepSpeed's form"),
+            ({"model.w": weight.to(torch.float8_e5m2)}, "'model.w' has type float8_e5m2, which DeepSpeed's format"),
             ({"model.w": weight, "optim.w.exp_avg": weight}, "'optim.w.exp_avg_sq' is missing: AdamW's state is"),
             (
                 {"model.w": weight, "optim.w.exp_avg": weight, "optim.w.exp_avg_sq": weight},
@@ -153,7 +153,7 @@ def test_what_has_no_place_in_deepspeeds_form_is_refused_by_name(form: Form, tmp
         source = tmp_path / str(number)
         dcp.save(state, checkpoint_id=source, no_dist=True)
         with pytest.raises(CheckpointError, match=message):
-            convert(source, tmp_path / "out", form)
+            convert(source, tmp_path / "out", to)
         assert not list(tmp_path.glob("out*"))
 
 
@@ -186,10 +186,10 @@ def save_on_a_grid(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["dcp", "safetensors", "zero3"])
-def test_boxes_of_rows_columns_and_grids(tmp_path: Path, form: Form) -> None:
+@pytest.mark.parametrize("to", ["dcp", "safetensors", "zero3"])
+def test_boxes_of_rows_columns_and_grids(tmp_path: Path, to: str) -> None:
     run_distributed(save_on_a_grid, 4, tmp_path / "source", timeout_s=300)
-    convert(tmp_path / "source", tmp_path / "out", form)
+    convert(tmp_path / "source", tmp_path / "out", to)
     found = of(tmp_path / "out")
     assert found.keys() == {f"model.{n}" for n in range(5)}
     assert all(torch.equal(found[f"model.{n}"], _whole(n)) for n in range(5))

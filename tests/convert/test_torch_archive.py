@@ -197,7 +197,7 @@ BOMBS = {
     "getattr": (pickle.dumps(Calls(getattr, ("x", "__class__")), 2), "getattr"),
     "load": (pickle.dumps(Calls(torch.load, ("x.pt",)), 2), "load"),
     "hub": (b"\x80\x02ctorch.hub\nload\n(X\x01\x00\x00\x00xtR.", "torch.hub.load"),
-    "instance": (b"\x80\x02(X\x01\x00\x00\x00xios\nsystem\n.", "opcode"),
+    "instance": (b"\x80\x02(X\x01\x00\x00\x00xios\nsystem\n.", "os.system"),
     "stack global": (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x01x\x85R.", "os.system"),
     "extension": (b"\x80\x02\x82\x01.", "opcode"),
     "calls a name": (b"\x80\x02ctorch\nfloat32\nX\x01\x00\x00\x00x\x85R.", "calls"),
@@ -226,8 +226,7 @@ def test_it_is_no_laxer_than_torchs_weights_only(name: str, tmp_path: Path, monk
 
 def test_a_number_to_remember_under_takes_no_memory(tmp_path: Path) -> None:
     pickled = b"\x80\x02Nr" + struct.pack("<I", 0xFFFFFFF0) + b"."
-    with pytest.raises(ValueError, match="remembers a value under the number 4294967280"):
-        opened(archived(tmp_path / "memo.pt", pickled))
+    assert opened(archived(tmp_path / "memo.pt", pickled)).structure is None
 
 
 def _tensor_pickle(offset: int, shape: bytes, numel: int) -> bytes:

@@ -183,7 +183,7 @@ def test_a_long_run_does_not_make_a_long_page(run_copy):
     [
         ("metrics.jsonl", 'broken\n{"step": 2}\n', r"metrics\.jsonl:1: not JSON"),
         ("metrics.jsonl", '{"loss": 2}\n', r'metrics\.jsonl:1: .*"step"'),
-        ("environment.json", "{", "environment.json' is not JSON"),
+        ("environment.json", "{", "environment.json': not JSON"),
         ("results.json", "{}", "evaluate again"),
     ],
 )

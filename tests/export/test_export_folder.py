@@ -14,12 +14,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from trained_run import Trained
 
-from mres.checkpoint.folder import CheckpointError
 from mres.config import load_config
 from mres.errors import UserError
 from mres.evaluate.predict import predict
 from mres.evaluate.segmenter import load
 from mres.export.folder import export
+from mres.formats.folder import CheckpointError
 
 pytestmark = pytest.mark.slow
 TEXTS = ["the red box", "the top of the blue box"]

@@ -1,4 +1,4 @@
-"""Tensors as the forms of checkpoints have them, and forms written without a conversion around them."""
+"""Tensors as the formats of checkpoints have them, and formats written without a conversion around them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mres.formats import deepspeed
+from mres.formats import deepspeed_write
 from mres.formats.tensors import Progress, Spec, TensorSource
 from mres.formats.workspace import Workspace
+from mres.io.staged import Staged
 
 
 def spec_of(tensor: Tensor) -> Spec:
@@ -31,8 +32,15 @@ def write_deepspeed(
 ) -> list[str]:
     """Into a folder that need not be there; what had to be assumed."""
     root = folder.with_name(f"{folder.name}.incomplete")
-    work = Workspace(root, "a test")
-    notes = deepspeed.write_deepspeed(source, work, stage, world_size, progress)
-    shutil.copytree(work.result, folder, dirs_exist_ok=True)
+    work = workspace(root)
+    notes = deepspeed_write.write_deepspeed(source, work, stage, world_size, progress)
+    shutil.copytree(work.folder, folder, dirs_exist_ok=True)
     shutil.rmtree(root)
     return notes
+
+
+def workspace(root: Path, purpose: str = "a test") -> Workspace:
+    """One that nobody else holds, begun or taken up."""
+    stage = Staged(root.with_name("out"), root, purpose)
+    stage.take_up()
+    return Workspace(stage)

@@ -66,7 +66,7 @@ def test_a_pickle_bomb_is_refused_and_never_runs(archive: Path, tmp_path: Path) 
     path = edited_archive(archive, tmp_path / "b.pt", lambda n, c: bomb if n.endswith("data.pkl") else c)
     with pytest.raises(
         CheckpointError,
-        match=r"b.pt' cannot be read as a TorchScript archive.*it names .*, which no such checkpoint contains",
+        match=r"b.pt' cannot be read as a TorchScript archive.*it wants '.*' at byte",
     ):
         load_tower("text", Towers(config_of()), config_of(), path)
     assert not (tmp_path / "owned").exists()

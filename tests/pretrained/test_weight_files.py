@@ -38,8 +38,8 @@ def shards(tmp_path: Path) -> Path:
         ),
         ({"a": "/etc/passwd"}, "is not a file beside it"),
         ({"a": 3}, "names the shard 3"),
-        ({"a": "gone.safetensors"}, r"no such file: '.*gone.safetensors', which an index of shards names"),
-        (["a"], "is not an index of shards: no 'weight_map'"),
+        ({"a": "gone.safetensors"}, r"no such file: '.*gone.safetensors', which the index names"),
+        (["a"], "is damaged: it has no weight_map"),
     ],
 )
 def test_an_index_names_files_beside_it(tmp_path: Path, names: object, message: str) -> None:

@@ -141,7 +141,9 @@ def test_an_interrupted_build_goes_on_from_its_finished_shards(workers: int, tmp
     whole = write_set(tmp_path / "whole")
     with pytest.raises(RuntimeError):
         write_set(tmp_path / "set", Interrupted(RuntimeError, 6), workers=workers)
-    finished = [int(path.stem.removeprefix("piece-")) for path in (tmp_path / "set.incomplete").glob("piece-*.json")]
+    finished = [
+        int(path.stem.removeprefix("piece-")) for path in (tmp_path / "set.incomplete/result").glob("piece-*.json")
+    ]
     assert finished
     again: list = [make_record(i) for i in range(7)]
     for shard in finished:
@@ -241,8 +243,9 @@ def test_an_existing_folder_is_replaced_only_if_asked_and_only_if_it_is_a_set(tm
 
 
 def test_what_a_killed_build_left_is_no_obstacle(tmp_path: Path, write_set) -> None:
-    (tmp_path / "set.incomplete").mkdir()
-    (tmp_path / "set.incomplete/shard-000007.tar").write_bytes(b"half")
+    (tmp_path / "set.incomplete/result").mkdir(parents=True)
+    (tmp_path / "set.incomplete/result/shard-000007.tar").write_bytes(b"half")
+    (tmp_path / "set.incomplete/journal.jsonl").write_text('{"purpose": "another"}\n')
     (tmp_path / "set").mkdir()
     write_set(tmp_path / "set")
     assert len(ShardSet(tmp_path / "set")) == 7

@@ -175,8 +175,8 @@ def test_any_bytes_are_a_value_or_refused(damage: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\n", "not a pickle: byte 0x76 at byte 0 is no opcode"),
-        (b"<html>404</html>", "not a pickle: byte 0x3c"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "byte 0x76 at byte 0 is no opcode"),
+        (b"<html>404</html>", "byte 0x3c at byte 0 is no opcode"),
         (b"\x80\x09N.", "protocol 9, known are 0 to 5"),
         (b"X\xff\xff\xff\x7fabc.", "it ends in the middle"),
         (b"\x80\x04\x8e" + b"\xff" * 8 + b".", "damaged"),
@@ -245,7 +245,7 @@ def test_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read '.*refs\(umd\).p': No such file"):
         load_plain(path)
     path.write_bytes(struct.pack("<I", 7))
-    with pytest.raises(UserError, match=r"refs\(umd\).p': not a pickle"):
+    with pytest.raises(UserError, match=r"refs\(umd\).p': no whole pickle"):
         load_plain(path)
     path.write_bytes(pickle.dumps(SAMPLE, 0))
     assert load_plain(path) == SAMPLE

@@ -87,7 +87,7 @@ def mend(folder: Path) -> None:
 
 
 def pieces(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "out.incomplete").glob("piece-*.json"))
+    return sorted(path.name for path in (folder / "out.incomplete/result").glob("piece-*.json"))
 
 
 def start_stuck(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -148,7 +148,7 @@ def test_a_build_that_was_ended_goes_on(end: Callable, layout: str, stuck: Path,
     wait_until(lambda: not processes_in(stuck), "the workers' end")
 
     mend(stuck)
-    files = {p: p.stat() for p in (stuck / "out.incomplete").glob("shard-*") if p.suffix == f".{layout}"}
+    files = {p: p.stat() for p in (stuck / "out.incomplete/result").glob("shard-*") if p.suffix == f".{layout}"}
     again = shard(stuck, *command)
     assert (again.returncode, again.stderr) == (0, "going on: 3 of 5 shards are finished\n")
     for path, before in files.items():
@@ -178,7 +178,7 @@ def test_ctrl_c_before_the_first_shard_leaves_nothing_behind(data: Path) -> None
     before = sorted(data.rglob("*"))
     process = start(data, *BUILD)
     with (data / "images/pipe.jpg").open("wb"):  # opens once the build has opened the other end
-        assert (data / "out.incomplete/shard-000000.tar").exists()
+        assert (data / "out.incomplete/result/shard-000000.tar").exists()
         ctrl_c(process)
         _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (130, "interrupted\n")

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import EVALUATE, TRAIN, Done, lines, losses, run, write_config
 
-from mres.checkpoint.folder import CheckpointError
-from mres.checkpoint.weights import DcpWeights, open_source
+from mres.checkpoint.weights import open_source
 from mres.convert.convert import convert
+from mres.formats.folder import CheckpointError
 
 pytestmark = pytest.mark.slow
 OPTIONS = ["train.steps=8", "optim.freeze=[text]", "optim.ema_decay=0.9", "optim.layer_decay=0.8"]
@@ -37,7 +37,7 @@ def trained(folder: Path) -> Path:
 
 
 def test_a_checkpoint_holds_both(trained: Path) -> None:
-    weights, average = dict(DcpWeights(trained)), dict(DcpWeights(trained, "ema"))
+    weights, average = dict(open_source(trained).weights), dict(open_source(trained, "ema").weights)
     assert weights.keys() == average.keys()
     same = {name for name in weights if torch.equal(weights[name], average[name])}
     assert {name for name in weights if name.startswith("text.")} <= same
@@ -57,7 +57,7 @@ def test_the_evaluation_during_training_is_the_command_with_the_average(trained:
 
 
 def test_the_average_is_exported(trained: Path, tmp_path: Path) -> None:
-    average = dict(DcpWeights(trained, "ema"))
+    average = dict(open_source(trained, "ema").weights)
     for form in ("safetensors", "dcp"):
         exported = convert(trained, tmp_path / form, form, weights="ema")
         source = open_source(exported, "ema")
@@ -85,13 +85,13 @@ def test_going_on_with_and_without_an_average(trained: Path, folder: Path) -> No
     done = train(folder, *OPTIONS, *more)
     assert done.codes == [0], done.output
     assert "one begins here" not in done.output
-    kept = dict(DcpWeights(folder / "runs" / "more" / "checkpoints" / "step-00000009", "ema"))
+    kept = dict(open_source(folder / "runs" / "more" / "checkpoints" / "step-00000009", "ema").weights)
     assert train(folder, *OPTIONS[:2], OPTIONS[3], *more, "run.name=off").codes == [0]
     off = folder / "runs" / "off" / "checkpoints" / "step-00000009"
     done = train(folder, *OPTIONS, "run.name=anew", f"checkpoint.resume={off}", "train.steps=10")
     assert "it has no moving average of the weights: one begins here" in done.output
     assert losses(folder / "runs" / "more") == losses(folder / "runs" / "off")
-    anew = dict(DcpWeights(folder / "runs" / "anew" / "checkpoints" / "step-00000010", "ema"))
+    anew = dict(open_source(folder / "runs" / "anew" / "checkpoints" / "step-00000010", "ema").weights)
     assert any(not torch.equal(value, kept[name]) for name, value in anew.items())
 
 

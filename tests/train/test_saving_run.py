@@ -7,7 +7,7 @@ import pytest
 from tiny_run import TRAIN, Done, lines, losses, run, write_config
 
 from mres.checkpoint import store
-from mres.checkpoint.folder import read_manifest
+from mres.formats.folder import read_manifest
 
 STEPS = 8
 
@@ -22,7 +22,7 @@ def train(folder: Path, shards: Path, *overrides: str, **options) -> Done:
 
 
 def steps(folder: Path) -> list[int]:
-    return [store.verify(found).step for found in store.published(folder / "runs" / "run" / "checkpoints")]
+    return [store.verify(found).step for found in store.committed(folder / "runs" / "run" / "checkpoints")]
 
 
 def block(folder: Path, step: int) -> Path:
@@ -41,7 +41,7 @@ def test_what_is_written_in_the_background_is_what_was_there(tmp_path: Path, tin
     assert losses(tmp_path / "a" / "runs" / "run") == losses(tmp_path / "b" / "runs" / "run")
     checkpoints = [tmp_path / name / "runs" / "run" / "checkpoints" for name in "ab"]
     for folder in checkpoints:
-        assert [store.step_of(path) for path in store.published(folder)] == [8, 6, 4, 2]
+        assert [store.step_of(path) for path in store.committed(folder)] == [8, 6, 4, 2]
         assert store.locate(folder).step == 8
     for step in (2, 4, 6, 8):
         one, other = (read_manifest(store.step_folder(folder, step))[1] for folder in checkpoints)

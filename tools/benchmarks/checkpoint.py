@@ -71,7 +71,7 @@ def checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     num_bytes = found["fsdp"]["bytes"]
     return {
         "bench": "checkpoint",
-        "what": f"a state of {num_bytes / 1e6:,.0f} MB on {arguments.ranks} ranks: written, flushed, hashed, published",
+        "what": f"a state of {num_bytes / 1e6:,.0f} MB on {arguments.ranks} ranks: written, flushed, hashed, committed",
         **{label: {kind: seconds[name] for kind, seconds in found.items()} for name, label in _LABELS.items()},
         "MB/s": {
             f"{kind}, {name}": seconds["bytes"] / 1e6 / seconds[name]

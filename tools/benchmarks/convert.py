@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claim import claim
-from mres.checkpoint.folder import seal
 from mres.convert.convert import MEMORY_BYTES
 from mres.errors import UserError
+from mres.formats.folder import seal
 from mres.io.files import free_bytes, fsync
 
 _TOOL = Path(__file__).parents[2] / "tools" / "convert.py"

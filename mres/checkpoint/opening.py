@@ -1,4 +1,4 @@
-"""A checkpoint that somebody names, in whichever form it is, as a source of tensors."""
+"""A checkpoint that somebody names, in whichever format it is, as a source of tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 import yaml
 
-from mres.checkpoint.folder import (
+from mres.checkpoint.store import locate
+from mres.formats.dcp import DcpSource
+from mres.formats.deepspeed_read import is_deepspeed, open_deepspeed
+from mres.formats.folder import (
     CONFIG,
     DCP_METADATA,
     MANIFEST,
@@ -19,9 +22,6 @@ from mres.checkpoint.folder import (
     Checkpoint,
     CheckpointError,
 )
-from mres.checkpoint.store import locate
-from mres.formats.dcp import DcpSource
-from mres.formats.deepspeed import is_deepspeed, open_deepspeed
 from mres.formats.safetensors import SafetensorsSource
 from mres.formats.tensors import EMA, MODEL, Spec, TensorSource
 
@@ -45,7 +45,7 @@ def open_checkpoint(path: Path) -> Opened:
             several; a checkpoint folder of DeepSpeed; a DCP folder of others with tensors named model.….
 
     Raises:
-        CheckpointError: nothing there, damaged, or of no form that can be read.
+        CheckpointError: nothing there, damaged, or of no format that can be read.
     """
     try:
         return _open(path)

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.folder import (
+from mres.formats.dcp import DcpSource
+from mres.formats.folder import (
     CONFIG,
     DCP_METADATA,
     MANIFEST,
@@ -17,10 +18,10 @@ from mres.checkpoint.folder import (
     Checkpoint,
     CheckpointError,
     FileFacts,
-    read_json,
     read_manifest,
 )
 from mres.io.files import file_sha256
+from mres.io.json_files import JsonError, read_json
 
 
 def verify(folder: Path) -> Checkpoint:
@@ -39,8 +40,6 @@ def verify(folder: Path) -> Checkpoint:
         if name not in files:
             raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not list {name}")
     if tensors == DCP_METADATA:
-        from mres.formats.dcp import DcpSource
-
         DcpSource(folder, sizes={name: facts.bytes for name, facts in files.items()}).check_items()
     return Checkpoint(folder, step, _read_state(folder / STATE, step))
 
@@ -75,7 +74,7 @@ def _read_state(path: Path, step: int) -> dict[str, Any]:
     try:
         state = dict(read_json(path))
         found = state["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, JsonError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path} is not what mres writes: no JSON object with a step") from None
     if found != step:
         raise CheckpointError(f"{path} is of step {found}, {MANIFEST} of step {step}: one of them is damaged")

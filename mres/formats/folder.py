@@ -14,6 +14,7 @@ from typing import Any
 
 from mres.errors import UserError
 from mres.io.files import file_sha256, fsync, write_durably
+from mres.io.json_files import JsonError, read_json
 
 __all__ = [
     "CONFIG",
@@ -26,7 +27,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "FileFacts",
-    "read_json",
     "read_manifest",
     "seal",
 ]
@@ -38,8 +38,6 @@ STATE = "state.json"
 CONFIG = "config.yaml"
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"  # of weights in several files
-# Of a manifest: a hundred bytes a file, a file a rank.
-_MAX_JSON_BYTES = 1 << 26
 
 
 class CheckpointError(UserError):
@@ -48,7 +46,7 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A published checkpoint that was verified."""
+    """A committed checkpoint that was verified."""
 
     folder: Path
     step: int
@@ -102,8 +100,8 @@ def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:
     path = folder / MANIFEST
     try:
         manifest = read_json(path)
-        form = manifest["format"]
-        if form == FORMAT:
+        found = manifest["format"]
+        if found == FORMAT:
             step = manifest["step"]
             files = {str(name): FileFacts(entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
             if type(step) is not int or step < 0 or any(type(facts.bytes) is not int for facts in files.values()):
@@ -112,19 +110,10 @@ def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:
         raise CheckpointError(
             f"{folder} has no {MANIFEST}: it is no checkpoint, or one that was not finished"
         ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path} is damaged: it is not what mres writes") from None
-    if form != FORMAT:
+    except (JsonError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not what mres writes ({error})") from None
+    if found != FORMAT:
         raise CheckpointError(
-            f"{folder} has format {form!r}, this version of mres reads {FORMAT!r}; use the version that wrote it"
+            f"{folder} has format {found!r}, this version of mres reads {FORMAT!r}; use the version that wrote it"
         )
     return step, files
-
-
-def read_json(path: Path) -> Any:
-    """Raises: ValueError: it is none, or too large to be one of a checkpoint's."""
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError
-    return json.loads(path.read_text(encoding="utf-8"))

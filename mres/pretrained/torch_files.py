@@ -1,0 +1,132 @@
+"""Tensors out of files of torch.save and torch.jit.save (OpenAI's CLIP is one), without running anything of them.
+
+A TorchScript archive is a zip file: code, constants, `data.pkl` (the modules' attributes as a pickle) and `data/0`,
+`data/1` … (the bytes of the tensors). The pickle is read with tensors as descriptions and modules as mere attributes; it
+may name nothing else. The code is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, is_zipfile
+
+from mres.formats.folder import CheckpointError
+from mres.formats.legacy_torch import LegacyArchive
+from mres.formats.memory import Buffer, elements
+from mres.formats.open_files import OpenFiles
+from mres.formats.tensors import MODEL, Spec
+from mres.formats.torch_archive import TorchArchive
+from mres.formats.torch_pickle import StoredTensor, TorchUnpickler
+from mres.io.unpickling import Inert
+
+# Where training scripts put the weights (timm's and most others').
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+_MAX_DEPTH = 64
+
+
+class _Module(Inert):
+    """A module's attributes; its class and its methods are code, and stay where they are."""
+
+    __slots__ = ("attributes",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.attributes: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state if isinstance(state, dict) else {}
+
+
+class _ScriptUnpickler(TorchUnpickler):
+    """Lets through what TorchScript itself writes, each as something that cannot run."""
+
+    def named(self, full: str) -> Any:
+        if full.startswith("__torch__."):
+            return _Module
+        if full.startswith("torch.jit._pickle."):
+            return Inert  # lists of numbers and the like: settings of the code
+        return super().named(full)
+
+
+class TorchTensors:
+    """A `TensorSource` of what torch wrote: a state_dict, what has one, or the modules of a TorchScript archive.
+
+    Attributes:
+        format: what the file is, in words.
+        others: names of what else is in it.
+
+    Raises:
+        CheckpointError: damaged, or its pickle wants something else than tensors and modules.
+    """
+
+    aliases: Mapping[str, str] = {}
+    state: dict[str, Any] | None = None
+    config_yaml: str | None = None
+    notes: Sequence[str] = ()
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._buffer = path, Buffer()
+        self.format = "torch.save"
+        try:
+            if not is_zipfile(path):
+                self._archive: TorchArchive = LegacyArchive(OpenFiles(), path)
+            elif _is_torchscript(path):
+                self.format = "TorchScript archive"
+                self._archive = TorchArchive(OpenFiles(), path, read=lambda pickled: _ScriptUnpickler(pickled).load())
+            else:
+                self._archive = TorchArchive(OpenFiles(), path)
+        except Exception as error:  # zips and pickles can fail in any way
+            raise self._damaged(error) from None
+        found, self.others = _named(self._archive.structure)
+        self._tensors = {MODEL + name: tensor for name, tensor in found.items()}
+        self.specs = {name: Spec(tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()}
+
+    def read_into(self, name: str, target: memoryview) -> None:
+        stored = self._tensors[name]
+        try:
+            self._archive.check(stored, self._buffer)
+            self._archive.read_box(stored, elements(target, stored.dtype, stored.shape), self._buffer)
+        except (ValueError, OSError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> CheckpointError:
+        what = "a TorchScript archive of tensors only" if self.format.startswith("TorchScript") else "tensors only"
+        return CheckpointError(
+            f"'{self._path}' cannot be read as {what}: {error or type(error).__name__}; a .safetensors "
+            "file, or the state_dict alone as torch.save writes it, can be"
+        )
+
+
+def _is_torchscript(path: Path) -> bool:
+    """What torch.save writes has no constants.pkl."""
+    with ZipFile(path) as file:
+        return any(name.endswith("/constants.pkl") for name in file.namelist())
+
+
+def _named(structure: Any) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """The tensors by the names that the library's state_dict has, and the names of what else there is."""
+    if isinstance(structure, _Module):
+        return dict(_of_module("", structure, set())), ()
+    saved = structure if isinstance(structure, dict) else {}
+    inside = next((key for key in _NESTED if _tensors_of(saved.get(key))), None)
+    found = _tensors_of(saved if inside is None else saved[inside])
+    return found, tuple(str(name) for name in saved if name != inside and name not in found)
+
+
+def _tensors_of(value: Any) -> dict[str, StoredTensor]:
+    if not isinstance(value, dict):
+        return {}
+    return {n: tensor for n, tensor in value.items() if isinstance(n, str) and isinstance(tensor, StoredTensor)}
+
+
+def _of_module(prefix: str, module: _Module, seen: set[int]) -> Iterator[tuple[str, StoredTensor]]:
+    if id(module) in seen or prefix.count(".") > _MAX_DEPTH:
+        return
+    seen.add(id(module))
+    for name, attribute in module.attributes.items():
+        if isinstance(attribute, StoredTensor):
+            yield f"{prefix}{name}", attribute
+        elif isinstance(attribute, _Module):
+            yield from _of_module(f"{prefix}{name}.", attribute, seen)
