@@ -92,11 +92,13 @@ class TorchTensors:
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> CheckpointError:
-        what = "a TorchScript archive of tensors only" if self.format.startswith("TorchScript") else "tensors only"
-        return CheckpointError(
-            f"'{self._path}' cannot be read as {what}: {error or type(error).__name__}; a .safetensors "
-            "file, or the state_dict alone as torch.save writes it, can be"
-        )
+        reason = str(error) or type(error).__name__
+        if self.format == "torch.save":
+            return CheckpointError(
+                f"'{self._path}' cannot be read as tensors only ({reason}); a .safetensors file, or the state_dict alone as "
+                "torch.save writes it, can be"
+            )
+        return CheckpointError(f"'{self._path}' cannot be read as a TorchScript archive of tensors only: {reason}")
 
 
 def _is_torchscript(path: Path) -> bool:
