@@ -31,11 +31,11 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_data import make_record
 
     from mres.shards.writer import WriteOptions, write_shards
-    from mres.sources.source import Source
+    from mres.sources.source import RecordSource
 
     folder = tmp_path_factory.mktemp("tiny") / "shards"
     records = [make_record(i) for i in range(NUM_IMAGES)]
-    write_shards(Source.of(records, {"format": "tiny"}, "tiny"), folder, WriteOptions(8))
+    write_shards(RecordSource.of(records, {"format": "tiny"}, "tiny"), folder, WriteOptions(8))
     return folder
 
 

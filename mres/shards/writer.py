@@ -36,7 +36,7 @@ from mres.shards.reader import parse_record
 from mres.shards.resize import shrink_record
 from mres.shards.tar import TarShard
 from mres.shards.workspace import PIECES, committed
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 _LAYOUTS: dict[str, type[TarShard] | type[MdsShard]] = {"tar": TarShard, "mds": MdsShard}
 
@@ -76,7 +76,7 @@ class WriteOptions:
         return kept if self.max_side is not None else {k: v for k, v in kept.items() if k != "quality"}
 
 
-def write_shards(source: Source, out: Path, options: WriteOptions | None = None) -> Manifest:
+def write_shards(source: RecordSource, out: Path, options: WriteOptions | None = None) -> Manifest:
     """Writes the records of `source` into the new folder `out`.
 
     Each record is checked against the format and its image is decoded, so that what was written can be trained on. The
@@ -134,7 +134,7 @@ def _index_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.index.npy"
 
 
-def _all_pieces(source: Source, folder: Path, options: WriteOptions, label: str) -> list[_Piece]:
+def _all_pieces(source: RecordSource, folder: Path, options: WriteOptions, label: str) -> list[_Piece]:
     """Makes the shards that are not there yet; stops as soon as more records are bad than may be."""
     count = -(-len(source) // options.images_per_shard)
     finished = {n: _Piece.read(_piece_path(folder, n)) for n in range(count) if _piece_path(folder, n).exists()}
@@ -171,7 +171,7 @@ def _import_writer(layout: str) -> None:
         import streaming  # noqa: F401
 
 
-def _sum_notes(source: Source, pieces: dict[int, _Piece], known: Counter[str]) -> None:
+def _sum_notes(source: RecordSource, pieces: dict[int, _Piece], known: Counter[str]) -> None:
     """The notes of all processes and of earlier builds, in place of what this process has seen of them."""
     source.notes.clear()
     source.notes.update(known)
@@ -210,7 +210,7 @@ def _forget_bad(folder: Path) -> None:
             path.unlink()
 
 
-def _make_piece(source: Source, folder: Path, options: WriteOptions, number: int, ticks: Ticks) -> _Piece:
+def _make_piece(source: RecordSource, folder: Path, options: WriteOptions, number: int, ticks: Ticks) -> _Piece:
     """Makes one shard with its index; its description, written last, says that it is finished."""
     first = number * options.images_per_shard
     layout = _LAYOUTS[options.layout]
@@ -242,7 +242,7 @@ def _make_piece(source: Source, folder: Path, options: WriteOptions, number: int
     return piece
 
 
-def _checked(source: Source, item: int, options: WriteOptions) -> tuple[ImageRecord, str]:
+def _checked(source: RecordSource, item: int, options: WriteOptions) -> tuple[ImageRecord, str]:
     """Record `item`, checked and as small as asked for, and the suffix of its image."""
     record = source[item]
     suffix = check_record(record, source.name)
@@ -251,7 +251,7 @@ def _checked(source: Source, item: int, options: WriteOptions) -> tuple[ImageRec
     return record, suffix
 
 
-def _assemble(source: Source, folder: Path, options: WriteOptions, pieces: list[_Piece]) -> Manifest:
+def _assemble(source: RecordSource, folder: Path, options: WriteOptions, pieces: list[_Piece]) -> Manifest:
     """Index, quarantine list and manifest of the finished shards."""
     index_N = _join(folder, pieces)
     tally, errors = Tally(), [error for piece in pieces for error in piece.errors]

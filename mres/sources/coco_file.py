@@ -1,10 +1,8 @@
 """COCO-style JSON files: their tables checked, their images found, one record an image."""
 
 import argparse
-import hashlib
-import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import ImageRecord, RecordError, Rle, Target
 from mres.sources.coco_masks import EmptyMaskError, segmentation_rle
-from mres.sources.source import Source
+from mres.sources.reading import JsonFile, add_paths, need_folder, read_image, record_ids
+from mres.sources.source import RecordSource
 
 Annotation = dict[str, Any]
 
@@ -34,25 +33,22 @@ class CocoFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = f"{path.resolve().parent.name}/{path.name}"
-        try:
-            content = path.read_bytes()
-            value = json.loads(content)
-        except FileNotFoundError:
-            raise UserError(f"no annotations at '{path}' (--annotations)") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"cannot read '{path}' as a COCO file: {error}") from None
-        self.sha256 = hashlib.sha256(content).hexdigest()
+        file = JsonFile.read(path)
+        self.path, self.name, self.sha256, value = path, file.name, file.sha256, file.value
         self.fields = frozenset(value) if isinstance(value, dict) else frozenset[str]()
         categories = self._table(value, "categories")
         self.names = {id_: self._text(entry, "categories", "name") for id_, entry in categories.items()}
         self.images = self._table(value, "images")
+        for entry in self.images.values():
+            if "file_name" not in entry and isinstance(
+                entry.get("coco_url"), str
+            ):  # LVIS v1: …/train2017/000000391895.jpg
+                entry["file_name"] = "/".join(entry["coco_url"].split("/")[-2:])
         self.annotations_of: dict[Any, list[Annotation]] = defaultdict(list)
         self.errors: list[RecordError] = []
         self.refuse_same_names(lambda file_name: file_name)
-        stems = {PurePosixPath(entry["file_name"]).stem for entry in self.images.values()}
-        self.names_repeat = len(stems) < len(self.images)
+        names = {PurePosixPath(entry["file_name"]).name for entry in self.images.values()}
+        self.names_repeat = len(names) < len(self.images)
         for annotation in self._table(value, "annotations").values():
             self._sort_in(annotation)
 
@@ -68,13 +64,12 @@ class CocoFile:
             seen[name] = image_id
 
     def record_ids(self) -> dict[Any, str]:
-        """{image id: its file's name without suffix}; with its folders, and the suffix, where that would repeat."""
-        paths = {image_id: PurePosixPath(entry["file_name"]) for image_id, entry in self.images.items()}
-        if self.names_repeat:
-            bare = {str(path.with_suffix("")) for path in paths.values()}
-            repeat = len(bare) < len(paths)
-            return {image_id: str(path if repeat else path.with_suffix("")) for image_id, path in paths.items()}
-        return {image_id: path.stem for image_id, path in paths.items()}
+        """{image id: its file's name without suffix}; of all with folders, and the suffix, where that would repeat."""
+        return record_ids({image_id: entry["file_name"] for image_id, entry in self.images.items()}, alike=True)
+
+    def annotated(self) -> list[Any]:
+        """The ids of the images that have annotations, in the file's order."""
+        return [image_id for image_id in self.images if self.annotations_of.get(image_id)]
 
     def size(self, image_id: Any, where: str) -> tuple[int, int]:
         """(height, width) of an image in pixels, as its entry says. Raises: RecordError."""
@@ -127,23 +122,6 @@ class CocoFile:
             self.annotations_of[image_id].append(annotation)
 
 
-def read_image(folder: Path, file_name: str, where: str, *, exact: bool = False) -> bytes:
-    """An image's bytes: `file_name` below `folder`; unless `exact`, also without its first folders, down to the bare name.
-
-    Raises:
-        RecordError: no such file, or a path that leaves the folder.
-    """
-    parts = PurePosixPath(file_name).parts
-    if not parts or PurePosixPath(file_name).is_absolute() or ".." in parts or "\0" in file_name:
-        raise RecordError(f"{where}: the image path {file_name!r} leaves the folder of the images")
-    places = [folder.joinpath(*parts[start:]) for start in range(1 if exact else len(parts))]
-    place = next((place for place in places if place.is_file()), places[-1])
-    try:
-        return place.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{where}: '{place}' cannot be read: {error.strerror}") from None
-
-
 def annotation_mask(segmentation: Any, height: int, width: int, where: str, notes: "Counter[str]") -> Rle | None:
     """An annotation's mask; None, and counted, if it covers no pixel. Raises: RecordError."""
     try:
@@ -174,12 +152,7 @@ class CocoOptions:
 
 
 def add_coco_arguments(parser: argparse.ArgumentParser, images_help: str) -> None:
-    parser.add_argument(
-        "--annotations", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="the COCO-style JSON"
-    )
-    parser.add_argument(
-        "--images", type=Path, required=True, default=argparse.SUPPRESS, metavar="DIR", help=images_help
-    )
+    add_paths(parser, ("--annotations", "FILE", "the COCO-style JSON"), ("--images", "DIR", images_help))
     parser.add_argument("--split", default="train", metavar="NAME", help="what the records are labelled as")
 
 
@@ -191,11 +164,14 @@ def image_source(
     file: CocoFile,
     options: CocoOptions,
     title: str,
-    targets_of: Callable[[Any, int, int], Sequence[Target]],
+    targets_of: Callable[[Any, int, int], Iterable[Target]],
     description: dict[str, Any],
     notes: "Counter[str]",
+    *,
     places: Callable[[str], str] = lambda file_name: file_name,
-) -> Source:
+    chosen: Sequence[Any] | None = None,
+    ids: Mapping[Any, str] | None = None,
+) -> RecordSource:
     """One record for every image that has annotations, in the file's order.
 
     Args:
@@ -206,23 +182,22 @@ def image_source(
         description: the format's own part of the description.
         notes: what the format has left out already.
         places: `file_name` → the path that images are looked up by.
+        chosen: the ids of the images; None: of all that are annotated.
+        ids: {image id: its record's id}; None: `file.record_ids()`.
 
     Raises:
         UserError: no folder of images, or no annotated image.
     """
-    if not options.images.is_dir():
-        raise UserError(f"no folder of images at '{options.images}' (--images)")
-    annotated = [image_id for image_id in file.images if file.annotations_of.get(image_id)]
+    need_folder(options.images, "--images")
+    annotated = file.annotated()
     if not annotated:
         raise UserError(f"'{file.path}' has no annotated image ({len(file.images)} images)")
     if bare := len(file.images) - len(annotated):
         notes["images without annotations, left out"] = bare
-    ids = file.record_ids()
+    image_ids, own_ids = chosen if chosen is not None else annotated, ids or file.record_ids()
 
     def make(number: int) -> ImageRecord:
-        if number < len(file.errors):
-            raise file.errors[number]
-        image_id = annotated[number - len(file.errors)]
+        image_id = image_ids[number]
         where = file.where(image_id)
         height, width = file.size(image_id, where)
         file_name = places(file.images[image_id]["file_name"])
@@ -230,7 +205,7 @@ def image_source(
         targets = tuple(targets_of(image_id, height, width))
         if not targets:
             raise RecordError(f"{where}: none of its masks covers a pixel")
-        return ImageRecord(ids[image_id], image, width, height, options.split, title, targets)
+        return ImageRecord(own_ids[image_id], image, width, height, options.split, title, targets)
 
     about = {"annotations": file.name, "annotations_sha256": file.sha256, "split": options.split, **description}
-    return Source(str(file.path), len(file.errors) + len(annotated), make, about, notes)
+    return RecordSource(str(file.path), len(image_ids), make, about, notes, file.errors)

@@ -2,39 +2,37 @@
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from mres.errors import UserError
-from mres.records import Target
 from mres.sources.coco_expressions import noun_of
 from mres.sources.coco_file import CocoFile, CocoOptions, add_coco_arguments, coco_options, image_source
-from mres.sources.object_parts import Nouns, assemble, drop_slivers, read_pieces
-from mres.sources.source import Source
+from mres.sources.object_parts import Nouns, drop_slivers, object_targets
+from mres.sources.source import RecordSource
 
 
-def coco_instances(options: CocoOptions) -> Source:
+def coco_instances(options: CocoOptions) -> RecordSource:
     """The image records of one file of instances, with expressions made from the category names.
 
     Raises:
         UserError: not a COCO file, boxes without masks, no such folder, no annotated image.
     """
     file = CocoFile(options.annotations)
-    nouns = {name: (noun_of(name), None) for name in file.names.values()}
+    nouns: Nouns = {name: (noun_of(name), None) for name in file.names.values()}
     if unnamed := next((name for name, (noun, _) in nouns.items() if not noun), None):
         raise UserError(f"'{file.path}': nothing can be called '{unnamed}', the name of a category")
     _need_masks(file)
     notes: Counter[str] = Counter()
     drop_slivers(file, notes)
-    maker = _Maker(file, nouns, notes)
-    return image_source(file, options, file.name, maker.targets, {"format": "instances"}, notes)
+    targets_of = partial(object_targets, file, nouns, notes)
+    return image_source(file, options, file.name, targets_of, {"format": "instances"}, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_coco_arguments(parser, "the folder of its images")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return coco_instances(coco_options(arguments))
 
 
@@ -46,14 +44,3 @@ def _need_masks(file: CocoFile) -> None:
             "Objects365 is published, cannot be trained on: make masks from the boxes with a promptable segmenter, as "
             "MRES-32M's authors did, and add them as COCO run lengths"
         )
-
-
-@dataclass(frozen=True)
-class _Maker:
-    file: CocoFile
-    nouns: Nouns
-    notes: "Counter[str]"
-
-    def targets(self, image_id: Any, height: int, width: int) -> list[Target]:
-        objects = read_pieces(self.file, self.nouns, image_id, height, width, self.notes)
-        return assemble(objects, [], self.notes)

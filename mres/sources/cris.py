@@ -17,7 +17,8 @@ from mres.sources.cris_tables import (
     image_name,
     segment_id,
 )
-from mres.sources.source import Source
+from mres.sources.reading import add_paths
+from mres.sources.source import RecordSource
 
 # Entries of a split as published, by data set and split; RefCOCOg has two partitions, Google's and UMD's.
 _PUBLISHED = {
@@ -35,7 +36,7 @@ _PUBLISHED = {
 }
 
 
-def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = None) -> Source:
+def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = None) -> RecordSource:
     """The image records of one split.
 
     Args:
@@ -48,7 +49,7 @@ def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = No
         UserError: a file or folder that is not there or not of this form. What is wrong with one entry comes out of the
             iteration as a `RecordError`, first.
     """
-    file = EntryFile.read(annotations, "--annotations names the JSON of a split")
+    file = EntryFile.read(annotations)
     notes: Counter[str] = Counter()
     parsed = file.segments(lambda number, entry, where: _segment(number, entry, where, notes))
     data_set = annotations.resolve().parent.name
@@ -69,16 +70,16 @@ def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = No
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for option, metavar, what in (
+    add_paths(
+        parser,
         ("--annotations", "FILE", "the JSON of a split, anns/<data set>/<split>.json"),
         ("--masks", "DIR", "the folder of this data set's masks, <segment id>.png"),
         ("--images", "DIR", "the folder of the images (COCO's train2014)"),
-    ):
-        parser.add_argument(option, type=Path, required=True, default=argparse.SUPPRESS, metavar=metavar, help=what)
+    )
     parser.add_argument("--split", metavar="NAME", help="what the records are labelled as; the JSON's name by default")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return cris(arguments.annotations, arguments.masks, arguments.images, split=arguments.split)
 
 

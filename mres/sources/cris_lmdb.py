@@ -25,8 +25,9 @@ from mres.sources.cris_tables import (
 )
 from mres.sources.legacy_arrow import is_legacy_arrow, loads
 from mres.sources.mask_files import read_mask
+from mres.sources.reading import add_paths, name_of
 from mres.sources.safe_pickle import loads_plain
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 if TYPE_CHECKING:
     import lmdb
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _KEYS, _LENGTH = b"__keys__", b"__len__"
 
 
-def cris_lmdb(path: Path, *, split: str | None = None) -> Source:
+def cris_lmdb(path: Path, *, split: str | None = None) -> RecordSource:
     """The image records of one LMDB. Every value is read once to find the images that they belong to.
 
     Args:
@@ -58,25 +59,22 @@ def cris_lmdb(path: Path, *, split: str | None = None) -> Source:
                 segments.append(_segment(number, content, _where(path, key), notes))
             except RecordError as error:
                 errors.append(error)
-    maker = _Maker(path, keys, pictures(segments, path, notes), errors, split or path.stem, notes)
-    name = f"{path.resolve().parent.name}/{path.name}"
-    description = {"format": "cris-lmdb", "lmdb": name, "values_sha256": digest.hexdigest(), "split": maker.split}
-    return Source(str(path), len(errors) + len(maker.pictures), maker, description, notes)
+    records = _LmdbRecords(path, keys, pictures(segments, path, notes), split or path.stem, notes)
+    description = {
+        "format": "cris-lmdb",
+        "lmdb": name_of(path),
+        "values_sha256": digest.hexdigest(),
+        "split": records.split,
+    }
+    return RecordSource(str(path), len(records.pictures), records.make, description, notes, errors)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--lmdb",
-        type=Path,
-        required=True,
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="the LMDB of a split, <data set>/<split>.lmdb",
-    )
+    add_paths(parser, ("--lmdb", "FILE", "the LMDB of a split, <data set>/<split>.lmdb"))
     parser.add_argument("--split", metavar="NAME", help="what the records are labelled as; the file's name by default")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return cris_lmdb(arguments.lmdb, split=arguments.split)
 
 
@@ -182,20 +180,17 @@ def _segment(number: int, content: bytes, where: str, notes: "Counter[str]") -> 
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """Makes the record of an image; values that were refused come first."""
+class _LmdbRecords:
+    """The records of the images that an LMDB's values belong to."""
 
     path: Path
     keys: list[bytes]
     pictures: list[Picture]
-    errors: list[RecordError]
     split: str
     notes: "Counter[str]"
 
-    def __call__(self, number: int) -> ImageRecord:
-        if number < len(self.errors):
-            raise self.errors[number]
-        picture = self.pictures[number - len(self.errors)]
+    def make(self, number: int) -> ImageRecord:
+        picture = self.pictures[number]
         where = f"{self.path}: {picture.name}"
         values = self._values(picture)
         image = values[picture.segments[0].number]["img"]

@@ -1,8 +1,5 @@
 """What CRIS's JSON, its LMDB and RefCOCOm share: segments of images with their sentences, merged to image records."""
 
-import hashlib
-import io
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +8,11 @@ from typing import Any
 
 from mres.errors import UserError
 from mres.records import MAX_EXPRESSION_CHARACTERS, Expression, Granularity, ImageRecord, RecordError, Rle, Target
-from mres.sources.coco_file import read_image
 from mres.sources.coco_masks import EmptyMaskError, bounding_box
 from mres.sources.coco_names import COCO_NAMES
 from mres.sources.mask_files import read_mask
-from mres.sources.source import Source
+from mres.sources.reading import JsonFile, image_size, need_folder, read_image, record_ids
+from mres.sources.source import RecordSource
 
 _LOOKED_FOR = 20  # files of which at least one must be there before a build begins
 
@@ -61,23 +58,8 @@ def pictures(segments: Sequence[Segment], path: Path, notes: "Counter[str]") -> 
             notes["entries without expressions, left out"] += 1
     if segments and not of_image:
         raise UserError(f"'{path}': none of its {len(segments)} entries has an expression")
-    record_ids = _record_ids(list(of_image))
-    return [Picture(name, record_ids[name], tuple(found)) for name, found in of_image.items()]
-
-
-def _record_ids(names: list[str]) -> dict[str, str]:
-    """{file name: its stem}; where stems repeat the folders stay, where these do too the suffix."""
-    paths = {name: PurePosixPath(name) for name in names}
-    stems = Counter(path.stem for path in paths.values())
-    whole = Counter(str(path.with_suffix("")) for path in paths.values())
-
-    def record_id(path: PurePosixPath) -> str:
-        if stems[path.stem] == 1:
-            return path.stem
-        without_suffix = str(path.with_suffix(""))
-        return without_suffix if whole[without_suffix] == 1 else str(path)
-
-    return {name: record_id(path) for name, path in paths.items()}
+    ids = record_ids({name: name for name in of_image}, alike=False)
+    return [Picture(name, ids[name], tuple(found)) for name, found in of_image.items()]
 
 
 def make_record(
@@ -99,7 +81,7 @@ def make_record(
     Raises:
         RecordError: not an image, no mask with a pixel, or one id for two masks.
     """
-    width, height = _size(image, where)
+    height, width = image_size(image, where)
     targets: dict[str, Target] = {}
     for segment in picture.segments:
         try:
@@ -124,17 +106,6 @@ def _merged(before: Target | None, target: Target, where: str, notes: "Counter[s
     notes["entries of a segment that had one already, merged"] += 1
     expressions = before.expressions + target.expressions
     return Target(target.id, target.granularity, target.category, target.mask, target.box, expressions)
-
-
-def _size(image: bytes, where: str) -> tuple[int, int]:
-    """Width and height of an encoded image, in pixels as they lie in the file."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
-            return opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: not a JPEG or PNG image ({error})") from None
 
 
 def image_name(value: Any, where: str) -> str:
@@ -188,35 +159,25 @@ def coco_category(value: Any, where: str) -> str:
 
 
 @dataclass(frozen=True)
-class EntryFile:
-    """A JSON list of entries, one a segment.
-
-    Attributes:
-        name: folder and name of the file; the same on every machine.
-    """
-
-    path: Path
-    name: str
-    entries: list[Any]
-    sha256: str
+class EntryFile(JsonFile):
+    """A JSON list of entries, one a segment."""
 
     @classmethod
-    def read(cls, path: Path, missing: str) -> "EntryFile":
-        """Raises: UserError, for a missing file with `missing` as the remedy."""
-        try:
-            content = path.read_bytes()
-            entries = json.loads(content)
-        except FileNotFoundError:
-            raise UserError(f"no annotations at '{path}': {missing}") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"cannot read '{path}' as JSON: {error}") from None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    def read(cls, path: Path, named_by: str = "--annotations") -> "EntryFile":
+        """Raises: UserError, for a missing file with `named_by` as the remedy."""
+        file = JsonFile.read(path, named_by)
+        if not isinstance(file.value, list) or not all(isinstance(entry, dict) for entry in file.value):
             raise UserError(
                 f"'{path}' is not of CRIS's form: expected a list of objects with 'img_name', 'segment_id' …"
             )
-        if not entries:
+        if not file.value:
             raise UserError(f"'{path}' is an empty list")
-        return cls(path, f"{path.resolve().parent.name}/{path.name}", entries, hashlib.sha256(content).hexdigest())
+        return cls(path, file.value, file.sha256)
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = self.value
+        return entries
 
     def segments(
         self, parse: Callable[[int, dict[str, Any], str], Segment]
@@ -249,7 +210,7 @@ def file_source(
     source: str,
     description: dict[str, Any],
     notes: "Counter[str]",
-) -> Source:
+) -> RecordSource:
     """The records of segments whose masks are `<masks>/<segment id>.png`; entries that were refused come first.
 
     Raises:
@@ -268,20 +229,17 @@ def file_source(
         return mask
 
     def make(number: int) -> ImageRecord:
-        if number < len(errors):
-            raise errors[number]
-        picture = found[number - len(errors)]
+        picture = found[number]
         where = f"{file.path}: {picture.name}"
         image = read_image(images, picture.name, where, exact=exact)
         return make_record(picture, image, mask_of, where, split=split, source=source, notes=notes)
 
     about = {"annotations": file.name, "annotations_sha256": file.sha256, "split": split, **description}
-    return Source(str(file.path), len(errors) + len(found), make, about, notes)
+    return RecordSource(str(file.path), len(found), make, about, notes, errors)
 
 
 def _check_folder(folder: Path, option: str, names: list[str]) -> None:
-    if not folder.is_dir():
-        raise UserError(f"no folder at '{folder}' ({option})")
+    need_folder(folder, option)
     first = names[:_LOOKED_FOR]
     if first and not any((folder / name).is_file() or (folder / PurePosixPath(name).name).is_file() for name in first):
         raise UserError(

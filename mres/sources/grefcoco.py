@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from mres.errors import UserError
+from mres.sources.reading import add_paths
 from mres.sources.refer_tables import Ref, RefTables, folder_of, ref_source, refs_of_split
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 SPLITS = ("train", "val", "testA", "testB")
 _NAMES = ("grefs(unc).p", "grefs(unc).json")  # where both are, the API of gRefCOCO takes the first
 _NOTHING = (-1,)
 
 
-def grefcoco(root: Path, images: Path, *, split: str) -> Source:
+def grefcoco(root: Path, images: Path, *, split: str) -> RecordSource:
     """The image records of one split: one target for each ref.
 
     The mask of several objects is the union of theirs, their category the names joined by "+". A ref to nothing has an
@@ -47,21 +48,13 @@ def grefcoco(root: Path, images: Path, *, split: str) -> Source:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--root", type=Path, required=True, default=argparse.SUPPRESS, metavar="DIR", help="holds grefcoco/"
+    add_paths(
+        parser, ("--root", "DIR", "holds grefcoco/"), ("--images", "DIR", "the folder of COCO's train2014 images")
     )
     parser.add_argument("--split", choices=SPLITS, required=True, default=argparse.SUPPRESS, help="which of them")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        required=True,
-        default=argparse.SUPPRESS,
-        metavar="DIR",
-        help="the folder of COCO's train2014 images",
-    )
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return grefcoco(arguments.root, arguments.images, split=arguments.split)
 
 

@@ -1,12 +1,8 @@
 """InstructPart (parts that an instruction asks for, masks as pictures) to image records."""
 
 import argparse
-import hashlib
-import io
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
@@ -16,14 +12,15 @@ from mres.sources.coco_expressions import noun_of
 from mres.sources.coco_masks import EmptyMaskError
 from mres.sources.mask_files import read_mask
 from mres.sources.object_parts import make_target
-from mres.sources.source import Source
+from mres.sources.reading import JsonFile, add_paths, image_size, need_folder
+from mres.sources.source import RecordSource
 
 # Of the six texts of a part the last two are names ("handle of the cup", "handle of the cup that can be held").
 _KINDS = ("instruction", "instruction", "instruction", "instruction", "category", "category")
 _SUFFIXES = (".jpg", ".png")
 
 
-def instructpart(annotations: Path, images: Path, masks: Path, *, split: str) -> Source:
+def instructpart(annotations: Path, images: Path, masks: Path, *, split: str) -> RecordSource:
     """The image records of one `data_*.json` of InstructPart.
 
     Args:
@@ -36,51 +33,48 @@ def instructpart(annotations: Path, images: Path, masks: Path, *, split: str) ->
         UserError: not such a file, no such folder, an image twice. What is wrong with one record comes out of the
             iteration as a `RecordError`.
     """
-    for folder, option in ((images, "--images"), (masks, "--masks")):
-        if not folder.is_dir():
-            raise UserError(f"no folder at '{folder}' ({option})")
-    content = _content(annotations)
-    entries = _entries(content, annotations)
+    need_folder(images, "--images")
+    need_folder(masks, "--masks")
+    file = JsonFile.read(annotations)
+    entries = _entries(file)
     notes: Counter[str] = Counter()
-    maker = _Maker(annotations, images, masks, split, notes)
     description = {
         "format": "instructpart",
-        "annotations": f"{annotations.resolve().parent.name}/{annotations.name}",
-        "annotations_sha256": hashlib.sha256(content).hexdigest(),
+        "annotations": file.name,
+        "annotations_sha256": file.sha256,
         "split": split,
     }
-    return Source(str(annotations), len(entries), lambda number: maker.record(entries[number]), description, notes)
+
+    def make(number: int) -> ImageRecord:
+        entry = entries[number]
+        stem = PurePosixPath(entry["image_path"]).stem
+        where = f"{annotations}: image '{entry['image_path']}'"
+        parts = _parts(entry["part_list"], where)
+        image = _image(images, entry["image_path"], [_file_stem(stem, *key) for key in parts], where)
+        height, width = image_size(image, where)
+        targets = tuple(_targets(masks, stem, parts, height, width, where, notes))
+        if not targets:
+            raise RecordError(f"{where}: none of its masks covers a pixel")
+        return ImageRecord(stem, image, width, height, split, "instructpart", targets)
+
+    return RecordSource(str(annotations), len(entries), make, description, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--annotations", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="data_train.json …"
-    )
+    add_paths(parser, ("--annotations", "FILE", "data_train.json …"))
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of its images, if not images/ beside it")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="the folder of its masks, if not masks/ beside it")
     parser.add_argument("--split", default="train", metavar="NAME", help="what the records are labelled as")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     beside = arguments.annotations.parent
     images, masks = arguments.images or beside / "images", arguments.masks or beside / "masks"
     return instructpart(arguments.annotations, images, masks, split=arguments.split)
 
 
-def _content(annotations: Path) -> bytes:
-    try:
-        return annotations.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"no annotations at '{annotations}' (--annotations)") from None
-    except OSError as error:
-        raise UserError(f"cannot read '{annotations}': {error.strerror}") from None
-
-
-def _entries(content: bytes, annotations: Path) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read '{annotations}' as JSON: {error}") from None
+def _entries(file: JsonFile) -> list[dict[str, Any]]:
+    annotations, entries = file.path, file.value
     form = "a list of {'image_path', 'part_list'}"
     if not isinstance(entries, list) or not entries:
         raise UserError(f"'{annotations}' is not InstructPart's: expected {form}, found {type(entries).__name__}")
@@ -104,47 +98,34 @@ def _is_name(value: Any) -> TypeGuard[str]:
     return _is_text(value) and "/" not in value and bool(noun_of(value))
 
 
-@dataclass(frozen=True)
-class _Maker:
-    annotations: Path
-    images: Path
-    masks: Path
-    split: str
-    notes: "Counter[str]"
+def _image(images: Path, image_path: str, names: list[str], where: str) -> bytes:
+    """Published under its own name; the authors' code looks for it under its mask's."""
+    for name in (PurePosixPath(image_path).name, *(f"{name}.jpg" for name in names)):
+        if (images / name).is_file():
+            return (images / name).read_bytes()
+    raise RecordError(f"{where}: no such file in '{images}'")
 
-    def record(self, entry: Mapping[str, Any]) -> ImageRecord:
-        stem = PurePosixPath(entry["image_path"]).stem
-        where = f"{self.annotations}: image '{entry['image_path']}'"
-        parts = _parts(entry["part_list"], where)
-        names = [_file_stem(stem, *key) for key in parts]
-        image = self._image(entry["image_path"], names, where)
-        height, width = _size(image, where)
-        targets = tuple(self._targets(stem, parts, height, width, where))
-        if not targets:
-            raise RecordError(f"{where}: none of its masks covers a pixel")
-        return ImageRecord(stem, image, width, height, self.split, "instructpart", targets)
 
-    def _image(self, image_path: str, names: list[str], where: str) -> bytes:
-        """Published under its own name; the authors' code looks for it under its mask's."""
-        for name in (PurePosixPath(image_path).name, *(f"{name}.jpg" for name in names)):
-            if (self.images / name).is_file():
-                return (self.images / name).read_bytes()
-        raise RecordError(f"{where}: no such file in '{self.images}'")
-
-    def _targets(
-        self, stem: str, parts: dict[tuple[str, str], list[Expression]], height: int, width: int, where: str
-    ) -> Iterator[Target]:
-        for (owner, part), expressions in parts.items():
-            name = _file_stem(stem, owner, part)
-            places = [self.masks / f"{name}{suffix}" for suffix in _SUFFIXES]
-            place = next((place for place in places if place.is_file()), places[0])
-            try:
-                mask = read_mask(place, height, width, f"{where}, {part} of {owner}", self.notes)
-            except EmptyMaskError:
-                self.notes["masks that cover no pixel, left out"] += 1
-                continue
-            category = f"{noun_of(owner)}:{noun_of(part)}"
-            yield make_target(f"{owner}:{part}", "part", category, mask, tuple(dict.fromkeys(expressions)))
+def _targets(
+    masks: Path,
+    stem: str,
+    parts: dict[tuple[str, str], list[Expression]],
+    height: int,
+    width: int,
+    where: str,
+    notes: "Counter[str]",
+) -> Iterator[Target]:
+    for (owner, part), expressions in parts.items():
+        name = _file_stem(stem, owner, part)
+        places = [masks / f"{name}{suffix}" for suffix in _SUFFIXES]
+        place = next((place for place in places if place.is_file()), places[0])
+        try:
+            mask = read_mask(place, height, width, f"{where}, {part} of {owner}", notes)
+        except EmptyMaskError:
+            notes["masks that cover no pixel, left out"] += 1
+            continue
+        category = f"{noun_of(owner)}:{noun_of(part)}"
+        yield make_target(f"{owner}:{part}", "part", category, mask, tuple(dict.fromkeys(expressions)))
 
 
 def _parts(part_list: Any, where: str) -> dict[tuple[str, str], list[Expression]]:
@@ -167,14 +148,3 @@ def _parts(part_list: Any, where: str) -> dict[tuple[str, str], list[Expression]
 
 def _file_stem(stem: str, owner: str, part: str) -> str:
     return "-".join([stem, owner.replace(" ", "_"), part.replace(" ", "_")])
-
-
-def _size(image: bytes, where: str) -> tuple[int, int]:
-    """(height, width) from the image's header."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return opened.height, opened.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: not a picture that can be opened: {error}") from None

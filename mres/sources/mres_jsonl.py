@@ -4,16 +4,17 @@ import argparse
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mres.errors import UserError
+from mres.io.json_files import JsonError, parse_object
 from mres.records import ImageRecord, RecordError, record_from_json
-from mres.sources.source import Source
+from mres.sources.reading import add_paths
+from mres.sources.source import RecordSource
 
 
-def mres_jsonl(records: Path, *, split: str | None, allow_outside: bool = False) -> Source:
+def mres_jsonl(records: Path, *, split: str | None, allow_outside: bool = False) -> RecordSource:
     """The image records of an MRES JSONL file.
 
     Args:
@@ -49,19 +50,21 @@ def mres_jsonl(records: Path, *, split: str | None, allow_outside: bool = False)
         "records_sha256": digest.hexdigest(),
         "split": split,
     }
-    make = _Maker(records, offsets, allow_outside)
-    return Source(str(records), len(offsets), make, description, notes)
+
+    def make(number: int) -> ImageRecord:
+        line_number, place, length = offsets[number]
+        return _record(records, f"{records}:{line_number}", place, length, allow_outside=allow_outside)
+
+    return RecordSource(str(records), len(offsets), make, description, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--records", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="one record a line"
-    )
+    add_paths(parser, ("--records", "FILE", "one record a line"))
     parser.add_argument("--split", help="take only the records of this split")
     parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside of the file's folder")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return mres_jsonl(arguments.records, split=arguments.split, allow_outside=arguments.allow_outside)
 
 
@@ -79,35 +82,18 @@ def _is_of(line: bytes, split: str | None, notes: "Counter[str]") -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class _Maker:
-    """Makes the record of a line that is known by (line number, place in the file, length)."""
-
-    path: Path
-    offsets: list[tuple[int, int, int]]
-    allow_outside: bool
-
-    def __call__(self, number: int) -> ImageRecord:
-        line_number, place, length = self.offsets[number]
-        where = f"{self.path}:{line_number}"
-        try:
-            with self.path.open("rb") as file:
-                file.seek(place)
-                line = file.read(length)
-        except OSError as error:
-            raise RecordError(f"{where}: cannot be read: {error.strerror}") from None
-        value = _parse(line, where)
-        return record_from_json(value, _read_image(value, self.path.parent, self.allow_outside, where), where)
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def _record(path: Path, where: str, place: int, length: int, *, allow_outside: bool) -> ImageRecord:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{where}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise RecordError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value
+        with path.open("rb") as file:
+            file.seek(place)
+            line = file.read(length)
+    except OSError as error:
+        raise RecordError(f"{where}: cannot be read: {error.strerror}") from None
+    try:
+        value = parse_object(line, where)
+    except JsonError as error:
+        raise RecordError(str(error)) from None
+    return record_from_json(value, _read_image(value, path.parent, allow_outside, where), where)
 
 
 def _read_image(value: dict[str, Any], folder: Path, allow_outside: bool, where: str) -> bytes:

@@ -28,7 +28,7 @@ _ALONE = "instances that nothing but their group refers to"
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnnotatedMask:
     """One annotation with its mask: an object, or a part of one (`part` is not None)."""
 
     annotation: Annotation
@@ -87,21 +87,42 @@ def drop_slivers(file: CocoFile, notes: "Counter[str]") -> None:
             file.annotations_of[image_id] = drawn
 
 
-def read_pieces(
+def drop_unsure(file: CocoFile, nouns: Nouns, notes: "Counter[str]") -> None:
+    """Leaves out, with their parts, the objects of which an image may have more that nobody drew: "the chair" might be one."""
+    noun_of_id = {id_: nouns[name][0] for id_, name in file.names.items()}
+    for image_id, annotations in file.annotations_of.items():
+        unsure_ids = file.images[image_id].get("not_exhaustive_category_ids") or ()
+        unsure = {noun_of_id[id_] for id_ in unsure_ids if isinstance(id_, int) and id_ in noun_of_id}
+        kept = [a for a in annotations if noun_of_id.get(a["category_id"]) not in unsure]
+        if left_out := len(annotations) - len(kept):
+            notes["annotations of objects of which their image has more, not annotated, left out"] += left_out
+            file.annotations_of[image_id] = kept
+
+
+def object_targets(
+    file: CocoFile, nouns: Nouns, notes: "Counter[str]", image_id: Any, height: int, width: int
+) -> list[Target]:
+    """The targets of an image whose annotations are all objects. Raises: RecordError."""
+    return assemble(read_masks(file, nouns, image_id, height, width, notes), [], notes)
+
+
+def read_masks(
     file: CocoFile, nouns: Nouns, image_id: Any, height: int, width: int, notes: "Counter[str]"
-) -> list[Piece]:
+) -> list[AnnotatedMask]:
     """An image's annotations, in the file's order, without those whose mask is empty. Raises: RecordError."""
-    pieces = []
+    found = []
     for annotation in file.annotations_of[image_id]:
         where = file.where(image_id, annotation)
         noun, part = nouns[file.category(annotation, where)]
         mask = annotation_mask(annotation.get("segmentation"), height, width, where, notes)
         if mask is not None:
-            pieces.append(Piece(annotation, noun, part, mask, where))
-    return pieces
+            found.append(AnnotatedMask(annotation, noun, part, mask, where))
+    return found
 
 
-def assemble(objects: Iterable[Piece], parts: Iterable[tuple[Piece, Any]], notes: "Counter[str]") -> list[Target]:
+def assemble(
+    objects: Iterable[AnnotatedMask], parts: Iterable[tuple[AnnotatedMask, Any]], notes: "Counter[str]"
+) -> list[Target]:
     """The targets of an image.
 
     Args:
@@ -111,14 +132,14 @@ def assemble(objects: Iterable[Piece], parts: Iterable[tuple[Piece, Any]], notes
     """
     parts_of: dict[Any, dict[str, list[Rle]]] = defaultdict(lambda: defaultdict(list))
     orphans: dict[tuple[str, str], list[Rle]] = defaultdict(list)
-    for piece, owner in parts:
-        assert piece.part is not None
-        (orphans[piece.noun, piece.part] if owner is None else parts_of[owner][piece.part]).append(piece.mask)
+    for one, owner in parts:
+        assert one.part is not None
+        (orphans[one.noun, one.part] if owner is None else parts_of[owner][one.part]).append(one.mask)
     instances: dict[str, list[Instance]] = defaultdict(list)
-    for piece in objects:
-        id_ = piece.annotation["id"]
+    for one in objects:
+        id_ = one.annotation["id"]
         merged = {part: union(masks) for part, masks in parts_of[id_].items()}
-        instances[piece.noun].append(Instance(str(id_), piece.mask, bool(piece.annotation.get("iscrowd")), merged))
+        instances[one.noun].append(Instance(str(id_), one.mask, bool(one.annotation.get("iscrowd")), merged))
     targets: list[Target] = []
     for noun, found in instances.items():
         targets += _objects(noun, found, notes)

@@ -3,7 +3,7 @@
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,8 +12,8 @@ from mres.records import Expression, Target
 from mres.sources.coco_expressions import category_expressions, noun_of, part_expressions, plural
 from mres.sources.coco_file import CocoFile, CocoOptions, add_coco_arguments, coco_options, image_source
 from mres.sources.coco_masks import union
-from mres.sources.object_parts import Nouns, Piece, drop_slivers, make_target, read_pieces
-from mres.sources.source import Source
+from mres.sources.object_parts import AnnotatedMask, Nouns, drop_slivers, make_target, read_masks
+from mres.sources.source import RecordSource
 
 SUPER_CATEGORIES = (
     *("Quadruped", "Biped", "Fish", "Bird", "Snake", "Reptile"),
@@ -23,7 +23,7 @@ _SPELLED = {"tier": "tire"}  # the files' "Car Tier"
 _ONE_EACH = {"head", "body", "tail", "seat", "mouth"}  # several of them are several objects
 
 
-def partimagenet(options: CocoOptions, synsets: Path | None = None) -> Source:
+def partimagenet(options: CocoOptions, synsets: Path | None = None) -> RecordSource:
     """The image records of one file of PartImageNet.
 
     An object's mask is that of its super-category ("Quadruped") where the file has it, else the union of its parts.
@@ -39,9 +39,9 @@ def partimagenet(options: CocoOptions, synsets: Path | None = None) -> Source:
     nouns, notes = _nouns(file), Counter[str]()
     classes = {} if synsets is None else _classes(file, synsets)
     drop_slivers(file, notes)
-    maker = _Maker(file, nouns, classes, notes)
+    targets_of = partial(_targets, file, nouns, classes, notes)
     description = {"format": "partimagenet", "synsets": None if synsets is None else synsets.name}
-    return image_source(file, options, "partimagenet", maker.targets, description, notes, _place)
+    return image_source(file, options, "partimagenet", targets_of, description, notes, places=_place)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return partimagenet(coco_options(arguments), arguments.synsets)
 
 
@@ -96,40 +96,40 @@ def _classes(file: CocoFile, synsets: Path) -> dict[str, str]:
     return {synset: noun_of(text.split(",")[0]) for synset, text in names.items()}
 
 
-@dataclass(frozen=True)
-class _Maker:
-    file: CocoFile
-    nouns: Nouns
-    classes: Mapping[str, str]
-    notes: "Counter[str]"
+def _targets(
+    file: CocoFile,
+    nouns: Nouns,
+    classes: Mapping[str, str],
+    notes: "Counter[str]",
+    image_id: Any,
+    height: int,
+    width: int,
+) -> list[Target]:
+    groups: dict[str, list[AnnotatedMask]] = defaultdict(list)
+    for one in read_masks(file, nouns, image_id, height, width, notes):
+        groups[one.noun].append(one)
+    class_ = classes.get(_synset(file.images[image_id]["file_name"])) if len(groups) == 1 else None
+    targets: list[Target] = []
+    for noun, masks in groups.items():
+        targets += _group([noun] if class_ is None else [class_, noun], masks)
+    return targets
 
-    def targets(self, image_id: Any, height: int, width: int) -> list[Target]:
-        groups: dict[str, list[Piece]] = defaultdict(list)
-        for piece in read_pieces(self.file, self.nouns, image_id, height, width, self.notes):
-            groups[piece.noun].append(piece)
-        class_ = self.classes.get(_synset(self.file.images[image_id]["file_name"]))
-        of_class = class_ is not None and len(groups) == 1
-        targets: list[Target] = []
-        for noun, pieces in groups.items():
-            targets += _group([class_, noun] if class_ is not None and of_class else [noun], pieces)
-        return targets
 
-
-def _group(names: Sequence[str], pieces: Sequence[Piece]) -> Iterator[Target]:
+def _group(names: Sequence[str], masks: Sequence[AnnotatedMask]) -> Iterator[Target]:
     """All objects of one super-category in an image, and their parts.
 
     Args:
         names: what they are called; the first is the category.
-        pieces: their annotations.
+        masks: their annotations.
     """
-    wholes = [piece.mask for piece in pieces if piece.part is None]
-    parts: dict[str, list[Piece]] = defaultdict(list)
-    for piece in pieces:
-        if piece.part is not None:
-            parts[piece.part].append(piece)
+    wholes = [one.mask for one in masks if one.part is None]
+    parts: dict[str, list[AnnotatedMask]] = defaultdict(list)
+    for one in masks:
+        if one.part is not None:
+            parts[one.part].append(one)
     several = len(wholes) > 1 or any(len(parts[part]) > 1 for part in _ONE_EACH & set(parts))
     texts = [text for name in names for text in category_expressions(name, None, several=several)]
-    mask = union(wholes or [piece.mask for piece in pieces])
+    mask = union(wholes or [one.mask for one in masks])
     yield make_target(names[0], "object", names[0], mask, _distinct(texts))
     for part, found in parts.items():
         category = f"{names[0]}:{part}"
@@ -138,7 +138,7 @@ def _group(names: Sequence[str], pieces: Sequence[Piece]) -> Iterator[Target]:
         yield make_target(category, "part", category, union([p.mask for p in found]), _distinct(texts), names[0])
 
 
-def _is_several(part: str, found: Sequence[Piece]) -> bool:
+def _is_several(part: str, found: Sequence[AnnotatedMask]) -> bool:
     """Feet, wings and tires of one object share an annotation, a polygon each; a hidden head may have two as well."""
     polygons = found[0].annotation["segmentation"]
     return part not in _ONE_EACH and (len(found) > 1 or (isinstance(polygons, list) and len(polygons) > 1))

@@ -3,20 +3,20 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mres.errors import UserError
 from mres.records import Target
 from mres.sources.coco_file import CocoFile, CocoOptions, add_coco_arguments, coco_options, image_source
 from mres.sources.coco_masks import share_inside
-from mres.sources.object_parts import Nouns, Piece, assemble, nouns_of, read_pieces
-from mres.sources.source import Source
+from mres.sources.object_parts import AnnotatedMask, Nouns, assemble, nouns_of, read_masks
+from mres.sources.source import RecordSource
 
 INSIDE = 0.5  # a part belongs to the object that holds most of it, and at least this share
 
 
-def pascal_part(options: CocoOptions) -> Source:
+def pascal_part(options: CocoOptions) -> RecordSource:
     """The image records of one file of Pascal-Part.
 
     The file has no link from a part to its object. Where it has whole objects (categories without a colon) a part
@@ -31,41 +31,42 @@ def pascal_part(options: CocoOptions) -> Source:
     if not any(part for _, part in nouns.values()):
         names = ", ".join(list(file.names.values())[:3])
         raise UserError(f"'{file.path}' is not VLPart's Pascal-Part: no category is 'object:part' (it has {names} …)")
-    maker = _Maker(file, nouns, notes)
-    return image_source(file, options, "pascal-part", maker.targets, {"format": "pascalpart"}, notes)
+    targets_of = partial(_targets, file, nouns, notes)
+    return image_source(file, options, "pascal-part", targets_of, {"format": "pascalpart"}, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_coco_arguments(parser, "the folder of its images, VOC2010's JPEGImages")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return pascal_part(coco_options(arguments))
 
 
-@dataclass(frozen=True)
-class _Maker:
-    file: CocoFile
-    nouns: Nouns
-    notes: "Counter[str]"
+def _targets(
+    file: CocoFile, nouns: Nouns, notes: "Counter[str]", image_id: Any, height: int, width: int
+) -> list[Target]:
+    masks = read_masks(file, nouns, image_id, height, width, notes)
+    objects = [one for one in masks if one.part is None]
+    kinds = {one.noun for one in objects}
+    parts: list[tuple[AnnotatedMask, Any]] = [
+        (one, None) for one in masks if one.part is not None and one.noun not in kinds
+    ]
+    for kind in sorted(kinds):
+        same_kind = [one for one in masks if one.noun == kind and one.part is not None]
+        parts += _owned(same_kind, [one for one in objects if one.noun == kind], notes)
+    return assemble(objects, parts, notes)
 
-    def targets(self, image_id: Any, height: int, width: int) -> list[Target]:
-        pieces = read_pieces(self.file, self.nouns, image_id, height, width, self.notes)
-        objects = [piece for piece in pieces if piece.part is None]
-        kinds = {piece.noun for piece in objects}
-        parts: list[tuple[Piece, Any]] = [(p, None) for p in pieces if p.part is not None and p.noun not in kinds]
-        for kind in sorted(kinds):
-            same_kind = [piece for piece in pieces if piece.noun == kind]
-            parts += self._owned([p for p in same_kind if p.part is not None], [p for p in same_kind if p.part is None])
-        return assemble(objects, parts, self.notes)
 
-    def _owned(self, parts: Sequence[Piece], objects: Sequence[Piece]) -> list[tuple[Piece, Any]]:
-        """Each part with the id of the object that holds it."""
-        found = []
-        for piece in parts:
-            shares = [share_inside(piece.mask, one.mask) for one in objects]
-            if max(shares) >= INSIDE:
-                found.append((piece, objects[shares.index(max(shares))].annotation["id"]))
-            else:
-                self.notes["parts that lie in no object of their kind, left out"] += 1
-        return found
+def _owned(
+    parts: Sequence[AnnotatedMask], objects: Sequence[AnnotatedMask], notes: "Counter[str]"
+) -> list[tuple[AnnotatedMask, Any]]:
+    """Each part with the id of the object that holds it."""
+    found = []
+    for part in parts:
+        shares = [share_inside(part.mask, one.mask) for one in objects]
+        if max(shares) >= INSIDE:
+            found.append((part, objects[shares.index(max(shares))].annotation["id"]))
+        else:
+            notes["parts that lie in no object of their kind, left out"] += 1
+    return found

@@ -15,14 +15,15 @@ from mres.errors import UserError
 from mres.records import Granularity
 from mres.sources.coco_names import COCO_NAMES
 from mres.sources.cris_tables import EntryFile, Segment, expressions, file_source, image_name, segment_id
-from mres.sources.source import Source
+from mres.sources.reading import add_paths
+from mres.sources.source import RecordSource
 
 SPLITS = ("val", "testA", "testB")
 SETTINGS = ("part_only", "object_part")
 _CATEGORY_FIELDS = ("category", "category_name", "part", "part_name", "cat_name", "cat")
 
 
-def refcocom(root: Path, *, split: str, setting: str, images: Path | None = None) -> Source:
+def refcocom(root: Path, *, split: str, setting: str, images: Path | None = None) -> RecordSource:
     """The image records of one split and setting.
 
     Args:
@@ -70,9 +71,7 @@ def refcocom(root: Path, *, split: str, setting: str, images: Path | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--root", type=Path, required=True, default=argparse.SUPPRESS, metavar="DIR", help="the unpacked benchmark"
-    )
+    add_paths(parser, ("--root", "DIR", "the unpacked benchmark"))
     parser.add_argument("--split", choices=SPLITS, required=True, default=argparse.SUPPRESS, help="which split")
     parser.add_argument(
         "--setting",
@@ -84,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images; <root>/images by default")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return refcocom(arguments.root, split=arguments.split, setting=arguments.setting, images=arguments.images)
 
 

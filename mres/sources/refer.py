@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
+from mres.sources.reading import add_paths
 from mres.sources.refer_counts import PUBLISHED, check_counts
 from mres.sources.refer_tables import RefTables, count, folder_of, ref_source, refs_of_split
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 # Who split each data set; the first is the default.
 SPLIT_BY = {
@@ -42,7 +43,7 @@ class ReferOptions:
     accept_counts: bool = False
 
 
-def refer(options: ReferOptions) -> Source:
+def refer(options: ReferOptions) -> RecordSource:
     """The image records of one split: one target for each ref, with all its sentences (`sent`, cleaned).
 
     Raises:
@@ -73,7 +74,11 @@ def refer(options: ReferOptions) -> Source:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     needed: dict[str, Any] = {"required": True, "default": argparse.SUPPRESS}
-    parser.add_argument("--root", type=Path, metavar="DIR", help="holds refcoco/, refcoco+/, refcocog/", **needed)
+    add_paths(
+        parser,
+        ("--root", "DIR", "holds refcoco/, refcoco+/, refcocog/"),
+        ("--images", "DIR", "the folder of COCO's train2014 images"),
+    )
     parser.add_argument("--dataset", choices=tuple(SPLIT_BY), help="which of them", **needed)
     parser.add_argument(
         "--split-by",
@@ -82,13 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images)",
     )
     parser.add_argument("--split", choices=SPLITS, help="test: all of testA, testB …", **needed)
-    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of COCO's train2014 images", **needed)
     parser.add_argument(
         "--accept-counts", action="store_true", help="go on where refs or sentences are not as many as published"
     )
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     return refer(
         ReferOptions(
             arguments.root,

@@ -4,8 +4,6 @@ A ref is what is said of one object (REFER) or of any number of objects (gRefCOC
 file with the objects' masks.
 """
 
-import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +11,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mres.errors import UserError
+from mres.io.files import file_sha256
 from mres.records import Expression, ImageRecord, RecordError, Rle, Target
-from mres.sources.coco_file import Annotation, CocoFile, annotation_mask, read_image
+from mres.sources.coco_file import Annotation, CocoFile, annotation_mask
 from mres.sources.coco_masks import bounding_box, union
+from mres.sources.reading import JsonFile, name_of, need_folder, read_image
 from mres.sources.refer_counts import Counts
 from mres.sources.safe_pickle import load_plain
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 Id: TypeAlias = int | str
 NO_TARGET = "no-target"
@@ -57,10 +57,9 @@ class RefTables:
     def __init__(self, refs: Path, instances: Path) -> None:
         if not instances.is_file():
             raise UserError(f"no '{instances.name}' in '{instances.parent}' (--root)")
-        self.path = refs
-        self.name = f"{refs.resolve().parent.name}/{refs.name}"
+        self.path, self.name = refs, name_of(refs)
         entries = _read(refs)
-        self.sha256 = hashlib.sha256(refs.read_bytes()).hexdigest()
+        self.sha256 = file_sha256(refs)
         self.refs = [_ref(entry, f"'{refs}': ref number {number}") for number, entry in enumerate(entries)]
         num_of_id = Counter(ref.id for ref in self.refs)
         if twice := next((id_ for id_, num in num_of_id.items() if num > 1), None):
@@ -126,7 +125,7 @@ def ref_source(
     title: str,
     description: dict[str, Any],
     notes: "Counter[str]",
-) -> Source:
+) -> RecordSource:
     """One record for each image that is referred to, in the order of the instances' file.
 
     Args:
@@ -140,15 +139,14 @@ def ref_source(
     Raises:
         UserError: no folder of images, or refs that do not match the instances.
     """
-    if not images.is_dir():
-        raise UserError(f"no folder of images at '{images}' (--images)")
+    need_folder(images, "--images")
     _refuse_mismatch(tables, refs)
     if astray := len(tables.file.errors):
         notes["annotations of instances.json without an image or a category, left out"] = astray
-    maker = _Maker(tables, defaultdict(list), images, split, title, tables.file.record_ids(), notes)
+    records = _RefRecords(tables, defaultdict(list), images, split, title, tables.file.record_ids(), notes)
     for ref in refs:
-        maker.refs_of[ref.image_id].append(ref)
-    image_ids = [image_id for image_id in tables.file.images if image_id in maker.refs_of]
+        records.refs_of[ref.image_id].append(ref)
+    image_ids = [image_id for image_id in tables.file.images if image_id in records.refs_of]
     about = {
         **description,
         "refs": tables.name,
@@ -157,17 +155,11 @@ def ref_source(
         "instances_sha256": tables.file.sha256,
         "split": split,
     }
-    return Source(str(tables.path), len(image_ids), lambda number: maker.record(image_ids[number]), about, notes)
+    return RecordSource(str(tables.path), len(image_ids), lambda number: records.make(image_ids[number]), about, notes)
 
 
 def _read(path: Path) -> list[Any]:
-    if path.suffix == ".json":
-        try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"cannot read '{path}' as JSON: {error}") from None
-    else:
-        value = load_plain(path)
+    value = JsonFile.read(path).value if path.suffix == ".json" else load_plain(path)
     if not isinstance(value, list) or not value:
         raise UserError(f"'{path}' is no file of refs: found {_shown(value)}, expected a list of refs")
     return value
@@ -211,7 +203,7 @@ def _refuse_mismatch(tables: RefTables, refs: Sequence[Ref]) -> None:
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _RefRecords:
     """Makes the record of an image out of its refs."""
 
     tables: RefTables
@@ -222,7 +214,7 @@ class _Maker:
     record_ids: dict[Id, str]
     notes: "Counter[str]"
 
-    def record(self, image_id: Id) -> ImageRecord:
+    def make(self, image_id: Id) -> ImageRecord:
         file = self.tables.file
         where = file.where(image_id)
         height, width = file.size(image_id, where)
@@ -249,8 +241,8 @@ class _Maker:
         for id_ in ref.annotation_ids:
             annotation = self.tables.annotations[id_]
             where = self.tables.file.where(ref.image_id, annotation)
-            for piece in _pieces(annotation.get("segmentation")):
-                if mask := annotation_mask(piece, height, width, where, self.notes):
+            for segmentation in _segmentations(annotation.get("segmentation")):
+                if mask := annotation_mask(segmentation, height, width, where, self.notes):
                     yield mask
 
     def _category(self, ref: Ref) -> str:
@@ -264,9 +256,9 @@ class _Maker:
                 yield Expression(text)
 
 
-def _pieces(segmentation: Any) -> list[Any]:
+def _segmentations(segmentation: Any) -> list[Any]:
     """RefCLEF has a list of run lengths, which no other set has; the rest is COCO's."""
-    if isinstance(segmentation, list) and segmentation and all(isinstance(piece, dict) for piece in segmentation):
+    if isinstance(segmentation, list) and segmentation and all(isinstance(one, dict) for one in segmentation):
         return segmentation
     return [segmentation]
 

@@ -1,13 +1,13 @@
 """The foreign formats that `tools/shard.py build` reads: name → module and what it is, known without importing any.
 
-Each module has `add_arguments(parser)`, the options of its format, and `from_arguments(arguments)`, its `Source`.
+Each module has `add_arguments(parser)`, the options of its format, and `from_arguments(arguments)`, its `RecordSource`.
 """
 
 import argparse
 from importlib import import_module
 from typing import NamedTuple, Protocol, cast
 
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 
 class Entry(NamedTuple):
@@ -18,7 +18,7 @@ class Entry(NamedTuple):
 class SourceModule(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
-    def from_arguments(self, arguments: argparse.Namespace) -> Source: ...
+    def from_arguments(self, arguments: argparse.Namespace) -> RecordSource: ...
 
 
 SOURCES = {
@@ -28,7 +28,8 @@ SOURCES = {
     "paco": Entry("paco", "PACO-LVIS: objects and parts on COCO images"),
     "partimagenet": Entry("partimagenet", "PartImageNet: parts of 11 super-categories on ImageNet images"),
     "pascalpart": Entry("pascal_part", "Pascal-Part as VLPart's COCO-style train.json"),
-    "instances": Entry("coco_instances", "COCO-style instance masks (COCO, LVIS, Objects365 with masks)"),
+    "lvis": Entry("lvis", "LVIS v1: objects on COCO images"),
+    "instances": Entry("coco_instances", "COCO-style instance masks (COCO, Objects365 with masks)"),
     "instructpart": Entry("instructpart", "InstructPart: parts that an instruction asks for"),
     "cris": Entry("cris", "CRIS's JSON of a split, with a folder of mask files"),
     "cris-lmdb": Entry("cris_lmdb", "CRIS's LMDB of a split (CRIS, ETRIS, DETRIS)"),

@@ -18,7 +18,7 @@ from mres.evaluate.results import ResultsError, read_results, summarise, write_r
 from mres.shards.reader import ShardSet
 from mres.shards.writer import write_shards
 from mres.sources.scenes import scenes
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 VOID = {"meta", "link", "img", "br", "hr", "path", "use", "circle", "rect"}
 EVIL = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }} </style>"
@@ -196,7 +196,7 @@ def test_damaged_files_are_named(run_copy, name, content, message):
 
 def test_another_shard_set_is_refused(made_run, tmp_path):
     run_dir, _ = made_run
-    write_shards(Source.of(list(scenes(2, seed=9, split="val")), {}), tmp_path / "other")
+    write_shards(RecordSource.of(list(scenes(2, seed=9, split="val")), {}), tmp_path / "other")
     with pytest.raises(ResultsError, match="is not the shard set that"):
         write_report(run_dir, ShardSet(tmp_path / "other"))
 

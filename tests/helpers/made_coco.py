@@ -11,7 +11,7 @@ from pycocotools import mask as coco
 
 from mres.records import ImageRecord, RecordError, Rle, Target
 from mres.sources.registry import load
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 HEIGHT, WIDTH = 20, 40
 
@@ -68,7 +68,7 @@ def write_coco(
     return ["--annotations", str(folder / "annotations.json"), "--images", str(folder / "images")]
 
 
-def open_source(name: str, *options: str) -> Source:
+def open_source(name: str, *options: str) -> RecordSource:
     """A source as the command line opens it."""
     module = load(name)
     parser = argparse.ArgumentParser()
@@ -76,7 +76,7 @@ def open_source(name: str, *options: str) -> Source:
     return module.from_arguments(parser.parse_args(options))
 
 
-def only_record(source: Source) -> ImageRecord:
+def only_record(source: RecordSource) -> ImageRecord:
     (item,) = source
     if isinstance(item, RecordError):
         raise item

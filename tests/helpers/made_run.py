@@ -15,14 +15,14 @@ from mres.records import ImageRecord, Target, expression_id
 from mres.shards.reader import ShardSet
 from mres.shards.writer import write_shards
 from mres.sources.scenes import RELATIONAL_KINDS, scenes
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 from mres.stream.transforms import decode_masks, encode_mask
 
 
 def make_run(root: Path, *, num_images: int = 30, save_masks: bool = True) -> tuple[Path, ShardSet]:
     """`root`/runs/made and the shard set that it was "evaluated" on."""
     records = list(scenes(num_images, seed=3, split="val"))
-    write_shards(Source.of(list(records), {"format": "scenes"}), root / "val")
+    write_shards(RecordSource.of(list(records), {"format": "scenes"}), root / "val")
     shards = ShardSet(root / "val")
     run_dir = root / "runs" / "made"
     run_dir.mkdir(parents=True)

@@ -9,7 +9,7 @@ from tiny_data import make_record
 from mres.shards.leaks import find_leaks
 from mres.shards.manifest import Manifest
 from mres.shards.writer import WriteOptions, write_shards
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 # So little that the masks of a hardly trained model are neither empty nor full.
 THRESHOLD = 0.12
@@ -27,9 +27,9 @@ class Trained:
 def train_and_evaluate(folder: Path) -> Trained:
     """Into `folder`/tiny; two of the ten images that it trains on are held-out ones."""
     records = [make_record(i) for i in range(10)]
-    write_shards(Source.of(records, {"format": "tiny"}, "tiny"), folder / "train", WriteOptions(8))
+    write_shards(RecordSource.of(records, {"format": "tiny"}, "tiny"), folder / "train", WriteOptions(8))
     held_out = [make_record(20, split="val"), *records[:2]]
-    write_shards(Source.of(held_out, {"format": "tiny"}, "tiny"), folder / "val", WriteOptions(8))
+    write_shards(RecordSource.of(held_out, {"format": "tiny"}, "tiny"), folder / "val", WriteOptions(8))
     manifest = find_leaks(str(folder / "train"), [str(folder / "val")])
     config = tiny_run.write_config(folder, folder / "train")
     given = ["--config", str(config), f"run.dir={folder}", "run.name=tiny", f"data.val={folder / 'val'}"]

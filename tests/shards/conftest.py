@@ -8,7 +8,7 @@ from made_records import make_record
 
 from mres.shards.manifest import Manifest
 from mres.shards.writer import WriteOptions, write_shards
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 WriteSet = Callable[..., Manifest]
 
@@ -20,7 +20,7 @@ def write_set() -> WriteSet:
     def write(out: Path, records: list | None = None, **options) -> Manifest:
         records = [make_record(i) for i in range(7)] if records is None else records
         given = WriteOptions(**{"images_per_shard": 3, **options})
-        return write_shards(Source.of(records, {"format": "test"}, "test"), out, given)
+        return write_shards(RecordSource.of(records, {"format": "test"}, "test"), out, given)
 
     return write
 

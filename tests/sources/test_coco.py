@@ -212,7 +212,7 @@ def test_a_missing_image_file_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "no annotations at"),
-        ("{", "cannot read .* as a COCO file"),
+        ("{", "annotations.json.: not JSON"),
         ("[]", "is not a COCO file: it has no list 'categories'"),
         ('{"categories": [], "images": [{}]}', r"images\[0\] has no 'id'"),
         ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "the id 1 occurs twice in 'categories'"),
@@ -239,7 +239,7 @@ def test_what_is_no_coco_file_is_refused(content: str | None, message: str, tmp_
         ({"split": "test"}, "unknown split 'test'; allowed: train, val"),
         ({"split": "val", "val_images": 0}, "the val split .* is empty"),
         ({"val_images": 2}, r"cannot hold out 2 images \(--val-images\): the file has 1"),
-        ({"images": Path("/nowhere")}, "no folder of images at '/nowhere'"),
+        ({"images": Path("/nowhere")}, "no folder at '/nowhere'"),
         ({"separate": ["weel"]}, "has no category 'weel'.*did you mean 'wheel'"),
     ],
 )

@@ -12,7 +12,7 @@ from mres.errors import UserError
 from mres.records import ImageRecord
 from mres.shards.check import check_record
 from mres.sources.grefcoco import grefcoco
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 CROWD = {"size": [20, 40], "counts": [0, 400, 400]}
 ANNOTATIONS = [
@@ -33,7 +33,7 @@ REFS = [
 ]
 
 
-def read(root: Path, refs: Any = REFS, split: str = "val", name: str = "grefs(unc).json") -> Source:
+def read(root: Path, refs: Any = REFS, split: str = "val", name: str = "grefs(unc).json") -> RecordSource:
     write_data(root / "grefcoco", name, refs, ANNOTATIONS)
     return grefcoco(root, root / "train2014", split=split)
 
@@ -117,7 +117,7 @@ def test_missing_or_damaged_files_are_named(tmp_path: Path) -> None:
     read(tmp_path)
     path = tmp_path / "grefcoco/grefs(unc).json"
     path.write_text(json.dumps(REFS)[:-5])
-    with pytest.raises(UserError, match=r"cannot read '.*grefs\(unc\).json' as JSON"):
+    with pytest.raises(UserError, match=r"grefs\(unc\).json': not JSON"):
         grefcoco(tmp_path, tmp_path / "train2014", split="val")
     path.unlink()
     with pytest.raises(UserError, match=r"neither 'grefs\(unc\).p' nor 'grefs\(unc\).json' in '.*grefcoco'"):

@@ -97,7 +97,7 @@ def test_an_image_without_a_mask_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="none of its masks covers a pixel"):
         only_record(open_source("instructpart", *options))
     (tmp_path / "images/12.jpg").write_bytes(b"no picture")
-    with pytest.raises(RecordError, match="not a picture that can be opened"):
+    with pytest.raises(RecordError, match="not a JPEG or PNG image"):
         only_record(open_source("instructpart", *options))
     (tmp_path / "images/12.jpg").unlink()
     with pytest.raises(RecordError, match=r"image '12.jpg': no such file in '.*images'"):
@@ -107,7 +107,7 @@ def test_an_image_without_a_mask_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "as JSON"),
+        ("{", "not JSON"),
         ("{}", "not InstructPart's: expected a list of {'image_path', 'part_list'}, found dict"),
         ("[]", "found list"),
         ('[{"image_path": "a.jpg"}]', r"\[0\] is not of the form"),

@@ -187,5 +187,5 @@ def test_what_is_not_paco_is_refused(tmp_path: Path) -> None:
     options = write_coco(tmp_path, CATEGORIES, [], **EXTRA)
     with pytest.raises(UserError, match=r"has no annotated image \(1 images\)"):
         open_source("paco", *options)
-    with pytest.raises(UserError, match=r"no folder of images at '/nowhere' \(--images\)"):
+    with pytest.raises(UserError, match=r"no folder at '/nowhere' \(--images\)"):
         open_source("paco", *options[:3], "/nowhere")

@@ -100,7 +100,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_part_only_is_said_to_be_needed(root: Path) -> None:
     (root / "annotations/val_part_only.json").unlink()
-    with pytest.raises(UserError, match=r"val_part_only.json': .*object_part needs it too, to tell parts from objects"):
+    with pytest.raises(UserError, match=r"val_part_only.json' .*object_part needs it too, to tell parts from objects"):
         found(root)
 
 

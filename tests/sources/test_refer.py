@@ -14,7 +14,7 @@ from mres.records import ImageRecord, RecordError
 from mres.shards.check import check_record
 from mres.sources.refer import ReferOptions, is_of_split, refer
 from mres.sources.refer_counts import PUBLISHED, Counts, check_counts
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 ANNOTATIONS = [
     annotation(11, 5, rectangle(2, 3, 10, 4)),
@@ -34,7 +34,7 @@ def write(root: Path, refs: Any = REFS, dataset: str = "refcoco", by: str = "unc
     write_data(root / dataset, f"refs({by}).p", refs, fields.pop("annotations", ANNOTATIONS), **fields)
 
 
-def read(root: Path, split: str = "train", dataset: str = "refcoco", **options: Any) -> Source:
+def read(root: Path, split: str = "train", dataset: str = "refcoco", **options: Any) -> RecordSource:
     return refer(ReferOptions(root, dataset, split, root / "train2014", **{"accept_counts": True, **options}))
 
 
@@ -269,7 +269,7 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(UserError, match=r"has an instances.json itself; give the folder above, with 'refcoco' in it"):
         read(tmp_path / "refcoco")
-    with pytest.raises(UserError, match=r"no folder of images at '/nowhere' \(--images\)"):
+    with pytest.raises(UserError, match=r"no folder at '/nowhere' \(--images\)"):
         refer(ReferOptions(tmp_path, "refcoco", "train", Path("/nowhere"), accept_counts=True))
     (tmp_path / "refcoco/instances.json").unlink()
     with pytest.raises(UserError, match=r"no 'instances.json' in '.*refcoco' \(--root\)"):

@@ -24,7 +24,7 @@ from mres.shards.index import record_key
 from mres.shards.reader import ShardSet
 from mres.shards.verify import damages
 from mres.shards.writer import WriteOptions, write_shards
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 from mres.stream.batch import Batch, StreamShape
 from mres.stream.config import AugmentConfig, DataConfig
 from mres.stream.image import square_image
@@ -50,7 +50,7 @@ RECORDS = [make_record(i) if i % 3 else as_jpeg(make_record(i)) for i in range(N
 @pytest.fixture(scope="module", params=["tar", "mds"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param) / "set"
-    write_shards(Source.of(RECORDS, {"format": "tiny"}), folder, WriteOptions(4, layout=request.param))
+    write_shards(RecordSource.of(RECORDS, {"format": "tiny"}), folder, WriteOptions(4, layout=request.param))
     return folder
 
 
@@ -201,7 +201,7 @@ def test_images_that_were_damaged_before_the_build_are_listed(seed: int, damaged
     ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "set"
-        manifest = write_shards(Source.of(records, {}, "own"), folder, WriteOptions(4, max_bad_fraction=0.6))
+        manifest = write_shards(RecordSource.of(records, {}, "own"), folder, WriteOptions(4, max_bad_fraction=0.6))
         listed = (folder / "quarantine.jsonl").read_text().splitlines() if manifest.counts.quarantined else []
         left_out = {int(json.loads(line)["error"].split("'im")[1].split("'")[0]) for line in listed}
         assert left_out <= damaged

@@ -16,7 +16,7 @@ from mres.errors import UserError
 from mres.records import Expression, RecordError, Target
 from mres.shards.reader import ShardSet
 from mres.shards.writer import WriteOptions, write_shards
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 from mres.stream.batch import Batch, StreamShape, empty_batch
 from mres.stream.config import AugmentConfig, DataConfig
 from mres.stream.loader import StreamState, TrainingStream
@@ -165,7 +165,7 @@ def test_a_state_of_another_version_is_refused(shards: ShardSet) -> None:
 
 def test_other_data_cannot_go_on(shards: ShardSet, tmp_path: Path) -> None:
     records = [make_record(i) for i in range(NUM_IMAGES - 1)]
-    write_shards(Source.of(records, {"format": "tiny"}), tmp_path / "set")
+    write_shards(RecordSource.of(records, {"format": "tiny"}), tmp_path / "set")
     with pytest.raises(UserError, match=r"the data \(manifest hash\) was "):
         stream(ShardSet(tmp_path / "set")).check_state(stream(shards).state(5), 5)
 
@@ -311,7 +311,7 @@ def test_an_expression_that_means_nothing_is_learned(tmp_path: Path) -> None:
     height, width = records[3].height, records[3].width
     none = replace(none, mask=encode_mask(np.zeros((height, width), np.uint8)))
     records[3] = replace(records[3], targets=(*records[3].targets, none))
-    write_shards(Source.of(records, {"format": "tiny"}), tmp_path / "set")
+    write_shards(RecordSource.of(records, {"format": "tiny"}), tmp_path / "set")
     (batch,) = stream(ShardSet(tmp_path / "set"), expressions_per_image=7).batches(0, 1)
     row = batch.image_ids.index("im3")
     named = [i for i in batch.expression_ids if i.startswith("im3/")]
@@ -325,7 +325,7 @@ def test_an_expression_that_means_nothing_is_learned(tmp_path: Path) -> None:
 def two_sets(tiny_shards: Path, tmp_path: Path) -> TrainingSets:
     """22 and 9 images; the second set's are called other0 …"""
     records = [replace(make_record(i), id=f"other{i}") for i in range(9)]
-    write_shards(Source.of(records, {"format": "tiny"}), tmp_path / "second", WriteOptions(4))
+    write_shards(RecordSource.of(records, {"format": "tiny"}), tmp_path / "second", WriteOptions(4))
     return TrainingSets([ShardSet(tiny_shards), ShardSet(tmp_path / "second")])
 
 

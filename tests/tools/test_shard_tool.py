@@ -97,7 +97,7 @@ def test_a_bad_record_is_named(break_it, message: str, data: Path) -> None:
         (("build", "coco", "out"), "the following arguments are required: --annotations, --images, --split"),
         (
             ("build", "coco", "out", "--annotations", "own.jsonl", "--images", "images", "--split", "val"),
-            "cannot read 'own.jsonl' as a COCO file",
+            "'own.jsonl': not JSON",
         ),
         (("info", "nowhere"), "no shard set at 'nowhere': the folder does not exist"),
         (("verify", "empty"), "no shard set at 'empty': the folder is empty"),

@@ -16,7 +16,7 @@ from tiny_run import TRAIN, Done, Raise, lines, run, start, tiny_config, wait
 
 from mres.shards.reader import ShardSet
 from mres.shards.writer import WriteOptions, write_shards
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 STEPS = 18  # of one set 3 epochs, of two 2 and a bit
 LIVES = ((1, 0), (2, 1), (4, 0), (2, 2), (1, 1))  # (ranks, workers of each)
@@ -29,7 +29,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """9 images: other0 …"""
     folder = tmp_path_factory.mktemp("second") / "set"
     records = [replace(make_record(i), id=f"other{i}") for i in range(9)]
-    write_shards(Source.of(records, {"format": "tiny"}), folder, WriteOptions(4))
+    write_shards(RecordSource.of(records, {"format": "tiny"}), folder, WriteOptions(4))
     return folder
 
 

@@ -12,7 +12,7 @@ from tiny_data import make_record
 from tiny_run import TRAIN, Done, lines, outputs, run, start, tiny_config, wait
 
 from mres.shards.writer import WriteOptions, write_shards
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 NUM_IMAGES, PER_SHARD, STEPS = 22, 2, 14  # 11 shards, each of one block; 6 steps an epoch
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("remote") / "set"
     records = [make_record(i) for i in range(NUM_IMAGES)]
-    write_shards(Source.of(records, {"format": "tiny"}), folder, WriteOptions(PER_SHARD))
+    write_shards(RecordSource.of(records, {"format": "tiny"}), folder, WriteOptions(PER_SHARD))
     return folder
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mres.records import Expression, ImageRecord, Target
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 from mres.stream.transforms import encode_mask
 
 HEIGHT, WIDTH = 480, 640
@@ -17,7 +17,7 @@ TARGETS = 32
 _WORDS = ("red", "blue", "left", "right", "front", "large", "small", "upper")
 
 
-def made_source(num_images: int, different: int = 64) -> Source:
+def made_source(num_images: int, different: int = 64) -> RecordSource:
     """`num_images` records of 640×480 JPEGs (q90, about 80 kB) with 32 masks each, half of them parts, 2 texts a mask.
 
     There are `different` images; the others repeat them under ids of their own.
@@ -28,7 +28,9 @@ def made_source(num_images: int, different: int = 64) -> Source:
         image, targets = drawn[number % len(drawn)]
         return ImageRecord(f"made-{number:07d}", image, WIDTH, HEIGHT, "train", "made", targets)
 
-    return Source("made images", num_images, make, {"format": "made", "num_images": num_images, "different": different})
+    return RecordSource(
+        "made images", num_images, make, {"format": "made", "num_images": num_images, "different": different}
+    )
 
 
 def _draw(seed: int) -> tuple[bytes, tuple[Target, ...]]:

@@ -6,7 +6,7 @@ from functools import partial
 
 from mres.errors import UserError
 from mres.sources.scenes.options import SceneOptions
-from mres.sources.source import Source
+from mres.sources.source import RecordSource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--relational-share", type=float, default=0.25, help="share of relational expressions")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Source:
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
     """Raises: UserError for numbers out of range."""
     from mres.sources.scenes.scene import scene
 
@@ -28,4 +28,4 @@ def from_arguments(arguments: argparse.Namespace) -> Source:
     options = SceneOptions(image_size=arguments.image_size, relational_share=arguments.relational_share)
     count, seed, split = arguments.num_images, arguments.seed, arguments.split
     description = {"format": "scenes", "num_images": count, "seed": seed, "split": split, **asdict(options)}
-    return Source("scenes", count, partial(scene, seed=seed, split=split, options=options), description)
+    return RecordSource("scenes", count, partial(scene, seed=seed, split=split, options=options), description)

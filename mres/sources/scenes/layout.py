@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from mres.sources.scenes.options import SceneOptions
-from mres.sources.scenes.shapes import CATEGORIES, COLOURS, Piece, Rgb, Shape, extent, unit_shape
+from mres.sources.scenes.shapes import CATEGORIES, COLOURS, Polygon, Rgb, Shape, extent, unit_shape
 
 SMALL, LARGE = (0.25, 0.30), (0.43, 0.52)  # side of a square as large as the object's box
 ROOMY = 4  # objects that fit at these sizes; where there may be more, all are smaller
@@ -95,7 +95,7 @@ def _place(rng: np.random.Generator, wish: Wish, horizon: float, taken: list[Box
         bottom = rng.uniform(highest, 1 - EDGE)
         box = (x, bottom - height, x + width, bottom)
         if all(_overlap(box, other) <= MAX_OVERLAP for other in taken):
-            moved = [Piece(p.part, p.paint, p.points_N2 * side + box[:2]) for p in shape]
+            moved = [Polygon(p.part, p.paint, p.points_N2 * side + box[:2]) for p in shape]
             return Placed(wish.category, wish.colour, _jittered(rng, COLOURS[wish.colour]), moved, box)
     return None
 

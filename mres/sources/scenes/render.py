@@ -64,8 +64,8 @@ def label_map(objects: Sequence[Placed], size: int) -> tuple[NDArray[np.uint8], 
     exposed = [0]
     for thing in objects:
         first = len(exposed)
-        for label, piece in enumerate(thing.shape, start=first):
-            pen.polygon([(x, y) for x, y in (piece.points_N2 * side).tolist()], fill=label)
+        for label, polygon in enumerate(thing.shape, start=first):
+            pen.polygon([(x, y) for x, y in (polygon.points_N2 * side).tolist()], fill=label)
         exposed += canvas.histogram()[first : first + len(thing.shape)]
     assert len(exposed) <= 256, "a label map has 8 bits"
     return np.asarray(canvas), exposed
@@ -75,7 +75,7 @@ def visible_masks(objects: Sequence[Placed], labels_DD: NDArray[np.uint8], expos
     """What of each object and of its parts is visible in a label map, in the order of `objects`."""
     shown = np.bincount(labels_DD.ravel(), minlength=len(exposed))
     part_of = np.zeros(256, dtype=np.uint8)  # label -> number of its part, counted over all objects from 1
-    names = [list(dict.fromkeys(piece.part for piece in thing.shape)) for thing in objects]
+    names = [list(dict.fromkeys(polygon.part for polygon in thing.shape)) for thing in objects]
     firsts = np.cumsum([1] + [len(own) for own in names]).tolist()
     owned = [
         first + own.index(p.part)
@@ -130,7 +130,7 @@ def _shade(
     objects: Sequence[Placed], labels_DD: NDArray[np.uint8], background_HW3: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The picture: palette colours with outlines and light from above, laid over the background."""
-    palette = [(0, 0, 0)] + [paint_rgb(piece.paint, thing.rgb) for thing in objects for piece in thing.shape]
+    palette = [(0, 0, 0)] + [paint_rgb(polygon.paint, thing.rgb) for thing in objects for polygon in thing.shape]
     picture = Image.fromarray(labels_DD).convert("P")
     picture.putpalette([value for rgb in palette for value in rgb])
     colour_HW3 = np.asarray(picture.convert("RGB").reduce(2), dtype=np.float32)

@@ -45,7 +45,7 @@ _TONES = {MAIN: 1.0, "main-": 0.8, "main+": 1.18}
 
 
 @dataclass(frozen=True)
-class Piece:
+class Polygon:
     """One polygon of a shape: the part it belongs to, the name of its paint, its corners."""
 
     part: str
@@ -53,7 +53,7 @@ class Piece:
     points_N2: Points
 
 
-Shape = list[Piece]
+Shape = list[Polygon]
 
 
 def paint_rgb(paint: str, main: Rgb) -> Rgb:
@@ -103,16 +103,16 @@ def _car(rng: np.random.Generator) -> Shape:
     pane = ((back + 0.16, 0.4), (back + 0.28, top + 0.1), (front - 0.45, top + 0.1), (front - 0.18, 0.4))
     hood = ((front - 0.1, 0.4), (1.9, 0.48), (2, 0.6), (2, 0.84))
     shape = [
-        Piece("roof", "main-", _polygon((back, 0.46), (back + 0.2, top), (front - 0.4, top), (front, 0.46))),
-        Piece("window", "glass", _polygon(*pane)),
-        Piece("body", MAIN, _polygon((0, 0.84), (0, 0.5), (0.1, 0.4), *hood)),
-        Piece("body", "lamp", _ellipse(1.91, 0.57, 0.07, 0.07)),
-        Piece("body", "grey", _box(0, 0.74, 2, 0.84)),
+        Polygon("roof", "main-", _polygon((back, 0.46), (back + 0.2, top), (front - 0.4, top), (front, 0.46))),
+        Polygon("window", "glass", _polygon(*pane)),
+        Polygon("body", MAIN, _polygon((0, 0.84), (0, 0.5), (0.1, 0.4), *hood)),
+        Polygon("body", "lamp", _ellipse(1.91, 0.57, 0.07, 0.07)),
+        Polygon("body", "grey", _box(0, 0.74, 2, 0.84)),
     ]
     for name, x in (("left wheel", 0.42), ("right wheel", 1.55)):
         shape += [
-            Piece(name, "tyre", _ellipse(x, 0.84, wheel, wheel)),
-            Piece(name, "hub", _ellipse(x, 0.84, wheel * 0.45, wheel * 0.45)),
+            Polygon(name, "tyre", _ellipse(x, 0.84, wheel, wheel)),
+            Polygon(name, "hub", _ellipse(x, 0.84, wheel * 0.45, wheel * 0.45)),
         ]
     return shape
 
@@ -121,75 +121,75 @@ def _house(rng: np.random.Generator) -> Shape:
     half, eaves, ridge = rng.uniform(0.45, 0.62), rng.uniform(0.42, 0.52), rng.uniform(0.0, 0.35)
     door, pane = -0.68 * half, 0.42 * half
     shape = [
-        Piece("wall", MAIN, _symmetric(0, (half - 0.07, eaves - 0.04), (half - 0.07, 1.1))),
-        Piece("roof", "slate", _symmetric(0, (ridge, 0), (half + 0.03, eaves))),
-        Piece("door", "wood", _box(door, 0.7, door + 0.24, 1.1)),
-        Piece("door", "lamp", _ellipse(door + 0.19, 0.92, 0.022, 0.022)),
-        Piece("window", "white", _box(pane - 0.15, 0.62, pane + 0.15, 0.88)),
-        Piece("window", "glass", _box(pane - 0.12, 0.65, pane + 0.12, 0.85)),
-        Piece("window", "white", _box(pane - 0.014, 0.65, pane + 0.014, 0.85)),
+        Polygon("wall", MAIN, _symmetric(0, (half - 0.07, eaves - 0.04), (half - 0.07, 1.1))),
+        Polygon("roof", "slate", _symmetric(0, (ridge, 0), (half + 0.03, eaves))),
+        Polygon("door", "wood", _box(door, 0.7, door + 0.24, 1.1)),
+        Polygon("door", "lamp", _ellipse(door + 0.19, 0.92, 0.022, 0.022)),
+        Polygon("window", "white", _box(pane - 0.15, 0.62, pane + 0.15, 0.88)),
+        Polygon("window", "glass", _box(pane - 0.12, 0.65, pane + 0.12, 0.85)),
+        Polygon("window", "white", _box(pane - 0.014, 0.65, pane + 0.014, 0.85)),
     ]
     if rng.random() < 0.5:
-        shape.insert(0, Piece("chimney", "grey", _box(half * 0.44, -0.02, half * 0.44 + 0.16, eaves)))
+        shape.insert(0, Polygon("chimney", "grey", _box(half * 0.44, -0.02, half * 0.44 + 0.16, eaves)))
     return shape
 
 
 def _tree(rng: np.random.Generator) -> Shape:
     kind, wide = rng.integers(3), rng.uniform(0.42, 0.52)
-    trunk = Piece("trunk", "wood", _polygon((0.43, 0.6), (0.57, 0.6), (0.61, 1.3), (0.39, 1.3)))
+    trunk = Polygon("trunk", "wood", _polygon((0.43, 0.6), (0.57, 0.6), (0.61, 1.3), (0.39, 1.3)))
     if kind == 0:  # a fir
         tiers = ((0.0, 0.46, 0.66), (0.26, 0.72, 0.84), (0.52, 1.0, 1.0))
         crown = [
-            Piece("crown", paint, _polygon((0.5, top), (0.5 + wide * share, low), (0.5 - wide * share, low)))
+            Polygon("crown", paint, _polygon((0.5, top), (0.5 + wide * share, low), (0.5 - wide * share, low)))
             for (top, low, share), paint in reversed(list(zip(tiers, ("main+", MAIN, "main-"), strict=True)))
         ]
     elif kind == 1:  # a poplar
         crown = [
-            Piece("crown", MAIN, _ellipse(0.5, 0.48, wide * 0.84, 0.5)),
-            Piece("crown", "main+", _ellipse(0.44, 0.36, wide * 0.4, 0.24)),
+            Polygon("crown", MAIN, _ellipse(0.5, 0.48, wide * 0.84, 0.5)),
+            Polygon("crown", "main+", _ellipse(0.44, 0.36, wide * 0.4, 0.24)),
         ]
     else:  # an oak
         crown = [
-            Piece("crown", "main-", _ellipse(0.5 + wide * 0.62, 0.56, 0.27, 0.25)),
-            Piece("crown", "main-", _ellipse(0.5 - wide * 0.62, 0.56, 0.27, 0.25)),
-            Piece("crown", MAIN, _ellipse(0.5, 0.42, wide * 0.86, 0.42)),
-            Piece("crown", "main+", _ellipse(0.42, 0.3, wide * 0.42, 0.18)),
+            Polygon("crown", "main-", _ellipse(0.5 + wide * 0.62, 0.56, 0.27, 0.25)),
+            Polygon("crown", "main-", _ellipse(0.5 - wide * 0.62, 0.56, 0.27, 0.25)),
+            Polygon("crown", MAIN, _ellipse(0.5, 0.42, wide * 0.86, 0.42)),
+            Polygon("crown", "main+", _ellipse(0.42, 0.3, wide * 0.42, 0.18)),
         ]
     return [trunk, *crown]
 
 
 def _person(rng: np.random.Generator) -> Shape:
     shape = [
-        Piece("legs", "cloth", _symmetric(0, (0.2, 1.08), (0.23, 1.85), (0.04, 1.85), (0.0, 1.25))),
-        Piece("legs", "tyre", _box(-0.28, 1.83, -0.04, 1.93)),
-        Piece("legs", "tyre", _box(0.04, 1.83, 0.28, 1.93)),
+        Polygon("legs", "cloth", _symmetric(0, (0.2, 1.08), (0.23, 1.85), (0.04, 1.85), (0.0, 1.25))),
+        Polygon("legs", "tyre", _box(-0.28, 1.83, -0.04, 1.93)),
+        Polygon("legs", "tyre", _box(0.04, 1.83, 0.28, 1.93)),
     ]
     for name, side in (("left arm", -1), ("right arm", 1)):
         lift = rng.choice((0.55, 0.45, -0.3), p=(0.5, 0.3, 0.2))
         hand_x, hand_y = side * rng.uniform(0.42, 0.62), 0.54 + lift
         shape += [
-            Piece(name, "main-", _limb(side * 0.2, 0.56, hand_x, hand_y, 0.16)),
-            Piece(name, "skin", _ellipse(hand_x, hand_y, 0.085, 0.085)),
+            Polygon(name, "main-", _limb(side * 0.2, 0.56, hand_x, hand_y, 0.16)),
+            Polygon(name, "skin", _ellipse(hand_x, hand_y, 0.085, 0.085)),
         ]
     hair = ((0.09, -0.03), (0.21, 0.08), (0.21, 0.24), (0.13, 0.11))
     return [
         *shape,
-        Piece("torso", MAIN, _symmetric(0, (0.18, 0.44), (0.26, 0.54), (0.22, 1.14))),
-        Piece("head", "skin", _ellipse(0, 0.22, 0.2, 0.23)),
-        Piece("head", "hair", _symmetric(0, *hair)),
-        Piece("head", "tyre", _ellipse(-0.075, 0.22, 0.025, 0.035)),
-        Piece("head", "tyre", _ellipse(0.075, 0.22, 0.025, 0.035)),
+        Polygon("torso", MAIN, _symmetric(0, (0.18, 0.44), (0.26, 0.54), (0.22, 1.14))),
+        Polygon("head", "skin", _ellipse(0, 0.22, 0.2, 0.23)),
+        Polygon("head", "hair", _symmetric(0, *hair)),
+        Polygon("head", "tyre", _ellipse(-0.075, 0.22, 0.025, 0.035)),
+        Polygon("head", "tyre", _ellipse(0.075, 0.22, 0.025, 0.035)),
     ]
 
 
 def _boat(rng: np.random.Generator) -> Shape:
     top, sail = rng.uniform(0.0, 0.2), rng.uniform(0.42, 0.55)
     return [
-        Piece("mast", "wood", _box(0.56, top - 0.06, 0.65, 0.78)),
-        Piece("sail", "white", _polygon((0.68, top), (0.68 + sail, 0.68), (0.68, 0.68))),
-        Piece("sail", "hub", _polygon((0.68, 0.56), (0.68 + sail * 0.83, 0.56), (0.68 + sail, 0.68), (0.68, 0.68))),
-        Piece("hull", MAIN, _polygon((0, 0.76), (1.35, 0.76), (1.1, 1.12), (0.2, 1.12))),
-        Piece("hull", "main+", _polygon((0, 0.76), (1.35, 0.76), (1.3, 0.84), (0.05, 0.84))),
+        Polygon("mast", "wood", _box(0.56, top - 0.06, 0.65, 0.78)),
+        Polygon("sail", "white", _polygon((0.68, top), (0.68 + sail, 0.68), (0.68, 0.68))),
+        Polygon("sail", "hub", _polygon((0.68, 0.56), (0.68 + sail * 0.83, 0.56), (0.68 + sail, 0.68), (0.68, 0.68))),
+        Polygon("hull", MAIN, _polygon((0, 0.76), (1.35, 0.76), (1.1, 1.12), (0.2, 1.12))),
+        Polygon("hull", "main+", _polygon((0, 0.76), (1.35, 0.76), (1.3, 0.84), (0.05, 0.84))),
     ]
 
 
@@ -197,38 +197,38 @@ def _flower(rng: np.random.Generator) -> Shape:
     num_petals, first = int(rng.integers(5, 8)), rng.uniform(0, 2 * math.pi)
     long, wide = 0.23, 1.1 / num_petals
     shape = [
-        Piece("stem", "stalk", _box(0.45, 0.5, 0.55, 1.45)),
-        Piece("left leaf", "stalk", _ellipse(0.24, rng.uniform(1.02, 1.22), 0.25, 0.11, 0.5)),
-        Piece("right leaf", "stalk", _ellipse(0.76, rng.uniform(1.02, 1.22), 0.25, 0.11, -0.5)),
+        Polygon("stem", "stalk", _box(0.45, 0.5, 0.55, 1.45)),
+        Polygon("left leaf", "stalk", _ellipse(0.24, rng.uniform(1.02, 1.22), 0.25, 0.11, 0.5)),
+        Polygon("right leaf", "stalk", _ellipse(0.76, rng.uniform(1.02, 1.22), 0.25, 0.11, -0.5)),
     ]
     for number in range(num_petals):
         angle = first + number * 2 * math.pi / num_petals
         centre = (0.5 + 0.24 * math.cos(angle), 0.42 + 0.24 * math.sin(angle))
-        shape.append(Piece("petals", (MAIN, "main+")[number % 2], _ellipse(*centre, long, wide, angle)))
-    shape.append(Piece("centre", "hair", _ellipse(0.5, 0.42, 0.16, 0.16)))
-    shape.append(Piece("centre", "wood", _ellipse(0.5, 0.42, 0.1, 0.1)))
+        shape.append(Polygon("petals", (MAIN, "main+")[number % 2], _ellipse(*centre, long, wide, angle)))
+    shape.append(Polygon("centre", "hair", _ellipse(0.5, 0.42, 0.16, 0.16)))
+    shape.append(Polygon("centre", "wood", _ellipse(0.5, 0.42, 0.1, 0.1)))
     return shape
 
 
 def _cat(rng: np.random.Generator) -> Shape:
     tip = rng.uniform(0.5, 0.8)
     return [
-        Piece("tail", "main-", _limb(0.66, 1.24, 1.06, 1.1, 0.15)),
-        Piece("tail", "main-", _limb(1.05, 1.14, 1.12, tip, 0.15)),
-        Piece("tail", "main-", _ellipse(1.05, 1.11, 0.085, 0.085)),
-        Piece("tail", "main", _ellipse(1.12, tip, 0.085, 0.085)),
-        Piece("body", MAIN, _ellipse(0.5, 0.98, 0.34, 0.4)),
-        Piece("body", "main+", _ellipse(0.5, 1.0, 0.17, 0.27)),
-        Piece("body", "main-", _ellipse(0.33, 1.32, 0.15, 0.09)),
-        Piece("body", "main-", _ellipse(0.67, 1.32, 0.15, 0.09)),
-        Piece("left ear", "main-", _polygon((0.16, 0.34), (0.17, -0.06), (0.47, 0.16))),
-        Piece("left ear", "nose", _polygon((0.21, 0.26), (0.22, 0.06), (0.36, 0.16))),
-        Piece("right ear", "main-", _polygon((0.84, 0.34), (0.83, -0.06), (0.53, 0.16))),
-        Piece("right ear", "nose", _polygon((0.79, 0.26), (0.78, 0.06), (0.64, 0.16))),
-        Piece("head", MAIN, _ellipse(0.5, 0.42, 0.37, 0.31)),
-        Piece("head", "tyre", _ellipse(0.36, 0.38, 0.05, 0.07)),
-        Piece("head", "tyre", _ellipse(0.64, 0.38, 0.05, 0.07)),
-        Piece("head", "nose", _polygon((0.44, 0.5), (0.56, 0.5), (0.5, 0.58))),
+        Polygon("tail", "main-", _limb(0.66, 1.24, 1.06, 1.1, 0.15)),
+        Polygon("tail", "main-", _limb(1.05, 1.14, 1.12, tip, 0.15)),
+        Polygon("tail", "main-", _ellipse(1.05, 1.11, 0.085, 0.085)),
+        Polygon("tail", "main", _ellipse(1.12, tip, 0.085, 0.085)),
+        Polygon("body", MAIN, _ellipse(0.5, 0.98, 0.34, 0.4)),
+        Polygon("body", "main+", _ellipse(0.5, 1.0, 0.17, 0.27)),
+        Polygon("body", "main-", _ellipse(0.33, 1.32, 0.15, 0.09)),
+        Polygon("body", "main-", _ellipse(0.67, 1.32, 0.15, 0.09)),
+        Polygon("left ear", "main-", _polygon((0.16, 0.34), (0.17, -0.06), (0.47, 0.16))),
+        Polygon("left ear", "nose", _polygon((0.21, 0.26), (0.22, 0.06), (0.36, 0.16))),
+        Polygon("right ear", "main-", _polygon((0.84, 0.34), (0.83, -0.06), (0.53, 0.16))),
+        Polygon("right ear", "nose", _polygon((0.79, 0.26), (0.78, 0.06), (0.64, 0.16))),
+        Polygon("head", MAIN, _ellipse(0.5, 0.42, 0.37, 0.31)),
+        Polygon("head", "tyre", _ellipse(0.36, 0.38, 0.05, 0.07)),
+        Polygon("head", "tyre", _ellipse(0.64, 0.38, 0.05, 0.07)),
+        Polygon("head", "nose", _polygon((0.44, 0.5), (0.56, 0.5), (0.5, 0.58))),
     ]
 
 
@@ -236,13 +236,13 @@ def _rocket(rng: np.random.Generator) -> Shape:
     half, low = rng.uniform(0.21, 0.27), rng.uniform(1.5, 1.62)
     fin = ((half - 0.05, 0.85), (0.48, 1.2), (0.48, low), (half - 0.08, 1.3))
     return [
-        Piece("body", "slate", _symmetric(0, (0.12, 1.3), (0.18, 1.48))),
-        Piece("left fin", "grey", _polygon(*((-x, y) for x, y in fin))),
-        Piece("right fin", "grey", _polygon(*fin)),
-        Piece("body", MAIN, _symmetric(0, (half - 0.02, 0.42), (half + 0.03, 0.8), (half - 0.04, 1.32))),
-        Piece("nose", "white", _symmetric(0, (0, -0.05), (half * 0.6, 0.18), (half, 0.46))),
-        Piece("window", "slate", _ellipse(0, 0.74, 0.16, 0.16)),
-        Piece("window", "glass", _ellipse(0, 0.74, 0.12, 0.12)),
+        Polygon("body", "slate", _symmetric(0, (0.12, 1.3), (0.18, 1.48))),
+        Polygon("left fin", "grey", _polygon(*((-x, y) for x, y in fin))),
+        Polygon("right fin", "grey", _polygon(*fin)),
+        Polygon("body", MAIN, _symmetric(0, (half - 0.02, 0.42), (half + 0.03, 0.8), (half - 0.04, 1.32))),
+        Polygon("nose", "white", _symmetric(0, (0, -0.05), (half * 0.6, 0.18), (half, 0.46))),
+        Polygon("window", "slate", _ellipse(0, 0.74, 0.16, 0.16)),
+        Polygon("window", "glass", _ellipse(0, 0.74, 0.12, 0.12)),
     ]
 
 
@@ -277,22 +277,22 @@ def unit_shape(category: str, rng: np.random.Generator) -> Shape:
     spec = CATEGORIES[category]
     shape = spec.draw(rng)
     if rng.random() < 0.5:
-        shape = [_mirrored(piece) for piece in shape]
+        shape = [_mirrored(polygon) for polygon in shape]
     turn = rng.uniform(-spec.tilt, spec.tilt)
-    turned = [_turned(piece.points_N2, turn) for piece in shape]
+    turned = [_turned(polygon.points_N2, turn) for polygon in shape]
     corners_N2 = np.concatenate(turned)
     low, high = corners_N2.min(axis=0), corners_N2.max(axis=0)
     scale = 1 / math.sqrt(np.prod(high - low))
-    return [Piece(p.part, p.paint, (points - low) * scale) for p, points in zip(shape, turned, strict=True)]
+    return [Polygon(p.part, p.paint, (points - low) * scale) for p, points in zip(shape, turned, strict=True)]
 
 
-def _mirrored(piece: Piece) -> Piece:
-    side, _, rest = piece.part.partition(" ")
-    part = {"left": f"right {rest}", "right": f"left {rest}"}.get(side, piece.part)
-    return Piece(part, piece.paint, piece.points_N2 * (-1, 1))
+def _mirrored(polygon: Polygon) -> Polygon:
+    side, _, rest = polygon.part.partition(" ")
+    part = {"left": f"right {rest}", "right": f"left {rest}"}.get(side, polygon.part)
+    return Polygon(part, polygon.paint, polygon.points_N2 * (-1, 1))
 
 
 def extent(shape: Shape) -> tuple[float, float]:
     """Width and height of a unit shape's box."""
-    width, height = np.concatenate([piece.points_N2 for piece in shape]).max(axis=0)
+    width, height = np.concatenate([polygon.points_N2 for polygon in shape]).max(axis=0)
     return float(width), float(height)

@@ -1,0 +1,38 @@
+"""LVIS v1 (1,203 object categories on COCO's images of 2017) to image records."""
+
+import argparse
+from collections import Counter
+from functools import partial
+
+from mres.errors import UserError
+from mres.sources.coco_file import CocoFile, CocoOptions, add_coco_arguments, coco_options, image_source
+from mres.sources.object_parts import drop_slivers, drop_unsure, nouns_of, object_targets
+from mres.sources.source import RecordSource
+
+
+def lvis(options: CocoOptions) -> RecordSource:
+    """The image records of one file of LVIS, such as `lvis_v1_train.json`.
+
+    Objects whose category the file marks as not exhaustively annotated in an image are left out there.
+
+    Raises:
+        UserError: not an LVIS file, no such folder, no annotated image.
+    """
+    file = CocoFile(options.annotations)
+    if not any("not_exhaustive_category_ids" in entry for entry in file.images.values()):
+        raise UserError(
+            f"'{file.path}' is not an LVIS file: no image has 'not_exhaustive_category_ids'; files of COCO are read by the "
+            "format instances"
+        )
+    nouns, notes = nouns_of(file), Counter[str]()
+    drop_unsure(file, nouns, notes)
+    drop_slivers(file, notes)
+    return image_source(file, options, "lvis", partial(object_targets, file, nouns, notes), {"format": "lvis"}, notes)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_coco_arguments(parser, "the folder with COCO's train2017 and val2017")
+
+
+def from_arguments(arguments: argparse.Namespace) -> RecordSource:
+    return lvis(coco_options(arguments))

@@ -1,0 +1,105 @@
+"""What readers of foreign files share: JSON with its hash, folders, images, their sizes and ids, options that name paths."""
+
+import argparse
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from mres.errors import UserError
+from mres.io.json_files import read_json_table
+from mres.records import RecordError
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class JsonFile:
+    """A JSON file of a data set.
+
+    Attributes:
+        sha256: of its bytes.
+    """
+
+    path: Path
+    value: Any
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path, named_by: str = "--annotations") -> "JsonFile":
+        """Raises: UserError: there is none (`named_by` is the remedy), or it cannot be read as JSON."""
+        try:
+            return cls(path, *read_json_table(path))
+        except FileNotFoundError:
+            raise UserError(f"no annotations at '{path}' ({named_by})") from None
+
+    @property
+    def name(self) -> str:
+        """Folder and name of the file; the same on every machine."""
+        return name_of(self.path)
+
+
+def name_of(path: Path) -> str:
+    """Folder and name of a file; the same on every machine."""
+    return f"{path.resolve().parent.name}/{path.name}"
+
+
+def need_folder(folder: Path, option: str) -> None:
+    """Raises: UserError: there is none."""
+    if not folder.is_dir():
+        raise UserError(f"no folder at '{folder}' ({option})")
+
+
+def read_image(folder: Path, file_name: str, where: str, *, exact: bool = False) -> bytes:
+    """An image's bytes: `file_name` below `folder`; unless `exact`, also without its first folders, down to the bare name.
+
+    Raises:
+        RecordError: no such file, or a path that leaves the folder.
+    """
+    parts = PurePosixPath(file_name).parts
+    if not parts or PurePosixPath(file_name).is_absolute() or ".." in parts or "\0" in file_name:
+        raise RecordError(f"{where}: the image path {file_name!r} leaves the folder of the images")
+    places = [folder.joinpath(*parts[start:]) for start in range(1 if exact else len(parts))]
+    place = next((place for place in places if place.is_file()), places[-1])
+    try:
+        return place.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{where}: '{place}' cannot be read: {error.strerror}") from None
+
+
+def image_size(image: bytes, where: str) -> tuple[int, int]:
+    """(height, width) of an encoded image, in pixels as they lie in the file. Raises: RecordError."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+            return opened.height, opened.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RecordError(f"{where}: not a JPEG or PNG image ({error})") from None
+
+
+def record_ids(file_names: Mapping[Key, str], *, alike: bool) -> dict[Key, str]:
+    """Each file's name without its suffix; where that repeats with its folders, where that does too with the suffix.
+
+    Args:
+        alike: where one of them needs its folders or suffix, all have them.
+    """
+    paths = {key: PurePosixPath(name) for key, name in file_names.items()}
+    forms: list[Callable[[PurePosixPath], str]] = [lambda path: path.stem, lambda path: str(path.with_suffix("")), str]
+    counts = [Counter(map(form, paths.values())) for form in forms]
+    shortest = next((n for n, count in enumerate(counts) if max(count.values(), default=1) == 1), 2) if alike else 0
+
+    def record_id(path: PurePosixPath) -> str:
+        texts = [form(path) for form in forms]
+        own = next((n for n, text in enumerate(texts) if counts[n][text] == 1), 2)
+        return texts[max(own, shortest)]
+
+    return {key: record_id(path) for key, path in paths.items()}
+
+
+def add_paths(parser: argparse.ArgumentParser, *options: tuple[str, str, str]) -> None:
+    """Options that must be given: (name, what stands for the path in the help, help)."""
+    for option, metavar, what in options:
+        parser.add_argument(option, type=Path, required=True, default=argparse.SUPPRESS, metavar=metavar, help=what)
