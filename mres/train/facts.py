@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,8 @@ from mres.io.files import bytes_sha256, file_sha256
 from mres.stream.config import local_batch_size
 from mres.stream.loader import TrainingStream
 from mres.stream.sets import TrainingSets
+from mres.supervise.software import code_sha256, git_sha, package_versions, texts_sha256
 from mres.supervise.world import World
-
-PACKAGES = (
-    "mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "simplejpeg", "pillow", "pycocotools", "webdataset",
-)  # fmt: skip
-_HERE = Path(__file__).resolve().parents[1]
 
 
 def facts_of_run(config: Config, stream: TrainingStream, last_step: int, world_size: int) -> dict[str, str | None]:
@@ -77,45 +70,11 @@ def ds_config_sha256(config: Config) -> str | None:
 def facts_of_model(model: nn.Module) -> dict[str, str | None]:
     """Names, shapes and what is trained, as one hash a child of the model."""
     return {
-        f"model.{name} (hash of names and shapes)": _sha256(
+        f"model.{name} (hash of names and shapes)": texts_sha256(
             f"{n} {tuple(p.shape)} {p.dtype} {p.requires_grad}\n" for n, p in child.named_parameters()
         )
         for name, child in model.named_children()
     }
-
-
-def package_versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in PACKAGES}
-
-
-def code_sha256() -> str:
-    """Hash of the package's own source: it tells apart what no commit does."""
-    return _sha256(f"{p.relative_to(_HERE)}\n{p.read_text(encoding='utf-8')}" for p in sorted(_HERE.rglob("*.py")))
-
-
-def git_sha() -> str | None:
-    """The commit that the code is of, where it lies in a repository."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=_HERE, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _sha256(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode())
-    return digest.hexdigest()[:12]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
@@ -32,13 +31,3 @@ def test_another_content_of_the_ds_config_is_another_config(tmp_path: Path) -> N
         found.add((run_facts.config_sha256(config), run_facts.ds_config_sha256(config)))
     assert len(found) == 2
     assert len({of_all for of_all, _ in found}) == 2
-
-
-def test_source_that_no_commit_tells_apart_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_facts, "_HERE", tmp_path)
-    (tmp_path / "a.py").write_text("x = 1\n")
-    before = run_facts.code_sha256()
-    (tmp_path / "a.py").write_text("x = 2\n")
-    assert run_facts.code_sha256() != before
-    (tmp_path / "a.py").write_text("x = 1\n")
-    assert run_facts.code_sha256() == before

@@ -6,9 +6,9 @@ profile/rank-00000-steps-10-12.pickle      open in https://docs.pytorch.org/memo
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +21,18 @@ from mres.train.config import TrainConfig
 _MEMORY_EVENTS = 1_000_000
 
 
+@dataclass(slots=True)
+class _Window:
+    """`begin` starts to record on a device and returns what ends that and writes a file, which gets a suffix of its own."""
+
+    first: int
+    last: int
+    begin: Callable[[torch.device], Callable[[Path], None]]
+    end: Callable[[Path], None] | None = None
+    opened: int = 0
+    reached: int = 0
+
+
 class ProfileWindows(Callback):
     """Opens and closes the windows; one that a stop cuts off is written as far as it went.
 
@@ -30,88 +42,57 @@ class ProfileWindows(Callback):
 
     def __init__(self, config: TrainConfig, run_dir: Path, world: World, last_step: int) -> None:
         _check(config, world, last_step)
-        self._windows: list[_Window] = []
-        if world.rank in config.profile_ranks:
-            folder = run_dir / "profile"
-            if config.profile:
-                self._windows.append(_Profile(folder, world, config.profile))
-            if config.memory_snapshot:
-                self._windows.append(_Memory(folder, world, config.memory_snapshot))
+        self._folder, self._world = run_dir / "profile", world
+        chosen = (config.profile, _profile), (config.memory_snapshot, _memory_history)
+        here = world.rank in config.profile_ranks
+        self._windows = [_Window(*steps, begin) for steps, begin in chosen if steps is not None and here]
 
     def before_step(self, step: int) -> None:
         for window in self._windows:
-            if not window.is_open and window.first <= step <= window.last:
-                window.open(step)
+            if window.end is None and window.first <= step <= window.last:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                window.opened, window.end = step, window.begin(self._world.device)
 
     def after_step(self, step: int, batch: Batch) -> None:
         for window in self._windows:
-            if window.is_open:
-                window.reached = step
-                if step == window.last:
-                    window.close()
+            window.reached = step
+            if step == window.last:
+                self._finish(window)
 
     def close(self) -> None:
         for window in self._windows:
-            if window.is_open:
-                window.close()
+            self._finish(window)
+
+    def _finish(self, window: _Window) -> None:
+        if window.end is not None:
+            window.end(self._folder / f"rank-{self._world.rank:05d}-steps-{window.opened}-{window.reached}")
+            window.end = None
 
 
-class _Window(ABC):
-    suffix = ""
+def _profile(device: torch.device) -> Callable[[Path], None]:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    profiler = torch.profiler.profile(activities=activities, record_shapes=True)
+    profiler.start()
 
-    def __init__(self, folder: Path, world: World, steps: tuple[int, int]) -> None:
-        self._folder, self._world = folder, world
-        self.first, self.last = steps
-        self.opened = self.reached = 0
+    def end(path: Path) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # else the last kernels are missing
+        profiler.stop()
+        profiler.export_chrome_trace(f"{path}.json.gz")
 
-    @property
-    def is_open(self) -> bool:
-        return self.opened > 0
-
-    def open(self, step: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._begin()
-        self.opened = self.reached = step
-
-    def close(self) -> None:
-        name = f"rank-{self._world.rank:05d}-steps-{self.opened}-{self.reached}{self.suffix}"
-        self.opened = 0
-        self._finish(self._folder / name)
-
-    @abstractmethod
-    def _begin(self) -> None: ...
-
-    @abstractmethod
-    def _finish(self, path: Path) -> None: ...
+    return end
 
 
-class _Profile(_Window):
-    suffix = ".json.gz"
-    _profiler: Any
+def _memory_history(device: torch.device) -> Callable[[Path], None]:
+    torch.cuda.memory._record_memory_history(max_entries=_MEMORY_EVENTS)
 
-    def _begin(self) -> None:
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self._world.device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=activities, record_shapes=True)
-        self._profiler.__enter__()
-
-    def _finish(self, path: Path) -> None:
-        if self._world.device.type == "cuda":
-            torch.cuda.synchronize(self._world.device)  # else the last kernels are missing
-        self._profiler.__exit__(None, None, None)
-        self._profiler.export_chrome_trace(str(path))
-
-
-class _Memory(_Window):
-    suffix = ".pickle"
-
-    def _begin(self) -> None:
-        torch.cuda.memory._record_memory_history(max_entries=_MEMORY_EVENTS)
-
-    def _finish(self, path: Path) -> None:
-        torch.cuda.memory._dump_snapshot(str(path))
+    def end(path: Path) -> None:
+        torch.cuda.memory._dump_snapshot(f"{path}.pickle")
         torch.cuda.memory._record_memory_history(enabled=None)
+
+    return end
 
 
 def _check(config: TrainConfig, world: World, last_step: int) -> None:

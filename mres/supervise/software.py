@@ -1,0 +1,51 @@
+"""Which code runs here: versions of packages, the commit, and a hash of the source."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "simplejpeg", "pillow", "pycocotools", "webdataset",
+)  # fmt: skip
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def package_versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in PACKAGES}
+
+
+def code_sha256() -> str:
+    """Hash of the package's own source: it tells apart what no commit does."""
+    return texts_sha256(
+        f"{p.relative_to(_PACKAGE)}\n{p.read_text(encoding='utf-8')}" for p in sorted(_PACKAGE.rglob("*.py"))
+    )
+
+
+def git_sha() -> str | None:
+    """The commit that the code is of, where it lies in a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=_PACKAGE, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def texts_sha256(texts: Iterable[str]) -> str:
+    """A short hash of all of them together."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
