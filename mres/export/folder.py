@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from mres.formats.verifying import verify
 from mres.io.files import write_durably
 from mres.io.progress import track
 from mres.io.staged import staged
+from mres.supervise.software import package_versions
 
 if TYPE_CHECKING:
     from mres.checkpoint.weights import Kind, OpenedWeights
@@ -68,7 +68,11 @@ def export(
     check_apart(found.path.resolve(), out.resolve())
     from mres.export.origin import origin_of
 
-    origin = {**origin_of(found, config, weights, results), "exported_with": _versions(), "programs": []}
+    origin = {
+        **origin_of(found, config, weights, results),
+        "exported_with": package_versions(_PACKAGES),
+        "programs": [],
+    }
     try:
         with staged(out.absolute()) as stage:
             part = convert(found.path, stage.result, "safetensors", weights=weights, max_shard_bytes=max_shard_bytes)
@@ -94,17 +98,6 @@ def _open(source: Path, weights: Kind) -> tuple[OpenedWeights, Config]:
             "(tools/convert.py --to safetensors), which needs neither"
         )
     return found, load_config(found.path / CONFIG) if found.path.is_dir() else run_config(found.path)
-
-
-def _versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _add_programs(part: Path, programs: Sequence[ProgramFormat], origin: Facts) -> Iterator[str]:

@@ -8,14 +8,15 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = (
+_PACKAGES = (
     "mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "simplejpeg", "pillow", "pycocotools", "webdataset",
 )  # fmt: skip
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def package_versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in PACKAGES}
+def package_versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str | None]:
+    """Of installed packages by name; None where there is none."""
+    return {name: _version(name) for name in packages}
 
 
 def code_sha256() -> str:
