@@ -34,7 +34,7 @@ def main() -> int:
         raise UserError("--step counts from 1, --batch from 0")
     if not (arguments.run / "config.yaml").is_file():
         raise UserError(f"no run in '{arguments.run}' (no config.yaml); name the run's folder")
-    from mres.train.replay import replay
+    from mres.doctor.replay import replay
 
     name = f"replay-step-{step}.png" if batch is None else f"replay-batch-{batch}.png"
     out = arguments.out or arguments.run / name

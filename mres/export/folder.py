@@ -125,7 +125,7 @@ def _finish(part: Path, config: Config, origin: Facts, found: OpenedWeights) -> 
     from mres.export.origin import ORIGIN_NAME
     from mres.model.spec import load_spec
     from mres.model.text import Tokenizer
-    from mres.model.tokenizer_file import TOKENIZER_NAME, tokenizer_json
+    from mres.pretrained.tokenizer_file import TOKENIZER_NAME, tokenizer_json
 
     checkpoint = verify(part)
     config_yaml = (part / CONFIG).read_text(encoding="utf-8")

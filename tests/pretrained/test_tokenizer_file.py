@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mres.errors import UserError
 from mres.model.text import Tokenizer
-from mres.model.tokenizer_file import TOKENIZER_NAME, check_tokenizer, tokenizer_json
+from mres.pretrained.tokenizer_file import TOKENIZER_NAME, check_tokenizer, tokenizer_json
 
 tokenizers = pytest.importorskip("tokenizers")
 OURS = Tokenizer(1024, 14)

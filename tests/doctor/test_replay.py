@@ -10,8 +10,8 @@ from test_trainer import fit
 from tiny_run import lines, write_config
 
 from mres.config import load_config
+from mres.doctor.replay import batch_of_step, replay
 from mres.errors import UserError
-from mres.train.replay import batch_of_step, replay
 
 
 @pytest.fixture(scope="module")
