@@ -99,12 +99,18 @@ class Saver:
             last: wait until it is on the disk, and fail where it cannot be, whatever the config says.
 
         Raises:
-            CheckpointError: this one or the one before could not be written (checkpoint.on_failure).
+            CheckpointError: this one or the one before could not be written (checkpoint.on_failure), or ranks have different
+                buffers.
         """
         started = time.perf_counter()
         self.wait()
         self._wait_s += time.perf_counter() - started
         asynchronous = self._config.async_save and not last and self._has_room_for_copies()
+        if diverged := self._strategy.diverged_buffers():
+            raise CheckpointError(
+                f"the model's buffer '{diverged[0]}' is not the same on every rank, and a checkpoint keeps one of each; compute "
+                "it from the images of all ranks, as BatchNorm is, or register it with persistent=False"
+            )
         shards = self._strategy.stage() if asynchronous else self._strategy.local_shards()
         flight = _Flight(self._writer, Job(step, shards, self._state_of(step), self._config_yaml))
         self._flight = flight

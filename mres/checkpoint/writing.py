@@ -84,8 +84,11 @@ class Writer:
         return final
 
     def _check_finite(self, job: Job, ranks: CollectiveTry, final: Path) -> None:
-        """A checkpoint that nobody can go on from must not push out one that is good."""
-        mine = ranks.each(lambda: {name for name, tensor in local_tensors(job.shards) if not _is_finite(tensor)})
+        """A checkpoint that nobody can go on from must not push out one that is good; buffers may hold any value."""
+        buffers = {f"model.{name}" for name in job.state.get("buffers", ())}
+        mine = ranks.each(
+            lambda: {name for name, t in local_tensors(job.shards) if name not in buffers and not _is_finite(t)}
+        )
         broken = sorted(set().union(*mine))
         if broken:
             raise NotFiniteError(

@@ -44,7 +44,7 @@ class SegmentationTask:
         Raises:
             UserError: an encoder or tower of the spec that the model does not have.
         """
-        with _parameters_on_meta():
+        with parameters_on_meta():
             model = self._construct(seed)
         for part in (self.spec.image_encoder, self.spec.text_encoder, self.spec.image_weights, self.spec.text_weights):
             self._check_part(model, part)
@@ -101,7 +101,7 @@ class SegmentationTask:
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """Every parameter moves there as it is registered, before its module fills it; a tied one keeps its identity."""
 
     moved = WeakIdKeyDictionary()

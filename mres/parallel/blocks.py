@@ -8,7 +8,8 @@ parameters and their names stay what they were.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from mres.errors import UserError
 from mres.parallel.config import ParallelConfig
 
 # What is dear to compute: products, convolutions and attention. All else of a block (norms, activations, sums) is cheap.
@@ -33,9 +35,18 @@ _COMPILER: dict[str, Any] = {"fallback_random": True}
 
 
 def prepare_blocks(blocks: Sequence[nn.Module], config: ParallelConfig) -> None:
-    """Makes each block recompute its activations in backward and compiles it, as `config` asks."""
+    """Makes each block recompute its activations in backward and compiles it, as `config` asks.
+
+    Raises:
+        UserError: both, of a block with buffers.
+    """
     for block in blocks:
         if config.activation_checkpointing != "none":
+            if config.compile and next(block.buffers(), None) is not None:
+                raise UserError(
+                    f"parallel.compile with activation_checkpointing={config.activation_checkpointing} is not for blocks with "
+                    f"buffers ({type(block).__name__} has some), which the second pass would change again; drop one"
+                )
             _recompute(block, selective=config.activation_checkpointing == "selective")
         if config.compile:
             block.forward = torch.compile(block.forward, options=_COMPILER)
@@ -51,9 +62,34 @@ def _is_no_advice(record: logging.LogRecord) -> bool:
 def _recompute(block: nn.Module, *, selective: bool) -> None:
     """Dropout draws the same again: the state of the random numbers is kept (`preserve_rng_state`, on by default)."""
     options: dict[str, Any] = {"use_reentrant": False}
-    if selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _save_or_recompute)
+    if next(block.buffers(), None) is not None:
+        options["context_fn"] = partial(_contexts, block, selective)
+    elif selective:
+        options["context_fn"] = _selective
     block.forward = partial(checkpoint, block.forward, **options)
+
+
+def _selective() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return create_selective_checkpoint_contexts(_save_or_recompute)
+
+
+def _contexts(block: nn.Module, selective: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    forward, again = _selective() if selective else (nullcontext(), nullcontext())
+    return forward, _on_copies_of_buffers(block, again)
+
+
+@contextmanager
+def _on_copies_of_buffers(block: nn.Module, inner: AbstractContextManager[Any]) -> Iterator[None]:
+    """What counts or averages in the forward pass must not do it twice."""
+    own = [(m._buffers, name, b) for m in block.modules() for name, b in m._buffers.items() if b is not None]
+    for buffers, name, buffer in own:
+        buffers[name] = buffer.clone()
+    try:
+        with inner:
+            yield
+    finally:
+        for buffers, name, buffer in own:
+            buffers[name] = buffer
 
 
 def _save_or_recompute(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from mres.parallel.config import ParallelConfig
-from mres.parallel.materialise import materialise
+from mres.parallel.materialise import materialise, tied_parameters
 from mres.parallel.mesh import shard_mesh
 from mres.parallel.native import NativeStrategy
 from mres.supervise.world import World
@@ -43,23 +43,22 @@ class FsdpStrategy(NativeStrategy):
             "mp_policy": MixedPrecisionPolicy(param_dtype=self.precision.compute, reduce_dtype=self.precision.master),
             "offload_policy": self._offload(),
         }
+        tied = tied_parameters(model)
         for block in blocks:
-            if sum(parameter.numel() for parameter in block.parameters()) >= self.own_unit_from:
+            parameters = set(block.parameters())
+            # What two units share would be sharded twice and drift apart: such blocks stay with the root.
+            shared_outside = not parameters.isdisjoint(tied - tied_parameters(block))
+            if sum(parameter.numel() for parameter in parameters) >= self.own_unit_from and not shared_outside:
                 fully_shard(block, **options)
         fully_shard(model, **options)
-        self._materialise(model)
+        # Shards get memory where they stay; buffers are wanted where forward runs.
+        home = torch.device("cpu") if self.config.offload == "cpu" else self.world.device
+        materialise(model, home, buffers_on=self.world.device)
         return model
-
-    def _materialise(self, model: nn.Module) -> None:
-        """Shards get memory where they stay; buffers are wanted where forward runs."""
-        materialise(model, torch.device("cpu") if self.config.offload == "cpu" else self.world.device)
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(self.world.device))
 
     def sync_params(self) -> None:
         """Drops weights that were gathered before: forward gathers the ones that are there now."""
-        for module in self._model.modules():
+        for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 

@@ -1,11 +1,12 @@
 """Models without memory: their parameters get it once they are sharded, and then their values, one after another.
 
-A model comes on the meta device (names and shapes only). What it is given first is NaN, so that a weight which nothing
-has filled is seen before the first step and not after the last.
+A model comes with parameters on the meta device (names and shapes only) and real buffers. What parameters are given
+first is NaN, so that a weight which nothing has filled is seen before the first step and not after the last.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -15,53 +16,84 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-def materialise(model: nn.Module, device: torch.device) -> None:
-    """Memory on `device`, NaN in it, for all that is on the meta device (of a DTensor, this rank's shard); the rest moves."""
-    assert_untied(model)
-    # What Module.to_empty uses: FSDP takes notice of it.
-    model._apply(lambda tensor: _with_memory(tensor, device, tensor.dtype))
+class Materialiser:
+    """Gives modules memory on `device` for what is on the meta device (of a DTensor, this rank's shard), and moves the rest.
+
+    A parameter of several modules stays one, as does a buffer.
+
+    Args:
+        device: of parameters.
+        buffers_on: the device of buffers; default: the same.
+        dtype: of parameters that get memory; default: their own.
+    """
+
+    def __init__(
+        self, device: torch.device, *, buffers_on: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self._device, self._buffers_on, self._dtype = device, buffers_on or device, dtype
+        self._made: dict[Tensor, Tensor] = {}
+
+    def fill(self, module: nn.Module) -> list[nn.Parameter]:
+        """The module without its children; returns its parameters that got memory now."""
+        blank = []
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if not parameter.is_meta:
+                if parameter.device != self._device:
+                    parameter.data = parameter.data.to(self._device)
+                continue
+            if parameter not in self._made:
+                self._made[parameter] = self._with_memory(parameter)
+                blank.append(self._made[parameter])
+            module._parameters[name] = self._made[parameter]  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                assert not buffer.is_meta, f"{name}: buffers are made where the model is made"
+                if buffer not in self._made:
+                    self._made[buffer] = buffer.to(self._buffers_on)
+                module._buffers[name] = self._made[buffer]
+        return blank  # type: ignore[return-value]
+
+    def _with_memory(self, parameter: nn.Parameter) -> nn.Parameter:
+        memory = torch.empty_like(parameter, device=self._device, dtype=self._dtype or parameter.dtype)
+        return nn.Parameter(memory.fill_(torch.nan), parameter.requires_grad)
 
 
-def assert_untied(model: nn.Module) -> None:
-    """A parameter of two modules would become two, of which one is never filled."""
-    blank = [p for module in model.modules() for p in module.parameters(recurse=False) if p.is_meta]
-    assert len(blank) == len({id(p) for p in blank}), "a model without memory must not share parameters between modules"
+def materialise(model: nn.Module, device: torch.device, *, buffers_on: torch.device | None = None) -> None:
+    """`Materialiser.fill` of all modules."""
+    materialiser = Materialiser(device, buffers_on=buffers_on)
+    for module in model.modules():
+        materialiser.fill(module)
+    model._apply(lambda tensor: tensor)  # FSDP takes notice of it
 
 
-def materialise_own(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """The same for a module without its children; parameters in `dtype`. Returns whether there was one to give memory."""
-    blank = any(parameter.is_meta for parameter in module.parameters(recurse=False))
-    module._apply(lambda tensor: _with_memory(tensor, device, dtype), recurse=False)
-    return blank
-
-
-def _with_memory(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if not tensor.is_meta:
-        return tensor.to(device)
-    assert tensor.is_floating_point(), "buffers are made where the model is made"
-    return torch.empty_like(tensor, device=device, dtype=dtype).fill_(torch.nan)
+def tied_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Those that have several names."""
+    places = Counter(p for module in model.modules() for p in module._parameters.values() if p is not None)
+    return {parameter for parameter, number in places.items() if number > 1}
 
 
 @torch.no_grad()
-def write(parameter: Tensor, whole: Tensor) -> None:
+def write(tensor: Tensor, whole: Tensor) -> None:
     """Takes this rank's share of the whole tensor."""
-    assert parameter.shape == whole.shape, (parameter.shape, whole.shape)
-    if not isinstance(parameter, DTensor):
-        parameter.copy_(whole)
+    assert tensor.shape == whole.shape, (tensor.shape, whole.shape)
+    if not isinstance(tensor, DTensor):
+        tensor.copy_(whole)
         return
-    sizes, offsets = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     for dim, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
         whole = whole.narrow(dim, offset if size else 0, size)  # a rank beyond the end has nothing
-    parameter.to_local().copy_(whole)
+    tensor.to_local().copy_(whole)
 
 
 @torch.no_grad()
-def align_replicas(parameters: Iterable[Tensor]) -> None:
+def align_replicas(tensors: Iterable[Tensor]) -> None:
     """What several ranks hold, they take from the first of them: processors of different kinds may round differently."""
-    for parameter in parameters:
-        if isinstance(parameter, DTensor):
-            for dim, placement in enumerate(parameter.placements):
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            for dim, placement in enumerate(tensor.placements):
                 if placement.is_replicate():
-                    dist.broadcast(parameter.to_local(), group_src=0, group=parameter.device_mesh.get_group(dim))
+                    dist.broadcast(tensor.to_local(), group_src=0, group=tensor.device_mesh.get_group(dim))
         else:
-            dist.broadcast(parameter, src=0)
+            dist.broadcast(tensor, src=0)

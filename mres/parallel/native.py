@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mres.parallel.batch_norm import synchronise_batch_norms
 from mres.parallel.blocks import prepare_blocks
+from mres.parallel.buffers import persistent_buffers
 from mres.parallel.ema import holds_average
 from mres.parallel.local_shards import LocalShard, assign_owners
 from mres.parallel.materialise import align_replicas, materialise, write
-from mres.parallel.precision import CastParameters, cast_inputs
+from mres.parallel.precision import CastParameters, cast_inputs, keep_in
 from mres.parallel.staging import read_shards, refuse_strangers
 from mres.parallel.strategy import AdamW, ParameterGroup, StepFilter, Strategy
 
@@ -48,7 +50,6 @@ def blank_moments(parameter: Tensor) -> dict[str, Tensor]:
 class NativeStrategy(Strategy):
     """A torch AdamW over plain or DTensor parameters."""
 
-    _model: nn.Module
     _optimizer: torch.optim.AdamW
     _adamw: AdamW
 
@@ -59,20 +60,25 @@ class NativeStrategy(Strategy):
     def wrap(
         self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW
     ) -> None:
-        model.to(self.precision.master)
+        keep_in(model, self.precision.master)
+        synchronise_batch_norms(model, self.world.size)
         prepare_blocks(blocks, self.config)
-        self.module, self._model, self._adamw = self._spread(model, blocks), model, adamw
+        self.module, self.model, self._adamw = self._spread(model, blocks), model, adamw
         self._optimizer = build_optimizer(model, groups, adamw)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        named = dict(self._model.named_parameters())
+        named = self._named()
         for name, whole in weights:
             write(named[name], whole)
         if self.world.size > 1:
             align_replicas(named.values())
 
+    def _named(self) -> dict[str, Tensor]:
+        """Parameters and buffers."""
+        return {**dict(self.model.named_parameters()), **persistent_buffers(self.model)}
+
     def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             yield name, parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
@@ -83,7 +89,7 @@ class NativeStrategy(Strategy):
 
     def step(self, lr: float, step_filter: StepFilter | None = None) -> Tensor:
         norm = self._gradient_norm()
-        torch.nn.utils.clip_grads_with_norm_(self._model.parameters(), self._adamw.max_grad_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self._adamw.max_grad_norm, norm)
         may_move = torch.isfinite(norm)
         if step_filter is not None:
             may_move = may_move & step_filter(norm)
@@ -98,7 +104,7 @@ class NativeStrategy(Strategy):
 
     def _gradient_norm(self) -> Tensor:
         """Of all ranks' gradients, with squares summed in float64: however they are sharded, it is the same to the bit."""
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
         square = torch.stack(torch._foreach_norm(local, 2, torch.float64)).square().sum().to(self.world.device)
         return self._sum_of_shards(square).sqrt().to(self.precision.master)
@@ -123,9 +129,9 @@ class NativeStrategy(Strategy):
 
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
         average = self.average is not None and optimizer and holds_average(folder)
-        named = dict(self._model.named_parameters())
+        named = dict(self.model.named_parameters())
         moving = {name for name, parameter in named.items() if parameter.requires_grad}
-        refuse_strangers(folder, named, moving if optimizer else None)
+        refuse_strangers(folder, self._named(), moving if optimizer else None)
         state = self._state(optimizer=optimizer, average=average)
         read_shards({name: LocalShard.of(tensor) for name, tensor in state.items()}, folder, self._cpu_group)
         if self.average is not None and not average:
@@ -133,9 +139,8 @@ class NativeStrategy(Strategy):
 
     def _state(self, *, optimizer: bool, average: bool) -> dict[str, Tensor]:
         """The live tensors by their neutral names."""
-        state: dict[str, Tensor] = {}
-        for name, parameter in self._model.named_parameters():
-            state[f"model.{name}"] = parameter
+        state = {f"model.{name}": tensor for name, tensor in self._named().items()}
+        for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:
                 continue
             if optimizer:
@@ -173,7 +178,7 @@ class DdpStrategy(SingleStrategy):
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         model = super()._spread(model, blocks)
         device_ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-        # No buffer of the model ever changes: broadcasting them would cost a collective a step. What replaces the option
+        # Buffers are the same on every rank: broadcasting them would cost a collective a step. What replaces the option
         # came after torch 2.6, the oldest that will do.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         # Of 1×1 convolutions in bfloat16: only the strides of dimensions that have one element differ.

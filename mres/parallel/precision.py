@@ -63,6 +63,16 @@ def cast_inputs(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Any, ...]], tu
     return cast
 
 
+def keep_in(model: nn.Module, master: torch.dtype) -> None:
+    """Parameters in the masters' type; buffers keep their own, unless all is float64: then those of the usual type have it."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(master)
+    for module in model.modules() if master == torch.float64 else ():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.dtype == torch.float32:
+                module._buffers[name] = buffer.to(master)
+
+
 class CastParameters:
     """Lends a model its weights in another type: from a forward pass to the end of its backward.
 

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mres.parallel.buffers import digests, persistent_buffers
 from mres.parallel.config import ParallelConfig
 from mres.parallel.ema import Average
 from mres.parallel.local_shards import LocalShard
@@ -58,6 +59,7 @@ class Strategy(ABC):
     """
 
     module: nn.Module
+    model: nn.Module  # what was wrapped
     average: Average | None = None
 
     def __init__(self, config: ParallelConfig, world: World) -> None:
@@ -82,7 +84,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes this rank's share of each whole float32 tensor, one after another; called by all ranks together."""
+        """Takes this rank's share of each whole parameter or buffer, one after another; called by all ranks together."""
 
     @abstractmethod
     def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
@@ -111,7 +113,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def masters(self) -> Sequence[Tensor]:
-        """The float32 tensors, or this rank's pieces of them, that the optimizer moves."""
+        """The float32 tensors, or this rank's shards of them, that the optimizer moves."""
 
     def sync_params(self) -> None:  # noqa: B027 - where forward reads the masters themselves, there is nothing to do
         """Makes the masters, which were written to, what forward computes with; called by all ranks together."""
@@ -134,9 +136,9 @@ class Strategy(ABC):
 
     @abstractmethod
     def local_shards(self) -> dict[str, LocalShard]:
-        """What this rank writes into a checkpoint, by neutral names: weights, moments, step counts, the average.
+        """What this rank writes into a checkpoint, by neutral names: weights, buffers, moments, step counts, the average.
 
-        They lie in the memory that training goes on in. CollectiveTry, ranks have all, once. Nothing is gathered for it, and
+        They lie in the memory that training goes on in. Together, ranks have all, once. Nothing is gathered for it, and
         no rank waits for another.
         """
 
@@ -175,6 +177,12 @@ class Strategy(ABC):
         """The weights of which some rank's share is not finite (or was never filled), the same on every rank."""
         mine = [name for name, share in self.weight_shares() if not torch.isfinite(share).all()]
         return sorted({name for names in self.all_gather_object(mine) for name in names})
+
+    def diverged_buffers(self) -> list[str]:
+        """The buffers that are not the same on every rank, of which a checkpoint would keep one rank's alone."""
+        mine = digests(persistent_buffers(self.model))
+        found = self.all_gather_object(mine) if mine else [mine]
+        return sorted(name for name in found[0] if len({of_rank[name] for of_rank in found}) > 1)
 
     def describe(self) -> str:
         """How and in which precision it trains, for the log."""

@@ -18,6 +18,7 @@ from mres.config import Config
 from mres.errors import UserError
 from mres.model.spec import origin_of_kind
 from mres.model.task import SegmentationTask
+from mres.parallel.buffers import persistent_buffers
 from mres.parallel.ema import holds_average
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, ParameterGroup
@@ -249,6 +250,7 @@ class _Session:
             "stream": self.stream.state(step + self.progress.skipped_batches).to_json(),
             **self.progress.to_json(),
             "frozen": sorted(self.config.optim.freeze),
+            "buffers": sorted(persistent_buffers(self.strategy.model)),
             "groups": [asdict(group) for group in self.groups],
             "model": self.config.model.model_dump(mode="json"),
             "model_origin": origin_of_kind(self.config.model.kind),

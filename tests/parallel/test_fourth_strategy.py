@@ -26,9 +26,9 @@ class ByHandStrategy(NativeStrategy):
         return model.to(self.world.device)
 
     def step(self, lr: float, step_filter: StepFilter | None = None) -> Tensor:
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        self.sum(flat).div_(self.world.size)
+        self.all_reduce(flat).div_(self.world.size)
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
         return super().step(lr, step_filter)

@@ -142,12 +142,16 @@ def test_memory_is_filled_with_nan_and_what_has_values_keeps_them() -> None:
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["0.bias"]
 
 
-def test_parameters_shared_between_modules_are_no_model_without_memory() -> None:
+def test_parameters_and_buffers_of_several_modules_stay_one() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    with pytest.raises(AssertionError, match="must not share parameters"):
-        materialise(model, CPU)
+    for layer in model:
+        layer.register_buffer("places", torch.arange(3) if layer is model[0] else model[0].places)
+    materialise(model, CPU)
+    assert model[1].weight is model[0].weight
+    assert model[1].places is model[0].places
+    assert len(list(model.parameters())) == 3
 
 
 def test_a_layer_that_is_used_twice_stays_one() -> None:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mres.errors import UserError
+from mres.parallel.batch_norm import synchronise_batch_norms
 from mres.parallel.blocks import prepare_blocks
+from mres.parallel.buffers import persistent_buffers
 from mres.parallel.ema import holds_average
 from mres.parallel.local_shards import LocalShard, assign_owners
-from mres.parallel.materialise import assert_untied, materialise, materialise_own
+from mres.parallel.materialise import Materialiser, align_replicas, materialise
 from mres.parallel.native import build_optimizer
 from mres.parallel.precision import cast_inputs
 from mres.parallel.staging import read_shards, refuse_strangers
@@ -55,11 +57,13 @@ class ZeroStrategy(Strategy):
         # DeepSpeed makes its float32 masters from weights that it has rounded to bfloat16: keep the exact ones.
         exact = {n: p.detach().cpu() for n, p in model.named_parameters() if half and not p.is_meta}
         settings = self._deepspeed_config(adamw, sum(shape.numel() for shape in shapes.values()))
+        synchronise_batch_norms(model, self.world.size)
         prepare_blocks(blocks, self.config)
         if self.config.zero_stage == 3:
             with refusals_named(self.config.ds_config):
                 _partition_parameters(deepspeed, model, settings, self.world.device)
         materialise(model, self.world.device)
+        buffers = [(module, name, b) for module in model.modules() for name, b in module._buffers.items()]
         self._optimizer = build_optimizer(model, groups, adamw)
         # It prints memory figures (stage 1 in bfloat16); what its logger says comes through.
         with refusals_named(self.config.ds_config), redirect_stdout(io.StringIO()):
@@ -70,7 +74,9 @@ class ZeroStrategy(Strategy):
                 optimizer=self._optimizer,
                 config=settings,
             )
-        self.module = self._engine
+        self.module, self.model = self._engine, model
+        for module, name, buffer in buffers:  # which it has rounded to bfloat16
+            module._buffers[name] = buffer
         if self.config.zero_stage == 3 and self.config.offload == "none":
             drop_second_copy(self._engine.optimizer)
         self._partition = Partition(self._engine.optimizer, model, groups, shapes, frozen, self.world)
@@ -81,8 +87,14 @@ class ZeroStrategy(Strategy):
                 self._partition.write(name, value)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        buffers = persistent_buffers(self.model)
         for name, whole in weights:
-            self._partition.write(name, whole)
+            if name in buffers:
+                buffers[name].copy_(whole)
+            else:
+                self._partition.write(name, whole)
+        if self.world.size > 1:
+            align_replicas(buffers.values())
         self._partition.sync_params()
 
     def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
@@ -177,7 +189,11 @@ class ZeroStrategy(Strategy):
         exact = {
             _KEYS["param"].format(name): LocalShard.of(tensor) for name, tensor in self._partition.frozen.exact.items()
         }
-        return {**self._partitioned(partition.keys()), **steps, **exact}
+        buffers = self._buffers() if self.world.is_main else {}
+        return {**self._partitioned(partition.keys()), **steps, **exact, **buffers}
+
+    def _buffers(self) -> dict[str, LocalShard]:
+        return {_KEYS["param"].format(name): LocalShard.of(b) for name, b in persistent_buffers(self.model).items()}
 
     def _partitioned(self, keys: Iterable[str]) -> dict[str, LocalShard]:
         """This rank's ranges of what is partitioned."""
@@ -186,10 +202,11 @@ class ZeroStrategy(Strategy):
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
         average = self.average is not None and optimizer and holds_average(folder)
         keys = ("param", *(("exp_avg", "exp_avg_sq") if optimizer else ()), *(("ema",) if average else ()))
-        refuse_strangers(folder, self._partition.shapes, self._partition.moving if optimizer else None)
+        known = {*self._partition.shapes, *persistent_buffers(self.model)}
+        refuse_strangers(folder, known, self._partition.moving if optimizer else None)
         if optimizer:
             self._load_steps(folder)
-        read_shards(self._partitioned(keys), folder, self._cpu_group)
+        read_shards({**self._partitioned(keys), **self._buffers()}, folder, self._cpu_group)
         self._load_frozen(folder)
         self._partition.sync_params()
         if self.average is not None and not average:
@@ -231,15 +248,16 @@ def _import_deepspeed(device_type: str, local_rank: int) -> Any:
 
 
 def _partition_parameters(deepspeed: Any, model: nn.Module, settings: dict[str, Any], device: torch.device) -> None:
-    """Stage 3: modules without memory get it one at a time, and each is cut into the ranks' pieces before the next."""
-    assert_untied(model)
+    """Stage 3: modules without memory get it one at a time, and each is cut into the ranks' shards before the next."""
     dtype = torch.bfloat16 if settings["bf16"]["enabled"] else torch.float32
+    materialiser = Materialiser(device, dtype=dtype)
     first: Any = None
     for module in reversed(list(model.modules())):  # children first: Init goes through those too, and passes over them
-        if not materialise_own(module, device, dtype):
+        blank = materialiser.fill(module)
+        if not blank:
             continue
         if first is None:
             deepspeed.zero.Init(module=module, config_dict_or_path=settings, dtype=dtype)
             first = next(module.parameters())
         else:  # Init again would read its settings again, which takes longer than all else
-            first.convert_to_zero_parameters(param_list=list(module.parameters(recurse=False)))
+            first.convert_to_zero_parameters(param_list=blank)
