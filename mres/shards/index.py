@@ -38,6 +38,14 @@ def record_key(number: int) -> str:
     return f"{number:0{KEY_DIGITS}d}"
 
 
+def new_index(keys: list[int], expressions_N2: np.ndarray) -> np.ndarray:
+    """An index (N,) that says the records' numbers and how many expressions of objects and parts they have."""
+    index_N = np.zeros(len(keys), INDEX_DTYPE)
+    index_N["key"] = keys
+    index_N["num_object_expressions"], index_N["num_part_expressions"] = expressions_N2.T
+    return index_N
+
+
 def checksum_rows(path: Path, index_N: np.ndarray) -> None:
     """Fills in `crc32` from the bytes of the shard at `path`."""
     with path.open("rb") as file:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,54 +205,49 @@ class Tally:
     """Adds up records into `Counts`."""
 
     def __init__(self) -> None:
-        self.images = 0
-        self.splits: Counter[str] = Counter()
-        self.categories: dict[str, Counter[str]] = {granularity: Counter() for granularity in GRANULARITIES}
-        self.kinds: dict[str, Counter[str]] = {granularity: Counter() for granularity in GRANULARITIES}
+        self._numbers: Counter[tuple[str, str, str]] = Counter()  # of (what is counted, granularity, name)
 
     def add(self, record: ImageRecord) -> None:
-        self.images += 1
-        self.splits[record.split] += 1
-        for target in record.targets:
-            self.categories[target.granularity][target.category] += 1
-            self.kinds[target.granularity].update(expression.kind for expression in target.expressions)
+        self._numbers.update(_counted(record))
 
     def remove(self, record: ImageRecord) -> None:
         """Takes back what `add` counted."""
-        one = Tally()
-        one.add(record)
-        self.images -= 1
-        self.splits -= one.splits
-        for granularity in GRANULARITIES:
-            self.categories[granularity] -= one.categories[granularity]
-            self.kinds[granularity] -= one.kinds[granularity]
+        self._numbers -= Counter(_counted(record))
 
     def merge(self, other: "Tally") -> None:
         """Adds what another one has counted."""
-        self.images += other.images
-        self.splits += other.splits
-        for granularity in GRANULARITIES:
-            self.categories[granularity] += other.categories[granularity]
-            self.kinds[granularity] += other.kinds[granularity]
+        self._numbers += other._numbers
 
     def counts(self, quarantined: int) -> Counts:
+        splits = self._table("split", "")
+        categories, kinds = ({g: self._table(what, g) for g in GRANULARITIES} for what in ("category", "kind"))
         return Counts(
-            images=self.images,
-            targets={g: self.categories[g].total() for g in GRANULARITIES},
-            expressions={g: self.kinds[g].total() for g in GRANULARITIES},
-            targets_by_category={g: dict(sorted(self.categories[g].items())) for g in GRANULARITIES},
-            expressions_by_kind={g: dict(sorted(self.kinds[g].items())) for g in GRANULARITIES},
-            images_by_split=dict(sorted(self.splits.items())),
+            images=sum(splits.values()),
+            targets={g: sum(numbers.values()) for g, numbers in categories.items()},
+            expressions={g: sum(numbers.values()) for g, numbers in kinds.items()},
+            targets_by_category=categories,
+            expressions_by_kind=kinds,
+            images_by_split=splits,
             quarantined=quarantined,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return vars(self)
+    def _table(self, what: str, granularity: str) -> dict[str, int]:
+        """{name: number}, sorted."""
+        return {name: n for (*key, name), n in sorted(self._numbers.items()) if key == [what, granularity]}
+
+    def to_json(self) -> list[list[Any]]:
+        return [[*key, number] for key, number in self._numbers.items()]
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Tally":
+    def from_json(cls, value: list[list[Any]]) -> "Tally":
         tally = cls()
-        tally.images, tally.splits = value["images"], Counter(value["splits"])
-        tally.categories = {g: Counter(value["categories"][g]) for g in GRANULARITIES}
-        tally.kinds = {g: Counter(value["kinds"][g]) for g in GRANULARITIES}
+        tally._numbers.update({(what, granularity, name): number for what, granularity, name, number in value})
         return tally
+
+
+def _counted(record: ImageRecord) -> Iterator[tuple[str, str, str]]:
+    yield "split", "", record.split
+    for target in record.targets:
+        yield "category", target.granularity, target.category
+        for expression in target.expressions:
+            yield "kind", target.granularity, expression.kind

@@ -18,7 +18,7 @@ import numpy as np
 
 from mres.errors import UserError
 from mres.records import ImageRecord
-from mres.shards.index import INDEX_DTYPE, checksum_rows, record_key
+from mres.shards.index import checksum_rows, new_index, record_key
 from mres.shards.tar import expression_counts, json_bytes
 
 MDS_INDEX_NAME = "index.json"
@@ -82,9 +82,7 @@ def write_mds_index(folder: Path, names: list[str]) -> None:
 
 def index_mds(path: Path, keys: list[int], expressions_N2: np.ndarray) -> np.ndarray:
     """The index of an MDS file; arguments, result and errors as of `tar.index_tar`."""
-    index_N = np.zeros(len(keys), INDEX_DTYPE)
-    index_N["key"] = keys
-    index_N["num_object_expressions"], index_N["num_part_expressions"] = expressions_N2.T
+    index_N = new_index(keys, expressions_N2)
     with path.open("rb") as file:
         (count,) = np.frombuffer(file.read(4), "<u4")
         if count != len(keys):

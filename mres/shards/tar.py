@@ -11,7 +11,7 @@ import numpy as np
 
 from mres.errors import UserError
 from mres.records import GRANULARITIES, ImageRecord, record_to_json
-from mres.shards.index import INDEX_DTYPE, checksum_rows, record_key
+from mres.shards.index import checksum_rows, new_index, record_key
 
 IMAGE_SUFFIXES = ("jpg", "png")
 _BLOCK = 512
@@ -68,14 +68,12 @@ def index_tar(path: Path, keys: list[int], expressions_N2: np.ndarray) -> np.nda
         expressions_N2: number of object and of part expressions of each record.
 
     Returns:
-        Structured array (N,) of `INDEX_DTYPE`.
+        Structured array (N,), see `index.INDEX_DTYPE`.
 
     Raises:
         UserError: the tar is damaged or holds other members than the N records.
     """
-    index_N = np.zeros(len(keys), INDEX_DTYPE)
-    index_N["key"] = keys
-    index_N["num_object_expressions"], index_N["num_part_expressions"] = expressions_N2.T
+    index_N = new_index(keys, expressions_N2)
     starts_N2, sizes_N2 = _members(path, keys)
     index_N["offset"] = starts_N2.min(axis=1) - _BLOCK
     index_N["size"] = (starts_N2 + sizes_N2).max(axis=1) - index_N["offset"]

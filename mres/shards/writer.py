@@ -92,15 +92,15 @@ def write_shards(source: RecordSource, out: Path, options: WriteOptions | None =
     plan = {"source": source.description, "total": len(source), "options": kept}
     with committed(out, plan, overwrite=options.overwrite) as folder:
         try:
-            pieces = _all_pieces(source, folder, options, label=f"writing {out}")
-            return _assemble(source, folder, options, pieces)
+            results = _write_all(source, folder, options, label=f"writing {out}")
+            return _assemble(source, folder, options, results)
         except _TooManyBadError:
             _forget_bad(folder)
             raise
 
 
 @dataclass
-class _Piece:
+class _ShardResult:
     """A finished shard, or, where all its records are bad, only the list of these."""
 
     shard: Shard | None
@@ -120,13 +120,13 @@ class _Piece:
         write_atomically(path, json.dumps(value, ensure_ascii=False).encode())
 
     @classmethod
-    def read(cls, path: Path) -> "_Piece":
+    def read(cls, path: Path) -> "_ShardResult":
         value = json.loads(path.read_text(encoding="utf-8"))
         shard = Shard.model_validate(value["shard"]) if value["shard"] else None
         return cls(shard, value["ids"], value["errors"], Counter(value["notes"]), Tally.from_json(value["tally"]))
 
 
-def _piece_path(folder: Path, number: int) -> Path:
+def _result_path(folder: Path, number: int) -> Path:
     return folder / f"piece-{number:06d}.json"
 
 
@@ -134,33 +134,33 @@ def _index_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.index.npy"
 
 
-def _all_pieces(source: RecordSource, folder: Path, options: WriteOptions, label: str) -> list[_Piece]:
+def _write_all(source: RecordSource, folder: Path, options: WriteOptions, label: str) -> list[_ShardResult]:
     """Makes the shards that are not there yet; stops as soon as more records are bad than may be."""
     count = -(-len(source) // options.images_per_shard)
-    finished = {n: _Piece.read(_piece_path(folder, n)) for n in range(count) if _piece_path(folder, n).exists()}
-    pieces = dict(finished)
+    finished = {n: _ShardResult.read(_result_path(folder, n)) for n in range(count) if _result_path(folder, n).exists()}
+    results = dict(finished)
     known = Counter(source.notes)
     budget = _Budget(len(source), options.max_bad_fraction)
     ticks = Ticks()
     todo = [n for n in range(count) if n not in finished]
-    done_before = sum(len(piece.ids) + len(piece.errors) for piece in finished.values())
+    done_before = sum(len(result.ids) + len(result.errors) for result in finished.values())
     if finished:
         print(f"going on: {len(finished)} of {count} shards are finished", file=sys.stderr)
-    for piece in finished.values():
-        budget.add(piece.errors)
+    for result in finished.values():
+        budget.add(result.errors)
 
-    def make(number: int) -> _Piece:
-        return _make_piece(source, folder, options, number, ticks)
+    def make(number: int) -> _ShardResult:
+        return _write_shard(source, folder, options, number, ticks)
 
     if options.workers:
         _import_writer(options.layout)
-    with closing(spread(make, todo, options.workers)) as made_pieces:  # nobody is at work behind what is raised
-        for made in track_count(made_pieces, lambda: done_before + ticks.count, len(source), label):
+    with closing(spread(make, todo, options.workers)) as made_results:  # nobody is at work behind what is raised
+        for made in track_count(made_results, lambda: done_before + ticks.count, len(source), label):
             if made is not None:
-                pieces[made[0]] = made[1]
+                results[made[0]] = made[1]
                 budget.add(made[1].errors)
-    _sum_notes(source, pieces, known)
-    return [pieces[n] for n in range(count)]
+    _sum_notes(source, results, known)
+    return [results[n] for n in range(count)]
 
 
 def _import_writer(layout: str) -> None:
@@ -171,12 +171,12 @@ def _import_writer(layout: str) -> None:
         import streaming  # noqa: F401
 
 
-def _sum_notes(source: RecordSource, pieces: dict[int, _Piece], known: Counter[str]) -> None:
+def _sum_notes(source: RecordSource, results: dict[int, _ShardResult], known: Counter[str]) -> None:
     """The notes of all processes and of earlier builds, in place of what this process has seen of them."""
     source.notes.clear()
     source.notes.update(known)
-    for piece in pieces.values():
-        source.notes.update(piece.notes)
+    for result in results.values():
+        source.notes.update(result.notes)
 
 
 class _TooManyBadError(UserError):
@@ -206,40 +206,42 @@ class _Budget:
 def _forget_bad(folder: Path) -> None:
     """Bad records are made again by the next build: what was wrong with them may have been repaired."""
     for path in folder.glob(PIECES):
-        if _Piece.read(path).errors:
+        if _ShardResult.read(path).errors:
             path.unlink()
 
 
-def _make_piece(source: RecordSource, folder: Path, options: WriteOptions, number: int, ticks: Ticks) -> _Piece:
+def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, number: int, ticks: Ticks) -> _ShardResult:
     """Makes one shard with its index; its description, written last, says that it is finished."""
     first = number * options.images_per_shard
     layout = _LAYOUTS[options.layout]
     path = folder / f"shard-{number:06d}{layout.suffix}"
-    piece, before, shard = _Piece(None), Counter(source.notes), None
+    result, before, shard = _ShardResult(None), Counter(source.notes), None
     try:
         for item in range(first, min(len(source), first + options.images_per_shard)):
             ticks.tick()
             try:
                 record, suffix = _checked(source, item, options)
             except RecordError as error:
-                piece.errors.append(str(error))
+                result.errors.append(str(error))
                 if options.max_bad_fraction == 0:
-                    return piece  # the build ends with it
+                    return result  # the build ends with it
                 continue
             if shard is None:  # opened only once there is a record for it
                 shard = layout(path)
             shard.add(item, record, suffix)
-            piece.ids.append(record.id)
-            piece.tally.add(record)
+            result.ids.append(record.id)
+            result.tally.add(record)
     finally:
         if shard is not None:
             shard.close()
     if shard is not None:
         write_index(_index_path(folder, path.name), shard.index())
-        piece.shard = Shard(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), records=len(piece.ids))
-    piece.notes = Counter(source.notes) - before
-    piece.write(_piece_path(folder, number))
-    return piece
+        result.shard = Shard(
+            name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), records=len(result.ids)
+        )
+    result.notes = Counter(source.notes) - before
+    result.write(_result_path(folder, number))
+    return result
 
 
 def _checked(source: RecordSource, item: int, options: WriteOptions) -> tuple[ImageRecord, str]:
@@ -251,14 +253,14 @@ def _checked(source: RecordSource, item: int, options: WriteOptions) -> tuple[Im
     return record, suffix
 
 
-def _assemble(source: RecordSource, folder: Path, options: WriteOptions, pieces: list[_Piece]) -> Manifest:
+def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results: list[_ShardResult]) -> Manifest:
     """Index, quarantine list and manifest of the finished shards."""
-    index_N = _join(folder, pieces)
-    tally, errors = Tally(), [error for piece in pieces for error in piece.errors]
-    for piece in pieces:
-        tally.merge(piece.tally)
-    shards = [piece.shard for piece in pieces if piece.shard]
-    twins = _twins(pieces)
+    index_N = _join(folder, results)
+    tally, errors = Tally(), [error for result in results for error in result.errors]
+    for result in results:
+        tally.merge(result.tally)
+    shards = [result.shard for result in results if result.shard]
+    twins = _twins(results)
     if twins:
         errors += [f"{source.name}: record {i!r}: its id occurs twice; ids must be unique" for i in twins.values()]
         _Budget(len(source), options.max_bad_fraction).add(errors)
@@ -286,19 +288,19 @@ def _assemble(source: RecordSource, folder: Path, options: WriteOptions, pieces:
     return manifest
 
 
-def _join(folder: Path, pieces: list[_Piece]) -> np.ndarray:
+def _join(folder: Path, results: list[_ShardResult]) -> np.ndarray:
     """The index of all finished shards (N,)."""
-    parts = [np.load(_index_path(folder, piece.shard.name), allow_pickle=False) for piece in pieces if piece.shard]
+    parts = [np.load(_index_path(folder, result.shard.name), allow_pickle=False) for result in results if result.shard]
     for number, part in enumerate(parts):
         part["shard"] = number
     return np.concatenate(parts) if parts else np.zeros(0, INDEX_DTYPE)
 
 
-def _twins(pieces: list[_Piece]) -> dict[int, str]:
+def _twins(results: list[_ShardResult]) -> dict[int, str]:
     """{row of the index: id} of the records whose id an earlier one has: only the index leaves them out."""
     seen: set[str] = set()
     twins: dict[int, str] = {}
-    for row, record_id in enumerate(record_id for piece in pieces for record_id in piece.ids):
+    for row, record_id in enumerate(record_id for result in results for record_id in result.ids):
         if record_id in seen:
             twins[row] = record_id
         seen.add(record_id)
@@ -312,7 +314,7 @@ def _written(path: Path, row: np.void) -> ImageRecord:
 
 
 def _tidy(folder: Path, kept: set[str]) -> None:
-    """Removes what only a build needs, and what killed ones left; the pieces first: without its piece, a shard counts as not made."""
+    """Removes what only a build needs, and what killed ones left; the results first: without its own, a shard counts as not made."""
     for path in sorted(folder.iterdir(), key=lambda path: not path.match(PIECES)):
         if path.name not in kept:
             remove(path)

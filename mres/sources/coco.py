@@ -47,14 +47,7 @@ def coco_parts(
         UserError: not a COCO file, no such folder, a split that is empty or unknown. What is wrong with one record
             comes out of the iteration as a `RecordError`.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split '{split}'; allowed: {', '.join(SPLITS)}")
-    need_folder(images, "--images")
-    file = CocoFile(annotations)
-    file.refuse_same_names(lambda file_name: PurePosixPath(file_name).name)  # they are the records' ids
-    if unknown := sorted(set(separate) - set(file.names.values())):
-        names = list(file.names.values())
-        raise UserError(f"'{annotations}' has no category '{unknown[0]}' (--separate); {near(unknown[0], names)}")
+    file = _checked(annotations, images, split, separate)
     notes: Counter[str] = Counter()
 
     def targets_of(image_id: Any, height: int, width: int) -> Iterator[Target]:
@@ -73,6 +66,18 @@ def coco_parts(
     options = CocoOptions(annotations, images, split)
     source = image_source(file, options, file.name, targets_of, about, notes, chosen=chosen, ids=ids)
     return replace(source, description={"format": "coco", **source.description})
+
+
+def _checked(annotations: Path, images: Path, split: str, separate: Collection[str]) -> CocoFile:
+    if split not in SPLITS:
+        raise UserError(f"unknown split '{split}'; allowed: {', '.join(SPLITS)}")
+    need_folder(images, "--images")
+    file = CocoFile(annotations)
+    file.refuse_same_names(lambda file_name: PurePosixPath(file_name).name)  # they are the records' ids
+    if unknown := sorted(set(separate) - set(file.names.values())):
+        names = list(file.names.values())
+        raise UserError(f"'{annotations}' has no category '{unknown[0]}' (--separate); {near(unknown[0], names)}")
+    return file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

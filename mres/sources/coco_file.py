@@ -168,7 +168,6 @@ def image_source(
     description: dict[str, Any],
     notes: "Counter[str]",
     *,
-    places: Callable[[str], str] = lambda file_name: file_name,
     chosen: Sequence[Any] | None = None,
     ids: Mapping[Any, str] | None = None,
 ) -> RecordSource:
@@ -177,11 +176,10 @@ def image_source(
     Args:
         file: the annotations.
         options: where the images are, and the split's name.
-        title: the data set's name, the records' `source`.
+        title: the records' `source`.
         targets_of: (image id, height, width) → its targets; raises RecordError.
         description: the format's own part of the description.
         notes: what the format has left out already.
-        places: `file_name` → the path that images are looked up by.
         chosen: the ids of the images; None: of all that are annotated.
         ids: {image id: its record's id}; None: `file.record_ids()`.
 
@@ -200,8 +198,7 @@ def image_source(
         image_id = image_ids[number]
         where = file.where(image_id)
         height, width = file.size(image_id, where)
-        file_name = places(file.images[image_id]["file_name"])
-        image = read_image(options.images, file_name, where, exact=file.names_repeat)
+        image = read_image(options.images, file.images[image_id]["file_name"], where, exact=file.names_repeat)
         targets = tuple(targets_of(image_id, height, width))
         if not targets:
             raise RecordError(f"{where}: none of its masks covers a pixel")

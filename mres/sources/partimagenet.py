@@ -39,9 +39,11 @@ def partimagenet(options: CocoOptions, synsets: Path | None = None) -> RecordSou
     nouns, notes = _nouns(file), Counter[str]()
     classes = {} if synsets is None else _classes(file, synsets)
     drop_slivers(file, notes)
+    for entry in file.images.values():
+        entry["file_name"] = _place(entry["file_name"])
     targets_of = partial(_targets, file, nouns, classes, notes)
     description = {"format": "partimagenet", "synsets": None if synsets is None else synsets.name}
-    return image_source(file, options, "partimagenet", targets_of, description, notes, places=_place)
+    return image_source(file, options, "partimagenet", targets_of, description, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
