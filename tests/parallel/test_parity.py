@@ -9,11 +9,13 @@ the whole batch at once. So one course shows that neither ranks nor accumulation
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import toy_training as toy
+from _pytest.mark import ParameterSet
 
 from mres.parallel.strategy import Strategy
 from mres.testing import run_distributed
@@ -39,9 +41,20 @@ COMPILED = {
     2: ("ddp-compiled", "fsdp-compiled", "fsdp-block-compiled", "zero1-compiled", "zero2-compiled"),
 }
 KINDS = {n: (*EVERYWHERE, *BESIDE.get(n, ()), *RECOMPUTING[n], *COMPILED.get(n, ())) for n in (1, 2, 3, 4)}
-FLOAT32 = [(world_size, kind) for world_size, kinds in KINDS.items() for kind in kinds if "f64" not in kind]
-FLOAT64 = [(world_size, kind) for world_size, kinds in KINDS.items() for kind in kinds if "f64" in kind]
+# What is trained where somebody waits for it: every strategy, number of ranks, precision and extra at least once.
+ONCE = {
+    1: ("single", "single-f64", "single-block"),
+    2: ("ddp", "fsdp", "zero1", "zero2", "zero3", "ddp-f64", "zero3-offload", "fsdp-selective", "fsdp-compiled"),
+    3: ("fsdp", "zero3"),
+    4: ("hsdp2", "fsdp-f64"),
+}
 pytestmark = pytest.mark.slow
+
+
+def tiered(kinds: dict[int, tuple[str, ...]], kept: Callable[[str], bool] = bool) -> list[ParameterSet]:
+    """World sizes and kinds to test."""
+    pairs = [(world_size, kind) for world_size, of in kinds.items() for kind in of if kept(kind)]
+    return [pytest.param(n, k, marks=() if k in ONCE[n] else pytest.mark.exhaustive) for n, k in pairs]
 
 
 @dataclass
@@ -77,26 +90,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(root: Path):
-    """World size → what every kind came to."""
+    """What a kind came to on that many ranks."""
 
     @functools.cache
-    def of(world_size: int) -> dict[str, Report]:
-        kinds = KINDS[world_size]
+    def all_of(world_size: int, once: bool) -> dict[str, Report]:
+        kinds = tuple(kind for kind in KINDS[world_size] if (kind in ONCE[world_size]) == once)
         reports = run_distributed(_train_all, world_size, root / str(world_size), kinds, timeout_s=1800)
         for kind in kinds:  # losses are sums over ranks, and norms are global
             assert len({repr(report[kind]) for report in reports}) == 1, kind
         return reports[0]
 
-    return of
+    return lambda world_size, kind: all_of(world_size, kind in ONCE[world_size])[kind]
 
 
 def weights(folder: Path) -> dict:
     return {name: value for name, value in toy.read(folder).items() if not name.endswith(".step")}
 
 
-@pytest.mark.parametrize(("world_size", "kind"), FLOAT32)
+@pytest.mark.parametrize(("world_size", "kind"), tiered(KINDS, lambda kind: "f64" not in kind))
 def test_float32_is_that_of_one_process(world_size: int, kind: str, trained, root: Path) -> None:
-    course, single = trained(world_size)[kind].course, trained(1)["single"].course
+    course, single = trained(world_size, kind).course, trained(1, "single").course
     compiled = "compiled" in kind  # it fuses, and so rounds in other places
     assert course.losses == pytest.approx(single.losses, rel=1e-4 if compiled else 1e-5)
     assert course.norms == pytest.approx(single.norms, rel=1e-3 if compiled else 1e-4)
@@ -104,19 +117,19 @@ def test_float32_is_that_of_one_process(world_size: int, kind: str, trained, roo
     assert toy.farthest_weights(one, other) < 1e-4
 
 
-@pytest.mark.parametrize(("world_size", "kind"), [(n, kind) for n, kinds in RECOMPUTING.items() for kind in kinds])
+@pytest.mark.parametrize(("world_size", "kind"), tiered(RECOMPUTING))
 def test_recomputing_changes_nothing(world_size: int, kind: str, trained) -> None:
     """Not even the order of sums."""
     plain = kind.removesuffix("-block").removesuffix("-selective")
-    found, expected = (trained(world_size)[k].course for k in (kind, plain))
+    found, expected = (trained(world_size, k).course for k in (kind, plain))
     assert found.losses == expected.losses
     assert found.norms == expected.norms
 
 
-@pytest.mark.parametrize(("world_size", "kind"), FLOAT64)
+@pytest.mark.parametrize(("world_size", "kind"), tiered(KINDS, lambda kind: "f64" in kind))
 def test_float64_is_that_of_one_process(world_size: int, kind: str, trained, root: Path) -> None:
     """To the order of sums: whatever is left out, divided wrongly or rounded on the way would show here."""
-    course, single = trained(world_size)[kind].course, trained(1)["single-f64"].course
+    course, single = trained(world_size, kind).course, trained(1, "single-f64").course
     assert course.losses == pytest.approx(single.losses, rel=1e-9)
     assert course.norms == pytest.approx(single.norms, rel=1e-9)
     one, other = weights(root / "1" / "single-f64"), weights(root / str(world_size) / kind)
@@ -126,7 +139,7 @@ def test_float64_is_that_of_one_process(world_size: int, kind: str, trained, roo
 
 def test_the_courses_say_something(trained) -> None:
     """They learn, are clipped, and float32 is not float64."""
-    single, exact = trained(1)["single"].course, trained(1)["single-f64"].course
+    single, exact = trained(1, "single").course, trained(1, "single-f64").course
     assert min(single.losses[-3:]) < 0.9 * single.losses[0]
     assert max(single.norms) > toy.ADAMW.max_grad_norm
     assert single.losses == pytest.approx(exact.losses, rel=1e-4)
@@ -134,7 +147,6 @@ def test_the_courses_say_something(trained) -> None:
 
 
 def test_what_a_run_says_of_itself(trained) -> None:
-    said = {kind: report.described for kind, report in (trained(4) | {"offload": trained(2)["zero3-offload"]}).items()}
-    assert said["hsdp2"] == "fsdp on 4 rank(s), cpu: float32 over float32 masters, 2 copies of 2 ranks"
-    assert said["fsdp-f64"] == "fsdp on 4 rank(s), cpu: float64 over float64 masters"
-    assert said["offload"].endswith("masters and moments in host memory, stage 3")
+    assert trained(4, "hsdp2").described == "fsdp on 4 rank(s), cpu: float32 over float32 masters, 2 copies of 2 ranks"
+    assert trained(4, "fsdp-f64").described == "fsdp on 4 rank(s), cpu: float64 over float64 masters"
+    assert trained(2, "zero3-offload").described.endswith("masters and moments in host memory, stage 3")
