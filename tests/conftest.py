@@ -19,7 +19,7 @@ preloaded.preload()
 
 # Few examples where somebody waits for them; `make test-all` asks for the thorough ones.
 hypothesis.settings.register_profile("mres", deadline=None, max_examples=25)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=200)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100)
 hypothesis.settings.load_profile("mres")
 
 NUM_IMAGES = 22

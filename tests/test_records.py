@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
@@ -55,7 +55,6 @@ def records(draw: st.DrawFn) -> ImageRecord:
 
 
 @given(records())
-@settings(deadline=None)
 def test_a_record_survives_its_json_form(record: ImageRecord) -> None:
     text = json.dumps(record_to_json(record, "a.jpg"), ensure_ascii=False)
     assert record_from_json(json.loads(text), record.image, "here") == record

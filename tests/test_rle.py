@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
@@ -63,7 +63,6 @@ def plain_decode(counts: bytes) -> list[int]:
 
 
 @given(masks)
-@settings(deadline=None)
 def test_run_lengths_are_those_of_pycocotools(mask_HW: np.ndarray) -> None:
     assert decode_counts(encoded(mask_HW)).tolist() == runs_of(mask_HW)
 
@@ -84,7 +83,6 @@ likely_bytes = st.lists(st.sampled_from(b"0123456789:PQRSTUVWXYZoL"), max_size=4
 @example(b"PPPPPP0")
 @example(b"PPPPPPP0")
 @example(b"ooooooo?")
-@settings(max_examples=400)
 def test_any_bytes_are_read_by_the_rule_or_a_value_error(counts: bytes) -> None:
     try:
         expected = plain_decode(counts)
@@ -96,7 +94,6 @@ def test_any_bytes_are_read_by_the_rule_or_a_value_error(counts: bytes) -> None:
 
 
 @given(st.lists(likely_bytes, max_size=6))
-@settings(max_examples=300)
 def test_many_masks_at_once_are_read_like_each_alone(counts: list[bytes]) -> None:
     try:
         alone = [decode_counts(each).tolist() for each in counts]
@@ -134,7 +131,6 @@ def test_a_string_cut_within_a_number_is_not_completed_by_the_next_masks() -> No
 
 
 @given(several)
-@settings(deadline=None)
 def test_masks_come_back(masks_KHW: np.ndarray) -> None:
     decoded_KHW = decode_masks([encoded(mask_HW) for mask_HW in masks_KHW], *masks_KHW.shape[1:])
     assert decoded_KHW.dtype == np.uint8
@@ -165,7 +161,6 @@ def edges_of(draw: st.DrawFn, pixels: int, cells: int) -> np.ndarray:
 
 
 @given(st.data(), several, st.integers(1, 12), st.integers(1, 12), st.booleans())
-@settings(max_examples=150, deadline=None)
 def test_shares_of_a_grid_are_exact(data: st.DataObject, masks_KHW: np.ndarray, h: int, w: int, mirrored: bool) -> None:
     _, height, width = masks_KHW.shape
     edge_H, edge_W = data.draw(edges_of(height, h)), data.draw(edges_of(width, w))

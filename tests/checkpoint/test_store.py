@@ -55,7 +55,7 @@ def test_a_run_or_its_checkpoints_or_one_of_them_may_be_named(saved: Path, name:
     assert store.locate(saved.parent / name).step == 10
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_is_found(root: Path, data: st.DataObject) -> None:
     folder = root / "step-00000010"

@@ -75,7 +75,7 @@ def states(draw: st.DrawFn) -> dict[str, Tensor]:
     return state
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(state=states(), stage=st.sampled_from(["zero1", "zero2", "zero3"]), world_size=st.integers(1, 4))
 def test_there_and_back_through_every_form_is_bit_for_bit(
     state: dict[str, Tensor], stage: str, world_size: int

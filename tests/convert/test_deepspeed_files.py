@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensors import bytes_of, spec_of, write_deepspeed
 from torch import Tensor
@@ -82,7 +82,6 @@ _SHAPE = st.lists(st.integers(1, 5), max_size=3).map(tuple)
 @given(
     st.lists(_SHAPE, min_size=1, max_size=6), st.integers(0, 2), st.tuples(*[st.sampled_from([1, 2, 3])] * 2), st.data()
 )
-@settings(max_examples=25, deadline=None)
 def test_any_cut_to_any_other_changes_no_bit(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple], num_frozen: int, stages: tuple[int, int], data: Any
 ) -> None:

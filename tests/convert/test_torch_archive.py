@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensors import bytes_of, same_bits, spec_of
 from torch import Tensor, nn
@@ -53,7 +53,6 @@ def read(archive: TorchArchive, stored: Any) -> Tensor:
     return target
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(SHAPES, DTYPES), min_size=1, max_size=4), st.integers(0, 9))
 def test_what_torch_saves_is_read(
     tmp_path_factory: pytest.TempPathFactory, kinds: list[tuple[tuple[int, ...], str]], before: int
@@ -108,7 +107,6 @@ def write(path: Path, tensors: dict[str, Tensor], stop_after: int | None = None,
     return None
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(SHAPES, DTYPES), min_size=1, max_size=4), st.integers(0, 8))
 def test_what_is_written_torch_reads_broken_off_anywhere(
     tmp_path_factory: pytest.TempPathFactory, kinds: list[tuple[tuple[int, ...], str]], stop_after: int

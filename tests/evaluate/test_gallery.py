@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mres.evaluate.gallery import CASES_A_GROUP, choose, gallery
@@ -19,7 +19,6 @@ RESULTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 100)), max_size=
 
 
 @given(RESULTS, st.randoms())
-@settings(max_examples=50, deadline=None)
 def test_the_choice_is_fair_and_depends_on_the_results_alone(results, random):
     chosen = choose(results, "object")
     assert chosen == choose(random.sample(results, len(results)), "object")

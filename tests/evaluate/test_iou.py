@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -23,7 +23,6 @@ def filled(expressions) -> IouTable:
 
 
 @given(MASKS, MASKS)
-@settings(deadline=None)
 def test_counts_are_those_of_sets(prediction_HW, truth_HW):
     prediction, truth = (set(zip(*np.nonzero(mask), strict=True)) for mask in (prediction_HW, truth_HW))
     assert intersection_union(prediction_HW, truth_HW) == (len(prediction & truth), len(prediction | truth))
@@ -49,7 +48,6 @@ def test_masks_of_other_sizes_or_types_are_a_bug_of_the_caller():
 
 
 @given(EXPRESSIONS)
-@settings(deadline=None)
 def test_figures_against_their_definitions(expressions):
     figures = filled(expressions).figures()
     for name in GROUPS:
@@ -68,7 +66,6 @@ def test_figures_against_their_definitions(expressions):
 
 
 @given(EXPRESSIONS.filter(bool))
-@settings(deadline=None)
 def test_both_together_is_the_average_weighted_by_counts(expressions):
     figures = filled(expressions).figures()
     weighted = sum(figures[g]["num"] * (figures[g]["mIoU"] or 0.0) for g in ("object", "part"))
@@ -76,7 +73,6 @@ def test_both_together_is_the_average_weighted_by_counts(expressions):
 
 
 @given(EXPRESSIONS, st.randoms())
-@settings(deadline=None)
 def test_order_of_the_expressions_does_not_matter_to_the_last_bit(expressions, random):
     shuffled = list(expressions)
     random.shuffle(shuffled)
@@ -85,7 +81,6 @@ def test_order_of_the_expressions_does_not_matter_to_the_last_bit(expressions, r
 
 
 @given(EXPRESSIONS)
-@settings(deadline=None)
 def test_kinds_add_up_to_their_granularity(expressions):
     table = filled(expressions)
     for granularity, kinds in table.by_kind().items():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -23,7 +23,6 @@ def grey(height: int, width: int) -> np.ndarray:
 
 
 @given(MASKS)
-@settings(deadline=None)
 def test_the_rim_has_the_full_colour_and_the_outside_none_of_it(mask_HW):
     drawn_HW3 = overlay(grey(*mask_HW.shape), mask_HW, ORANGE, contour=1, fade=0)
     for y, x in np.ndindex(mask_HW.shape):
@@ -56,7 +55,6 @@ def test_a_mask_of_another_size_is_a_bug_of_the_caller():
 
 
 @given(MASKS, st.integers(1, 40), st.integers(1, 40))
-@settings(deadline=None)
 def test_a_resized_mask_has_pixels_exactly_where_the_original_has_some(mask_hw, width, height):
     mask_HW = resized_mask(mask_hw, (width, height))
     assert mask_HW.shape == (height, width)
@@ -66,7 +64,6 @@ def test_a_resized_mask_has_pixels_exactly_where_the_original_has_some(mask_hw, 
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
-@settings(deadline=None)
 def test_the_longer_side_is_what_was_asked_for(width, height):
     drawn = drawing_size(width, height, 384)
     assert max(drawn) == 384

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -43,13 +43,11 @@ def summary_of(lines: list[ExpressionResult], **more) -> dict:
 
 
 @given(results())
-@settings(deadline=None)
 def test_a_line_reads_back_as_it_was(result):
     assert ExpressionResult.from_json(json.loads(json.dumps(result.to_json())), "here") == result
 
 
 @given(lines=st.lists(results(), max_size=5))
-@settings(deadline=None)
 def test_files_read_back_as_they_were(tmp_path_factory, lines):
     folder = tmp_path_factory.mktemp("run")
     summary = summary_of(lines, trivial={"everything": lines[:1]})
@@ -120,7 +118,6 @@ def test_a_write_that_fails_leaves_the_old_files(tmp_path):
 
 
 @given(st.integers(0, 12), st.integers(1, 4), st.randoms())
-@settings(deadline=None)
 def test_merging_puts_the_ranks_lines_into_the_order_of_the_set(number, ranks, random):
     lines = numbered(number)
     shuffled = random.sample(lines, number)
@@ -129,7 +126,6 @@ def test_merging_puts_the_ranks_lines_into_the_order_of_the_set(number, ranks, r
 
 
 @given(st.lists(st.integers(0, 9), max_size=20))
-@settings(deadline=None)
 def test_merging_accepts_only_each_expression_exactly_once(drawn):
     lines, ids = numbered(10), [f"im/o/{i}" for i in range(10)]
     part = [lines[i] for i in drawn]

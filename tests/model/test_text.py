@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_model import build
 
@@ -32,7 +32,6 @@ def test_a_cut_vocabulary_loses_nothing(vocab_size: int, text: str) -> None:
 
 
 @given(st.text("abcdefghijklmnopqrstuvwxyz 0123456789", min_size=1, max_size=60))
-@settings(max_examples=60)
 def test_any_plain_text_comes_back(text: str) -> None:
     ids_XT, num_cut = SMALL([text])
     if not num_cut:
@@ -42,7 +41,6 @@ def test_any_plain_text_comes_back(text: str) -> None:
 
 @given(st.text(st.characters(max_codepoint=127) | st.sampled_from("&;<>'’éﬁ\u00a0\u200b"), max_size=30))
 @example("tom &amp;amp; jerry's <start_of_text>  dog\tCat")
-@settings(max_examples=300)
 def test_word_by_word_is_the_whole_text_at_once(text: str) -> None:
     bpe = SMALL._bpe
     expected = [bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id]

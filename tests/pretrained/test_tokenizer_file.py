@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mres.errors import UserError
@@ -24,7 +24,6 @@ def check(ours: Tokenizer, theirs, text: str) -> None:
 
 
 @given(PLAIN)
-@settings(max_examples=300)
 def test_plain_text_has_the_same_ids(text: str) -> None:
     check(OURS, THEIRS, text)
 

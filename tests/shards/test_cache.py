@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from remote_server import exit_code, in_fork
 
@@ -67,7 +67,6 @@ def test_a_lower_limit_holds_from_the_start(tmp_path: Path) -> None:
     assert len(cached(tmp_path)) == 3
 
 
-@settings(max_examples=25)
 @given(ends=st.lists(st.integers(1, 900), max_size=25), limit=st.integers(900, 3000))
 def test_no_order_of_sizes_breaks_the_limit(
     tmp_path_factory: pytest.TempPathFactory, ends: list[int], limit: int

@@ -17,7 +17,7 @@ def test_a_good_set_has_no_damage(shard_folder: Path) -> None:
     assert damages(str(shard_folder)) == []
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_named_with_its_shard_and_record(shard_folder: Path, share: float, bit: int) -> None:
     tar = shard_folder / "shard-000001.tar"

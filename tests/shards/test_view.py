@@ -68,7 +68,7 @@ def test_a_filter_keeps_what_fulfils_all(
     assert damages(str(tmp_path / "some")) == []
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kept=st.sets(st.integers(0, 6), min_size=1), block=st.integers(1, 4))
 def test_a_view_reads_as_its_parts_do(kept: set[int], block: int, shard_folder: Path, tmp_path_factory) -> None:
     out = tmp_path_factory.mktemp("view") / "view"

@@ -47,7 +47,7 @@ def _mask(target: Target) -> np.ndarray:
 # --- determinism -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(index=st.integers(0, 10**9), seed=st.integers(0, 2**40), split=st.sampled_from(["train", "val", "größe"]))
 def test_a_scene_depends_on_its_arguments_alone(index: int, seed: int, split: str) -> None:
     options = SceneOptions(image_size=64)
@@ -356,7 +356,7 @@ def test_impossible_arguments_are_named() -> None:
         list(scenes(-3, seed=0, split="train"))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     size=st.integers(64, 160),
     low=st.integers(2, 6),

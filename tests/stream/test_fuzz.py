@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import make_record
@@ -35,7 +35,6 @@ from mres.stream.transforms import augmented
 SHAPE = StreamShape(side=32, stride=2, text_length=6)
 NUM_IMAGES, STEPS = 7, 2  # in batches of 4
 CONFIG = {"images_per_batch": 4, "expressions_per_image": 3, "workers": 0, "augment": AugmentConfig(zoom=(0.7, 1.4))}
-QUICK = settings(max_examples=60)
 
 
 def as_jpeg(record: ImageRecord) -> ImageRecord:
@@ -112,7 +111,6 @@ def touched(folder: Path, name: str, before: bytes, after: bytes) -> set[str]:
     }
 
 
-@QUICK
 @given(how=DAMAGE, seed=SEED)
 def test_a_damaged_shard(whole: Path, how: str, seed: int) -> None:
     random = Random(seed)
@@ -137,7 +135,6 @@ def test_a_damaged_shard(whole: Path, how: str, seed: int) -> None:
         assert_same(one, epoch(folder, 2))
 
 
-@QUICK
 @given(name=st.sampled_from(["index.npy", "manifest.json"]), how=DAMAGE, seed=SEED)
 def test_damaged_descriptions(whole: Path, name: str, how: str, seed: int) -> None:
     random = Random(seed)
@@ -161,7 +158,6 @@ def _says_the_same(before: bytes, after: bytes) -> bool:
         return False
 
 
-@QUICK
 @given(missing=st.sets(st.sampled_from(["shard-000000", "shard-000001", "index.npy", "manifest.json"]), min_size=1))
 def test_missing_files(whole: Path, missing: set[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
@@ -173,7 +169,6 @@ def test_missing_files(whole: Path, missing: set[str]) -> None:
             epoch(folder, 1)
 
 
-@settings(max_examples=300)
 @given(number=st.integers(0, NUM_IMAGES - 1), how=DAMAGE, seed=SEED)
 def test_a_damaged_image_is_named_or_decoded(number: int, how: str, seed: int) -> None:
     record = RECORDS[number]
@@ -189,7 +184,6 @@ def test_a_damaged_image_is_named_or_decoded(number: int, how: str, seed: int) -
     assert not message or message.startswith(f"here: record 'im{number}': the image ")
 
 
-@settings(max_examples=40)
 @given(seed=SEED, damaged=st.sets(st.integers(0, NUM_IMAGES - 1), min_size=1, max_size=4))
 def test_images_that_were_damaged_before_the_build_are_listed(seed: int, damaged: set[int]) -> None:
     """What a build lets pass can be streamed; the records beside it are what they were."""

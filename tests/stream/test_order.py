@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_order import SEEDS, epoch_samples, global_batches, made_set, orders
 
@@ -260,7 +260,6 @@ def test_a_set_that_would_never_come_is_refused() -> None:
         Order.from_config(config, [made_set(900), made_set(100)], 0)
 
 
-@settings(max_examples=30)
 @given(st.permutations(list(range(6))))
 def test_random_numbers_depend_on_their_key_alone(calls: list[int]) -> None:
     keys = [(0, 0, "a", "augment"), (0, 0, "a", "expressions"), (0, 1, "a", "augment"), (1, 0, "a", "augment"),
