@@ -207,6 +207,7 @@ def test_an_empty_or_just_begun_workspace_is_no_obstacle(source: Path, tmp_path:
     assert names(tmp_path) == ["out", "source.safetensors"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_whenever_a_conversion_is_killed_the_same_call_goes_on(source: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out", weights(tmp_path / "other.safetensors", value=2.0)

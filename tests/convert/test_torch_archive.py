@@ -129,6 +129,7 @@ def test_what_is_written_torch_reads_broken_off_anywhere(
         assert archive._place(stored.key)[0] % 64 == 0
 
 
+@pytest.mark.exhaustive
 def test_many_members_need_the_directory_of_64_bits(tmp_path: Path) -> None:
     tensors = {str(number): torch.tensor(number, dtype=torch.int32) for number in range(66_000)}
     write(tmp_path / "many.pt", tensors)

@@ -40,7 +40,13 @@ LAUNCHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "strategy"), [("python", "fsdp"), ("torchrun", "fsdp"), ("deepspeed", "fsdp"), ("deepspeed", "zero")]
+    ("launcher", "strategy"),
+    [
+        ("python", "fsdp"),
+        ("torchrun", "fsdp"),
+        pytest.param("deepspeed", "fsdp", marks=pytest.mark.exhaustive),
+        ("deepspeed", "zero"),
+    ],
 )
 def test_real_launchers(tmp_path: Path, config: Path, launcher: str, strategy: str) -> None:
     words = [str(word).replace("{port}", str(free_port())) for word in LAUNCHERS[launcher]]

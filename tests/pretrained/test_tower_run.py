@@ -13,7 +13,7 @@ from mres.pretrained import match_tower
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp", "zero"])
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero", marks=pytest.mark.exhaustive)])
 def test_both_towers_of_openais_archive_under_sharding(tmp_path: Path, tiny_shards: Path, strategy: str) -> None:
     path, _ = write_clip("archive", tmp_path)
     config = config_of(image_size=48)

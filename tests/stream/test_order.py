@@ -187,10 +187,10 @@ def test_a_rank_reads_few_blocks_at_a_time(images_per_batch: int, window: int) -
         assert len(blocks) <= windows * (steps // 64 + 2)
 
 
-@pytest.mark.parametrize("first_step", [0, 10**15 + 7])
+@pytest.mark.parametrize("first_step", [pytest.param(0, marks=pytest.mark.exhaustive), 10**15 + 7])
 @pytest.mark.parametrize(
     ("images_per_batch", "world_size", "uniform", "megabytes"),
-    [(4096, 4096, False, 2), (4096, 1, False, 16), (4096, 4096, True, 20)],
+    [(4096, 4096, False, 2), pytest.param(4096, 1, False, 16, marks=pytest.mark.exhaustive), (4096, 4096, True, 20)],
 )
 def test_a_million_images_need_little_memory_at_any_step(
     first_step: int, images_per_batch: int, world_size: int, uniform: bool, megabytes: int

@@ -50,7 +50,10 @@ def wait_for_problem(run_dir: Path, what: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "victim", "workers", "by"),
-    [("ddp", 1, 1, signal.SIGKILL), ("fsdp", 0, 0, signal.SIGKILL)],
+    [
+        ("ddp", 1, 1, signal.SIGKILL),
+        pytest.param("fsdp", 0, 0, signal.SIGKILL, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_killed_rank_ends_the_others_and_is_named(
     tmp_path: Path, tiny_shards: Path, strategy: str, victim: int, workers: int, by: signal.Signals
@@ -86,10 +89,12 @@ def assert_named(done: Done, victim: int, run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("strategy", "victim", "phase"),
     [
-        (["parallel.strategy=zero", "parallel.zero_stage=3"], 1, "checkpoint"),
+        pytest.param(
+            ["parallel.strategy=zero", "parallel.zero_stage=3"], 1, "checkpoint", marks=pytest.mark.exhaustive
+        ),
         (["parallel.strategy=zero", "parallel.zero_stage=3"], 0, "backward"),
         (["parallel.strategy=fsdp"], 1, "evaluate"),
-        (["parallel.strategy=fsdp"], 0, "checkpoint"),
+        pytest.param(["parallel.strategy=fsdp"], 0, "checkpoint", marks=pytest.mark.exhaustive),
     ],
 )
 def test_wherever_a_rank_is_killed(

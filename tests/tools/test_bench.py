@@ -54,9 +54,9 @@ def figures(value: dict[str, Any]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("name", "section", "ratio"),
     [
-        ("grouping", "expressions_per_s", "grouped / pairs"),
+        pytest.param("grouping", "expressions_per_s", "grouped / pairs", marks=pytest.mark.exhaustive),
         ("loop", "seconds_a_step", "mres / bare"),
-        ("seam", "seconds_a_step", "mres / by hand"),
+        pytest.param("seam", "seconds_a_step", "mres / by hand", marks=pytest.mark.exhaustive),
     ],
 )
 def test_training_against_its_reference(name: str, section: str, ratio: str) -> None:
@@ -66,6 +66,7 @@ def test_training_against_its_reference(name: str, section: str, ratio: str) -> 
     assert figures(value) == {ratio: pytest.approx(mine / reference)}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_data_against_what_is_usual_and_the_limit() -> None:
     value = found("data")
@@ -100,6 +101,7 @@ def test_order_at_any_position() -> None:
     assert value["quality of shuffle=uniform"].keys() == value["quality of shuffle=blocks"].keys()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_memory_of_workers_and_what_a_kill_leaves() -> None:
     value = found("memory")
@@ -110,6 +112,7 @@ def test_memory_of_workers_and_what_a_kill_leaves() -> None:
     assert (left["names in /dev/shm"], left["workers alive"]) == (0, 0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_saves_and_loads_are_timed_and_leave_nothing(tmp_path: Path) -> None:
     arguments = argparse.Namespace(size="tiny", rounds=1, threads=1)

@@ -35,7 +35,7 @@ def assert_same_course(one: Path, other: Path) -> None:
     ("strategy", "world_size", "received", "code"),
     [
         ("single", 1, signal.SIGTERM, PREEMPTED_EXIT),
-        ("ddp", 2, signal.SIGINT, INTERRUPTED_EXIT),
+        pytest.param("ddp", 2, signal.SIGINT, INTERRUPTED_EXIT, marks=pytest.mark.exhaustive),
         ("fsdp", 2, signal.SIGUSR2, PREEMPTED_EXIT),
     ],
 )

@@ -167,7 +167,7 @@ def _train_beside_a_rank_that_spikes(config: Path, overrides: list[str]) -> tupl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp", "zero"])
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero", marks=pytest.mark.exhaustive)])
 def test_ranks_go_back_together_for_the_sake_of_one(tmp_path: Path, config: Path, strategy: str) -> None:
     more = [f"parallel.strategy={strategy}", "train.log_every=3"]
     first, second = run_distributed(_train_beside_a_rank_that_spikes, 2, config, overrides(tmp_path, *more))
