@@ -41,9 +41,15 @@ def message(path: Path | None, *overrides: str) -> str:
     return str(raised.value)
 
 
+def names(text: str, *words: str) -> None:
+    """A message is held to what it must name and to being one line, not to its wording."""
+    assert [word for word in words if word not in text] == [], text
+    assert "\n" not in text
+
+
 def test_a_typo_is_named_with_its_file_and_the_key_that_was_meant(write) -> None:
     path = write("optim: {learning_rate: 1.0e-3}\n")
-    assert message(path) == "unknown key 'optim.learning_rate' (configs/x.yaml); did you mean 'optim.lr'?"
+    names(message(path), "'optim.learning_rate'", "configs/x.yaml", "'optim.lr'")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_near_names(key: str, meant: str) -> None:
 
 def test_a_name_like_no_other_gets_the_list_of_keys() -> None:
     text = message(None, "run.zebra=1")
-    assert text == "unknown key 'run.zebra' (command line); allowed in run: dir, name, seed"
+    names(text, "'run.zebra'", "command line", "dir, name, seed")
     assert "allowed: run, data, model, loss" in message(None, "zebra.x=1")
 
 
@@ -132,9 +138,7 @@ def test_wrong_values_are_named_and_come_from_the_command_line(override: str, wo
 def test_both_steps_and_epochs_says_how_to_choose(write) -> None:
     path = write("train: {epochs: 3}\n")
     text = message(path, "train.steps=10")
-    assert text == (
-        "train: steps=10 and epochs=3 are both given; set one of them to null (configs/x.yaml and command line)"
-    )
+    names(text, "train", "steps=10", "epochs=3", "null", "configs/x.yaml", "command line")
     assert load_config(path, ["train.steps=10", "train.epochs=null"]).train.steps == 10
 
 
@@ -186,9 +190,7 @@ def test_files_that_cannot_be_used(write, content: str, words: str) -> None:
 
 
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
-    assert message(tmp_path / "no.yaml") == (
-        f"no config at '{tmp_path}/no.yaml'; the configs that come with mres are in configs/"
-    )
+    names(message(tmp_path / "no.yaml"), f"'{tmp_path}/no.yaml'", "configs/")
     assert f"cannot read the config '{tmp_path}'" in message(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("run: {name: caf\xe9}".encode("latin-1"))
     assert f"cannot read the config '{tmp_path}/latin.yaml'" in message(tmp_path / "latin.yaml")
@@ -337,7 +339,6 @@ def test_the_command_prints_the_resolved_config(write) -> None:
 def test_the_command_fails_in_one_line(write) -> None:
     done = command("mres.config", write("optim: {learning_rate: 1}\n"))
     assert done.returncode == 2
-    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
-    for named in ("error: ", "'optim.learning_rate'", "configs/x.yaml", "'optim.lr'"):
-        assert named in done.stderr
+    assert done.stdout == ""
+    names(done.stderr.rstrip("\n"), "error: ", "'optim.learning_rate'", "configs/x.yaml", "'optim.lr'")
     assert re.fullmatch("usage: .*\n", command("mres.config", "--help").stdout)

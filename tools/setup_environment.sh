@@ -68,7 +68,7 @@ if is_usable; then
     echo "completing $venv"
 else
     python=$(choose_python)
-    echo "setting up $venv with $("$python" -V): 5 GB, some minutes, once"
+    echo "setting up $venv with $("$python" -V): 7 GB, some minutes, once"
     create_environment "$python"
 fi
 

@@ -47,4 +47,4 @@ def test_a_later_second_ctrl_c_ends_at_once(
     os.kill(os.getpid(), signal.SIGTERM)  # the scheduler may repeat itself: the checkpoint goes on being written
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
-    assert capsys.readouterr().err == "stopped at once; the last checkpoint stands\n"
+    assert capsys.readouterr().err.count("the last checkpoint stands") == 1

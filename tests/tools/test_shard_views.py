@@ -27,7 +27,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def status(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, for commands that change nothing."""
-    data = make_set(tmp_path_factory.mktemp("standing"))
+    data = make_set(tmp_path_factory.mktemp("status"))
     (data / "empty.txt").write_text("\n \n")
     (data / "wrong.txt").write_text("im1\nim7\n")
     return data
