@@ -154,12 +154,12 @@ def test_leakcheck_finds_what_filter_drops(data: Path) -> None:
         ("verify nonsense://x/set", "fsspec knows no 'nonsense://'"),
     ],
 )
-def test_a_wrong_command_says_what_is_wrong(command: str, message: str, standing: Path) -> None:
-    before = content(standing / "out")
-    error = refused(standing, *command.split())
+def test_a_wrong_command_says_what_is_wrong(command: str, message: str, status: Path) -> None:
+    before = content(status / "out")
+    error = refused(status, *command.split())
     assert message in error
     assert error.count("error: ") == 1
-    assert content(standing / "out") == before
+    assert content(status / "out") == before
 
 
 def test_a_view_is_replaced_only_if_asked(data: Path) -> None:
