@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import command as run_command
 
 from mres.config import Config, known_keys, load_config
 from mres.model.spec import KINDS, load_spec
@@ -88,11 +89,9 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 @lru_cache
-def help_of(*command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, f"{' '.join(command)} --help: {done.stderr}"
+def help_of(*words: str) -> str:
+    done = run_command(*words, "--help", folder=ROOT)
+    assert done.returncode == 0, f"{' '.join(words)} --help: {done.stderr}"
     return done.stdout
 
 
