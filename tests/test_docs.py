@@ -5,8 +5,6 @@ import ast
 import itertools
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
