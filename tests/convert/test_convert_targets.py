@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import PATIENCE_S
 from safetensors.torch import load_file, save_file
 from saving import CONTEXT, in_process, killed_at
 from tensors import workspace
@@ -78,7 +79,7 @@ class Halted:
         else:
             self.process.send_signal(sent)
         try:
-            _, errors = self.process.communicate(timeout=60)
+            _, errors = self.process.communicate(timeout=PATIENCE_S)
         finally:
             self.process.kill()
         self._go.unlink(missing_ok=True)
@@ -216,7 +217,7 @@ def test_whenever_a_conversion_is_killed_the_same_call_goes_on(source: Path, tmp
     for kill_at in range(1, 200):
         process = CONTEXT.Process(target=killed_at, args=(kill_at, overwritten, source, out))
         process.start()
-        process.join(60)
+        process.join(PATIENCE_S)
         killed += process.exitcode != 0
         if process.exitcode and kill_at % 3 == 0:  # else the next one meets what was left
             overwritten(source, out)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from commands import command
+from commands import PATIENCE_S, command
 from made_run import make_run
 from PIL import Image
 
@@ -227,7 +227,9 @@ def test_a_browser_shows_it(made_run, html, tmp_path):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--hide-scrollbars", "--window-size=1200,1600"]
     page = (made_run[0] / "report" / "index.html").as_uri()
-    subprocess.run([CHROMIUM, *options, f"--screenshot={picture}", page], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [CHROMIUM, *options, f"--screenshot={picture}", page], check=True, capture_output=True, timeout=PATIENCE_S
+    )
     shown = Image.open(picture).convert("RGB")
     assert shown.size == (1200, 1600)
     assert len(shown.getcolors(maxcolors=1 << 24)) > 50  # more than an empty page or an error message

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import TypeVar
 
 ROOT = Path(__file__).parents[2]
 # Of everything that must end or come by itself: no test is about how fast, and the machine may be busy.
@@ -96,8 +97,13 @@ def become(words: list[str], folder: Path, out: Path, err: Path) -> None:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
-def wait_until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], what: str) -> T:
+    """What `condition` returns as soon as that is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.02)
+    return found

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 import boto3
 import pytest
+from commands import PATIENCE_S, wait_until
 
 from mres.testing import free_port
 
@@ -61,7 +62,7 @@ class Proxy(ThreadingHTTPServer):
 
     def wait_for(self, parties: int) -> None:
         """Holds requests back until so many are there at once."""
-        self.together = threading.Barrier(parties, timeout=60)
+        self.together = threading.Barrier(parties, timeout=PATIENCE_S)
 
     def ranges(self, path: str = "") -> list[str]:
         """The ranges that were asked for, in order."""
@@ -234,11 +235,8 @@ def moto_server() -> Iterator[int]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not _listens(port):
-            assert process.poll() is None, f"moto's server ended with {process.returncode}: is `moto[s3]` installed?"
-            assert time.monotonic() < deadline, "moto's server does not come up"
-            time.sleep(0.05)
+        wait_until(lambda: _listens(port) or process.poll() is not None, "moto's server")
+        assert process.poll() is None, f"moto's server ended with {process.returncode}: is `moto[s3]` installed?"
         s3_client(port).create_bucket(Bucket=BUCKET)
         yield port
     finally:
@@ -302,7 +300,7 @@ def in_fork(function, *args) -> int:
     os._exit(0)
 
 
-def exit_code(pid: int, patience_s: float = 60) -> int:
+def exit_code(pid: int, patience_s: float = PATIENCE_S) -> int:
     """How a forked process ends; one that does not is killed, so that no test waits for ever."""
     deadline = time.monotonic() + patience_s
     while True:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE_S
 from hypothesis import given
 from hypothesis import strategies as st
 from remote_server import exit_code, in_fork
@@ -233,7 +234,7 @@ def test_a_full_disk_makes_room_for_new_blocks(tmp_path: Path) -> None:
     ]
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine gives no user namespaces, so no small file system can be mounted")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")
 
 

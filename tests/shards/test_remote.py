@@ -17,6 +17,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from commands import PATIENCE_S
 from remote_server import (
     Proxy,
     exit_code,
@@ -264,7 +265,7 @@ def test_the_environment_says_where_and_who(has_credentials: bool, s3: tuple[str
     if not has_credentials:
         del given["AWS_ACCESS_KEY_ID"]
     command = [sys.executable, "-c", READ, s3[0], str(tmp_path)]
-    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=PATIENCE_S)
     if has_credentials:
         assert done.stdout == "b'{}'\n", done.stderr
     else:
@@ -299,7 +300,7 @@ def test_what_failed_in_advance_is_said_where_it_is_read(web: tuple[str, Proxy],
 def test_a_process_ends_in_spite_of_what_it_prefetches(web: tuple[str, Proxy], tmp_path: Path) -> None:
     web[1].fail("stall")
     code = READ.replace("print", "s =").replace("read('manifest.json')", "prefetch([('shard.tar', (0, 9))])")
-    subprocess.run([sys.executable, "-c", code, web[0], str(tmp_path)], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, web[0], str(tmp_path)], check=True, timeout=PATIENCE_S)
 
 
 def test_damaged_bytes_are_fetched_again(web: tuple[str, Proxy], options: RemoteOptions) -> None:

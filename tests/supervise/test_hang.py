@@ -162,14 +162,11 @@ def test_a_stopped_rank_of_a_real_run_is_named_and_the_run_goes_on_after_it(tmp_
     run_dir = tmp_path / "runs" / "run"
 
     def until(condition) -> list[Finding]:
-        findings: list[Finding] = []
+        def findings() -> tuple[list[Finding], ...]:
+            found = hang.diagnose(run_dir) if len(read_beats(run_dir)) == 2 else []
+            return (found,) if condition(found) else ()
 
-        def holds() -> bool:
-            findings[:] = hang.diagnose(run_dir) if len(read_beats(run_dir)) == 2 else []
-            return condition(findings)
-
-        wait_until(holds, "the doctor's finding")
-        return findings
+        return wait_until(findings, "the doctor's finding")[0]
 
     try:
         until(lambda findings: findings and min(b.step for b in read_beats(run_dir).values()) > 2)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import wait_until
 from tiny_run import TRAIN, run, write_config
 
 from mres.supervise.heartbeat import (
@@ -26,23 +27,16 @@ def beat(rank: int, phase: str, moves: int, collectives: int) -> Beat:
     return Beat(rank, 4, "a", 1, 0.0, 5, phase, 0.0, moves, collectives, 0.0, 0.0)
 
 
-def until(condition, message: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, message
-        time.sleep(0.02)
-
-
 def test_the_file_follows_the_rank_and_says_how_it_ended(tmp_path: Path) -> None:
     heartbeat = Heartbeat(tmp_path, 3, 4)
     heartbeat.start()
-    until(lambda: 3 in read_beats(tmp_path), "the first beat comes at once")
+    wait_until(lambda: 3 in read_beats(tmp_path), "the first beat comes at once")
     first = read_beats(tmp_path)[3]
     assert (first.phase, first.step, first.pid, first.world_size) == ("start", 0, os.getpid(), 4)
     heartbeat.at("backward", 17)
-    until(lambda: read_beats(tmp_path)[3].phase == "backward", "it is written without the training thread")
+    wait_until(lambda: read_beats(tmp_path)[3].phase == "backward", "it is written without the training thread")
     stuck = read_beats(tmp_path)[3]
-    until(lambda: read_beats(tmp_path)[3].time > stuck.time, "the process lives")
+    wait_until(lambda: read_beats(tmp_path)[3].time > stuck.time, "the process lives")
     assert read_beats(tmp_path)[3].since == stuck.since, "and is still where it was"
     assert stuck.step == 17
     heartbeat.end(FAILED, "out of memory")
@@ -90,13 +84,13 @@ def test_collectives_are_activity_and_phases_are_counted(tmp_path: Path) -> None
     heartbeat = Heartbeat(tmp_path, 0, 1, lambda: begun[0])
     heartbeat.start()
     heartbeat.at("forward", 1)
-    until(lambda: 0 in read_beats(tmp_path) and read_beats(tmp_path)[0].moves == 1, "the phase is counted")
+    wait_until(lambda: 0 in read_beats(tmp_path) and read_beats(tmp_path)[0].moves == 1, "the phase is counted")
     entered = read_beats(tmp_path)[0]
     assert entered.collectives == 3
-    until(lambda: read_beats(tmp_path)[0].time > entered.time, "the process lives")
+    wait_until(lambda: read_beats(tmp_path)[0].time > entered.time, "the process lives")
     assert read_beats(tmp_path)[0].active == entered.active, "and nothing has happened"
     begun[0] = 4
-    until(lambda: read_beats(tmp_path)[0].collectives == 4, "collectives are counted")
+    wait_until(lambda: read_beats(tmp_path)[0].collectives == 4, "collectives are counted")
     collective = read_beats(tmp_path)[0]
     heartbeat.end()
     assert collective.active > entered.active, "the rank does something"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from commands import wait_until
 from tiny_run import ROOT, TRAIN, Done, Raise, start, wait, write_config
 
 from mres.errors import UserError
@@ -30,21 +31,21 @@ pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExce
 
 
 def wait_for_step(run_dir: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while not (beats := read_beats(run_dir)) or min(beat.step for beat in beats.values()) < step:
-        assert time.monotonic() < deadline, beats
-        time.sleep(0.05)
+    def reached() -> bool:
+        beats = read_beats(run_dir).values()
+        return bool(beats) and min(beat.step for beat in beats) >= step
+
+    wait_until(reached, f"step {step}")
 
 
 def wait_for_problem(run_dir: Path, what: str) -> str:
     """Until the doctor finds that and no more; a busy machine may make it find others before."""
-    deadline = time.monotonic() + 60
-    while True:
+
+    def problem() -> str:
         found = hang.diagnose(run_dir)
-        if [(f.level, f.what) for f in found] == [("problem", what)]:
-            return found[0].found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
+        return found[0].found if [(f.level, f.what) for f in found] == [("problem", what)] else ""
+
+    return wait_until(problem, what)
 
 
 @pytest.mark.slow
@@ -67,7 +68,7 @@ def test_a_killed_rank_ends_the_others_and_is_named(
         wait_for_step(run_dir, 3)
     finally:
         os.kill(processes[victim].pid, by)
-    done = wait(processes, tmp_path, timeout_s=60)
+    done = wait(processes, tmp_path)
     assert_named(done, victim, run_dir)
     assert done.codes[victim] == -by
 
@@ -117,7 +118,7 @@ def test_a_rank_that_hangs_is_named_when_its_collective_times_out(tmp_path: Path
     try:
         wait_for_step(tmp_path / "runs" / "run", 3)
         os.kill(processes[1].pid, signal.SIGSTOP)
-        done = wait(processes[:1], tmp_path, timeout_s=120)
+        done = wait(processes[:1], tmp_path)
     finally:
         processes[1].kill()
     assert done.codes == [LOST_RANK_EXIT], done.output
@@ -155,7 +156,7 @@ def test_a_rank_that_hangs_between_the_loops_collectives_is_named(
         found = wait_for_problem(run_dir, "rank 0")
         assert found.startswith(f"the others wait for it: {place}, for ")
         assert ("it has begun " in found) is (where == "forward"), found
-        done = wait(processes[1:], tmp_path, timeout_s=120)
+        done = wait(processes[1:], tmp_path)
     finally:
         processes[0].kill()
     said = (tmp_path / "out-1.txt").read_text()
@@ -190,7 +191,7 @@ def test_a_rank_that_fails_alone_ends_the_others_wherever_they_are(tmp_path: Pat
     processes = [context.Process(target=of_three, args=(rank, port, tmp_path)) for rank in range(3)]
     for process in processes:
         process.start()
-    done = wait(processes, tmp_path, timeout_s=60)
+    done = wait(processes, tmp_path)
     assert done.codes == [LOST_RANK_EXIT, 1, LOST_RANK_EXIT], done.outputs
     assert "ValueError: no such thing" in done.outputs[1]
     assert "Traceback" in done.outputs[1], "whose fault it is has its traceback"

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from commands import PATIENCE_S
 
 from mres.errors import UserError
 from mres.supervise import rendezvous as meeting
@@ -90,14 +91,14 @@ def teller(rank: int, size: int, hear_s: float) -> "subprocess.Popen[str]":
 def test_what_keeps_a_rank_away_is_known_on_all_that_came() -> None:
     process = teller(1, 3, hear_s=60)
     assert met((0, 3), (2, 3), timeout_s=600) == ["rank 1: no such file"] * 2
-    assert process.communicate(timeout=60)[0] == "True\n"
+    assert process.communicate(timeout=PATIENCE_S)[0] == "True\n"
 
 
 def test_who_is_not_heard_must_speak() -> None:
     """As under torchrun, whose store is there before rank 0."""
     port = int(os.environ["MASTER_PORT"])
     store = meeting._connect(port, 60, is_master=True)
-    assert teller(1, 2, hear_s=0.5).communicate(timeout=60)[0] == "False\n"
+    assert teller(1, 2, hear_s=0.5).communicate(timeout=PATIENCE_S)[0] == "False\n"
     assert store.get("refused") == b"rank 1: no such file"
 
 

@@ -4,13 +4,13 @@ import os
 import random
 import shutil
 import signal
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import wait_until
 from tiny_data import make_record
 from tiny_run import TRAIN, Done, Raise, lines, run, start, tiny_config, wait
 
@@ -73,14 +73,6 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
-def stays(condition, patience_s: float = 20) -> bool:
-    """Whether a condition still holds after a while: workers look every few seconds whether their rank is alive."""
-    deadline = time.monotonic() + patience_s
-    while condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return bool(condition())
-
-
 def test_killed_at_random_and_gone_on_with_otherwise(tmp_path: Path, config: Path) -> None:
     shared = set(os.listdir("/dev/shm"))
     whole = run(TRAIN, ["--config", str(config), "run.name=whole"], tmp_path, world_size=1)
@@ -101,8 +93,9 @@ def test_killed_at_random_and_gone_on_with_otherwise(tmp_path: Path, config: Pat
     assert [line["step"] for line in trace] == list(range(1, STEPS + 1))
     assert lines(runs / "run" / "batches.jsonl") == trace
     check_epochs(trace)
-    assert not stays(lambda: processes_in(tmp_path)), "workers of dead ranks"
-    assert not stays(lambda: set(os.listdir("/dev/shm")) - shared), "named shared memory"
+    # Workers look every few seconds whether their rank is alive.
+    wait_until(lambda: not processes_in(tmp_path), "the end of dead ranks' workers")
+    wait_until(lambda: set(os.listdir("/dev/shm")) <= shared, "that named shared memory goes")
 
 
 def test_the_list_of_broken_images_goes_on_with_the_run(tmp_path: Path, tiny_shards: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import PATIENCE_S
 from tiny_run import ROOT, TRAIN, write_config
 
 from mres.config import load_config
@@ -59,7 +60,7 @@ def test_training_into_a_folder_in_use_ends_before_torch_loads(tmp_path: Path, t
     )
     command = [sys.executable, "-c", code, str(TRAIN), "--config", str(config)]
     with held(tmp_path / "runs" / "run"):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         plan = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "exit 2 False"
     assert done.stderr.startswith("error: the run's folder 'runs/run' is in use by another launch, host ")
