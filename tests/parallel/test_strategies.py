@@ -6,6 +6,7 @@ The kinds of a tier run one after another in two processes, started once; the te
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,8 @@ class Reports(dict[str, Report]):
     def __missing__(self, kind: str) -> Report:
         kinds = [other for other in (*KINDS, *BRIEF, *HALF) if (other in ONCE) == (kind in ONCE)]
         first, second = run_distributed(_train_all, 2, self.folder, kinds, timeout_s=900)
-        for kind in first:  # norms are global and losses are summed over ranks, so ranks see the same
-            assert repr(first[kind].course) == repr(second[kind].course), kind
+        for other in kinds:  # norms are global and losses are summed over ranks, so ranks see the same
+            assert repr(first[other].course) == repr(second[other].course), other
         self.update(first)
         return self[kind]
 
@@ -270,5 +271,5 @@ def test_one_rank_goes_on_from_two(kind: str, alone: dict[str, Report], reports:
 
 def test_zero_refuses_step_counts_that_it_cannot_keep(alone: dict[str, Report]) -> None:
     refusal = alone["zero2"].refusal
-    assert "19 steps for 'vision.vit.blocks.0.attn.qkv.weight' and 20 for" in refusal
+    assert re.search(r"19 steps for '[\w.]+' and 20 for '[\w.]+'", refusal), refusal
     assert "go on with the strategy that wrote it" in refusal
