@@ -1,6 +1,7 @@
 """Files and folders of tensors: recognised by what is in them, refused with their name."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,27 @@ def test_the_contents_say_what_a_file_is(tmp_path: Path) -> None:
         file = open_tensors(tmp_path / name)
         assert file.shapes == {"a": (3,)}
         assert torch.equal(file.read("a"), tensors["a"])
+
+
+def test_files_of_torch_before_1_6_are_read_and_checked(tmp_path: Path) -> None:
+    """Views of one storage, half precision, a state_dict among other things; no code, no end that is cut off."""
+    whole = torch.arange(24.0).view(4, 6)
+    state = OrderedDict(
+        {"rows": whole[2:], "across": whole.t(), "half": torch.ones(3).bfloat16(), "none": torch.ones(0)}
+    )
+    path = tmp_path / "old.pth"
+    torch.save({"epoch": 3, "state_dict": state}, path, _use_new_zipfile_serialization=False)
+    file = open_tensors(path)
+    assert (file.format, file.others) == ("torch.save", ("epoch",))
+    assert {name: torch.equal(file.read(name), tensor) for name, tensor in state.items()} == dict.fromkeys(state, True)
+    content = path.read_bytes()
+    for length in (0, 20, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"old.pth' cannot be read as tensors only"):
+            open_tensors(path)
+    torch.save({"state_dict": state, "path": path}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"it wants 'pathlib.*Path'"):
+        open_tensors(path)
 
 
 @pytest.fixture
