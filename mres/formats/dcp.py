@@ -66,15 +66,10 @@ class DcpSource:
         spec = self.specs[name]
         whole = elements(target, spec.dtype, spec.shape)
         for chunk in self._chunks[name]:
-            try:
-                archive, tensor = self._open(spec, chunk)
-                if self._check_sums and chunk not in self._checked:
-                    archive.check(tensor, self._buffer)
-                    self._checked.add(chunk)
-                # An index of nothing would give a copy of the one element.
-                archive.read_box(tensor, whole[chunk.slices] if chunk.slices else whole, self._buffer)
-            except (ValueError, OSError) as error:
-                raise CheckpointError(f"{self._folder / chunk.file}: {name} cannot be read: {error}") from None
+            archive = self._open(name, chunk)
+            # An index of nothing would give a copy of the one element.
+            archive.read_box(archive.structure, whole[chunk.slices] if chunk.slices else whole, self._buffer)
+            self._checked.add(chunk)
 
     def check_items(self) -> None:
         """Looks at what torch.load would unpickle, so that nobody comes to load what could run.
@@ -84,17 +79,16 @@ class DcpSource:
         """
         for name, chunks in self._chunks.items():
             for chunk in chunks:
-                try:
-                    self._open(self.specs[name], chunk)
-                except (ValueError, OSError) as error:
-                    raise CheckpointError(f"{self._folder / chunk.file}: {name} is refused: {error}") from None
+                self._open(name, chunk)
 
-    def _open(self, spec: Spec, chunk: Chunk) -> tuple[TorchArchive, StoredTensor]:
-        archive = TorchArchive(self._files, self._folder / chunk.file, chunk.start, chunk.length)
+    def _open(self, name: str, chunk: Chunk) -> TorchArchive:
+        path, spec = self._folder / chunk.file, self.specs[name]
+        check_sums = self._check_sums and chunk not in self._checked
+        archive = TorchArchive(self._files, path, chunk.start, chunk.length, check_sums=check_sums)
         tensor = archive.structure
         if not isinstance(tensor, StoredTensor) or (tensor.shape, tensor.dtype) != (chunk.sizes, spec.dtype):
-            raise ValueError(f"it is not of the shape and type that {DCP_METADATA} says")
-        return archive, tensor
+            raise CheckpointError(f"{path} is refused: {name} is not of the shape and type that {DCP_METADATA} says")
+        return archive
 
 
 def write_dcp(source: TensorSource, work: Workspace, progress: Progress) -> None:

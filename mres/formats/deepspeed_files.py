@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mres.formats.folder import CheckpointError
 from mres.formats.open_files import OpenFiles
-from mres.formats.torch_file import TorchFile
+from mres.formats.torch_archive import TorchArchive
+from mres.formats.torch_pickle import TorchUnpickler
 from mres.io.unpickling import Inert
 
 EXTRA = "mres_ema.pt"  # what DeepSpeed has no place for
@@ -33,8 +35,8 @@ class Files:
     folder: Path
     stage: int
     half: bool
-    optim: list[TorchFile]
-    model: list[TorchFile]
+    optim: list[TorchArchive]
+    model: list[TorchArchive]
 
     @property
     def world_size(self) -> int:
@@ -92,7 +94,7 @@ def open_files(folder: Path) -> Files:
     """
     paths = _optim_paths(folder)
     files = OpenFiles()
-    first = TorchFile(files, paths[0], _INERT)
+    first = _open(files, paths[0])
     count = _world_size(first)
     if len(paths) != count:
         raise CheckpointError(
@@ -103,22 +105,27 @@ def open_files(folder: Path) -> Files:
                 else "files of two checkpoints lie in it"
             )
         )
-    optim = [first, *(TorchFile(files, path, _INERT) for path in paths[1:])]
+    optim = [first, *(_open(files, path) for path in paths[1:])]
     stage = _stage(first)
     names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(count)]
-    model = [
-        TorchFile(files, folder / name, _INERT) for name in (names if stage == 3 else ["mp_rank_00_model_states.pt"])
-    ]
+    model = [_open(files, folder / name) for name in (names if stage == 3 else ["mp_rank_00_model_states.pt"])]
     for file in model:
         if not isinstance(file.structure.get("module"), dict) or not file.structure.get("param_shapes"):
             raise CheckpointError(f"{file.path} has no module or no param_shapes: it was not written under ZeRO")
     return Files(folder, stage, paths[0].name.startswith("bf16_"), optim, model)
 
 
-def open_extra(folder: Path) -> TorchFile | None:
+def _open(files: OpenFiles, path: Path) -> TorchArchive:
+    archive = TorchArchive(files, path, unpickler=partial(TorchUnpickler, inert=_INERT))
+    if not isinstance(archive.structure, dict):
+        raise CheckpointError(f"{path} is refused: it holds a {type(archive.structure).__name__}, not named values")
+    return archive
+
+
+def open_extra(folder: Path) -> TorchArchive | None:
     """What mres put beside DeepSpeed's files."""
     path = folder / EXTRA
-    return TorchFile(OpenFiles(), path) if path.is_file() else None
+    return _open(OpenFiles(), path) if path.is_file() else None
 
 
 def _optim_paths(folder: Path) -> list[Path]:
@@ -144,7 +151,7 @@ def _of_rank(path: Path, rank: int) -> Path:
     return path.with_name(re.sub(r"pp_rank_\d+", f"pp_rank_{rank}", path.name))
 
 
-def _world_size(file: TorchFile) -> int:
+def _world_size(file: TorchArchive) -> int:
     state = file.structure.get("optimizer_state_dict")
     count = state.get("partition_count") if isinstance(state, dict) else None
     counts: list[Any] = count if isinstance(count, list) else [count]
@@ -155,7 +162,7 @@ def _world_size(file: TorchFile) -> int:
     return int(counts[0])
 
 
-def _stage(file: TorchFile) -> int:
+def _stage(file: TorchArchive) -> int:
     state = file.structure["optimizer_state_dict"]
     if "fp32_flat_groups" in state:
         return 3

@@ -18,8 +18,8 @@ from mres.formats.deepspeed_files import Files
 from mres.formats.deepspeed_layout import MOMENTS, ParamGroup
 from mres.formats.folder import CheckpointError
 from mres.formats.memory import Buffer, elements
+from mres.formats.stored import Chain, Stored
 from mres.formats.tensors import ITEM_BYTES, Spec
-from mres.formats.torch_file import Chain, Stored
 from mres.formats.torch_pickle import StoredTensor
 
 MASTER = "fp32"
@@ -130,8 +130,9 @@ class Flats:
         """Flat tensors of ranks, one after another."""
         return Chain(
             [
-                self._files.optim[rank].stored(
-                    self._masters[rank][flat] if key == MASTER else self._states[rank][flat][key]
+                Stored(
+                    self._files.optim[rank],
+                    self._masters[rank][flat] if key == MASTER else self._states[rank][flat][key],
                 )
                 for rank in ranks
                 for flat in flats
@@ -157,7 +158,7 @@ class Flats:
         step = self._states[rank][flat].get("step", 0)
         if not isinstance(step, StoredTensor):
             return float(step)
-        return _read_scalar(self._files.optim[rank].stored(step))
+        return _read_scalar(Stored(self._files.optim[rank], step))
 
 
 def _optimizer_states(state: Mapping[str, Any], stage: int) -> list[dict[str, Any]]:
@@ -195,7 +196,7 @@ _MAX_DEPTH = 4  # of lists in an option
 def _plain(files: Files, value: Any, depth: int = 0) -> Any:
     """An option of an optimizer's group that anybody can read: numbers, texts, and lists of them."""
     if isinstance(value, StoredTensor):
-        return _read_scalar(files.optim[0].stored(value)) if value.numel == 1 else _DROPPED
+        return _read_scalar(Stored(files.optim[0], value)) if value.numel == 1 else _DROPPED
     if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
         items = [_plain(files, item, depth + 1) for item in value]
         return _DROPPED if any(item is _DROPPED for item in items) else type(value)(items)

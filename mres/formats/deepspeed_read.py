@@ -14,8 +14,8 @@ from mres.formats.deepspeed_flat import MASTER, Flat, Flats, Plan, Whole, groups
 from mres.formats.deepspeed_layout import MOMENTS, Layout
 from mres.formats.folder import CONFIG, STATE, CheckpointError
 from mres.formats.memory import Buffer
+from mres.formats.stored import Chain, Stored
 from mres.formats.tensors import MODEL, OPTIM, Spec
-from mres.formats.torch_file import Chain
 from mres.formats.torch_pickle import StoredTensor
 from mres.io.json_files import JsonError, read_json
 
@@ -108,11 +108,11 @@ def _other(files: Files, name: str, tensor: StoredTensor) -> Plan:
     if name not in shapes:
         if files.stage == 3 and name not in (files.model[0].structure.get("buffer_names") or ()):
             raise CheckpointError(f"{files.folder} was saved without the frozen parameter '{name}'; save it with it")
-        return Whole(files.model[0].stored(tensor))
+        return Whole(Stored(files.model[0], tensor))
     fragments = [file.structure["frozen_param_fragments"][name] for file in files.model]
     if files.stage != 3:
-        return Whole(files.model[0].stored(fragments[0]))
-    chain = Chain([file.stored(piece) for file, piece in zip(files.model, fragments, strict=True)])
+        return Whole(Stored(files.model[0], fragments[0]))
+    chain = Chain([Stored(file, piece) for file, piece in zip(files.model, fragments, strict=True)])
     numel = math.prod(shapes[name])
     if chain.numel < numel:
         raise CheckpointError(f"{files.folder} has {chain.numel} elements of '{name}', whose shape is {shapes[name]}")
@@ -123,7 +123,9 @@ def _extra(folder: Path) -> dict[str, Plan]:
     """What mres wrote beside DeepSpeed's files: moving averages of the weights."""
     file = open_extra(folder)
     return (
-        {} if file is None else {name: Whole(file.stored(tensor)) for name, tensor in file.structure["tensors"].items()}
+        {}
+        if file is None
+        else {name: Whole(Stored(file, tensor)) for name, tensor in file.structure["tensors"].items()}
     )
 
 

@@ -8,7 +8,8 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from mres.formats.folder import CheckpointError
 from mres.formats.memory import Buffer, elements, read_at
 from mres.formats.open_files import OpenFiles
 from mres.formats.tensors import ITEM_BYTES
@@ -28,45 +30,62 @@ _PIECE_BYTES = 1 << 22
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: lengths of its name and its extra field
 
 
-Read = Callable[[bytes], Any]
-
-
-def read_torch(content: bytes) -> Any:
-    return TorchUnpickler(content).load()
-
-
 class TorchArchive:
-    """What torch.save wrote; tensors in `structure` are descriptions, which `read_into` takes.
+    """What torch.save wrote; tensors in `structure` are descriptions, which are read when they are asked for.
 
     Args:
         files: open it when it is read.
         length: of the part from `start` on; up to the file's end without.
-        read: makes the structure of the pickle.
+        unpickler: reads the structure.
+        check_sums: compare the CRC of a storage when it is read first; torch itself does not.
 
     Raises:
-        ValueError: it is torn, no file of torch.save, or has something in it that is not allowed; says what.
-        OSError: it cannot be opened or read.
+        CheckpointError: it is missing, torn, no file of torch.save, or has something in it that is not allowed.
     """
 
     def __init__(
-        self, files: OpenFiles, path: Path, start: int = 0, length: int | None = None, read: Read = read_torch
+        self,
+        files: OpenFiles,
+        path: Path,
+        start: int = 0,
+        length: int | None = None,
+        *,
+        unpickler: Callable[[bytes], TorchUnpickler] = TorchUnpickler,
+        check_sums: bool = True,
     ) -> None:
-        self._files, self._path, self._start = files, path, start
-        self._length = path.stat().st_size - start if length is None else length
-        self._checked: set[str] = set()
+        self.path, self._files, self._start, self._length = path, files, start, length or 0
+        self._checks_sums, self._checked, self._buffer = check_sums, set[str](), Buffer()
+        with self._named("refused"):
+            if length is None:
+                self._length = path.stat().st_size - start
+            self.structure: Any = self._read(unpickler)
+
+    def _read(self, unpickler: Callable[[bytes], TorchUnpickler]) -> Any:
+        part = _Part(self._files.descriptor(self.path), self._start, self._length)
+        with ZipFile(io.BufferedReader(part, 1 << 12)) as archive:
+            pickled = next((n for n in archive.namelist() if re.fullmatch("[^/]+/data[.]pkl", n)), None)
+            if pickled is None:
+                raise ValueError("it is no file of torch.save: no data.pkl")
+            self._root = pickled.removesuffix("data.pkl")
+            self._members = {m.filename.removeprefix(self._root): m for m in archive.infolist()}
+            self._check_order(archive)
+            return unpickler(_small(archive, pickled, _MAX_PICKLE_BYTES)).load()
+
+    @contextmanager
+    def _named(self, damaged: str) -> Iterator[None]:
+        """Whatever fails in it says of which file."""
         try:
-            with ZipFile(io.BufferedReader(_Part(files.descriptor(path), start, self._length), 1 << 12)) as archive:
-                pickled = next((n for n in archive.namelist() if re.fullmatch("[^/]+/data[.]pkl", n)), None)
-                if pickled is None:
-                    raise ValueError("it is no file of torch.save: no data.pkl")
-                self._root = pickled.removesuffix("data.pkl")
-                self._members = {m.filename.removeprefix(self._root): m for m in archive.infolist()}
-                self._check_order(archive)
-                self.structure: Any = read(_small(archive, pickled, _MAX_PICKLE_BYTES))
-        except (RefusedError, OSError):
-            raise
+            yield
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.path} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        except RefusedError as error:
+            raise CheckpointError(f"{self.path} is refused: {error}") from None
         except Exception as error:  # zips and pickles can fail in any way
-            raise ValueError(f"it is torn or no file of torch.save ({_first_line(error)})") from None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            torn = "it is torn or no file of torch.save: " if damaged == "refused" else ""
+            raise CheckpointError(f"{self.path} is {damaged}: {torn}{reason}") from None
 
     def _check_order(self, archive: ZipFile) -> None:
         name = self._root + "byteorder"
@@ -77,14 +96,18 @@ class TorchArchive:
         """Fills `target` with the tensor's elements from `start` on, as they lie in the file.
 
         Raises:
-            ValueError: they are not in the file.
-            OSError: they cannot be read.
+            CheckpointError: they are not in the file, or not those that were written.
         """
+        with self._named("damaged"):
+            self._check(tensor.key)
+            self._read_into(tensor, target, start)
+
+    def _read_into(self, tensor: StoredTensor, target: memoryview, start: int = 0) -> None:
         offset, size = self._place(tensor.key)
         first = (tensor.offset + start) * ITEM_BYTES[tensor.dtype]
         if first + target.nbytes > size:
             raise ValueError(f"a tensor of it ends {first + target.nbytes - size} bytes after its storage")
-        read_at(self._files.descriptor(self._path), offset + first, target)
+        read_at(self._files.descriptor(self.path), offset + first, target)
 
     def read_box(self, tensor: StoredTensor, box: NDArray[Any], buffer: Buffer) -> None:
         """Fills `box`, elements to be moved of the tensor's shape that may lie apart, from a tensor that may, too.
@@ -92,13 +115,16 @@ class TorchArchive:
         `buffer` holds a part of it at a time.
 
         Raises:
-            ValueError: the elements are not in the file.
-            OSError: they cannot be read.
+            CheckpointError: the elements are not in the file, or not those that were written.
         """
-        if not tensor.numel:
-            return
+        if tensor.numel:
+            with self._named("damaged"):
+                self._check(tensor.key)
+                self._read_box(tensor, box, buffer)
+
+    def _read_box(self, tensor: StoredTensor, box: NDArray[Any], buffer: Buffer) -> None:
         if tensor.is_contiguous and box.flags.c_contiguous:
-            self.read_into(tensor, memoryview(box.reshape(-1).view(np.uint8).data))
+            self._read_into(tensor, memoryview(box.reshape(-1).view(np.uint8).data))
             return
         # As it lies: the dimension along which the file is gone through comes first.
         order = sorted(range(box.ndim), key=lambda dim: (tensor.shape[dim] == 1, -tensor.strides[dim]))
@@ -112,29 +138,24 @@ class TorchArchive:
             extent = (rows - 1) * strides[0] + inner
             piece = buffer.take(extent * item_bytes)
             flat = replace(tensor, offset=tensor.offset + at * strides[0], shape=(extent,), strides=(1,))
-            self.read_into(flat, piece)
+            self._read_into(flat, piece)
             found = elements(piece, tensor.dtype, (extent,))
             steps = [stride * item_bytes for stride in strides]
             lying[at : at + rows] = np.lib.stride_tricks.as_strided(found, (rows, *shape[1:]), steps, writeable=False)
 
-    def check(self, tensor: StoredTensor, buffer: Buffer) -> None:
-        """Compares the CRC of the storage that the tensor is in, at the first time; torch itself does not.
-
-        Raises:
-            ValueError: its bytes are not those that were written.
-            OSError: they cannot be read.
-        """
-        if tensor.key in self._checked:
+    def _check(self, key: str) -> None:
+        """Raises: ValueError: the storage's bytes are not those that were written."""
+        if key in self._checked or not self._checks_sums:
             return
-        offset, size = self._place(tensor.key)
+        offset, size = self._place(key)
         found = 0
         for at in range(0, size, _PIECE_BYTES):
-            piece = buffer.take(min(_PIECE_BYTES, size - at))
-            read_at(self._files.descriptor(self._path), offset + at, piece)
+            piece = self._buffer.take(min(_PIECE_BYTES, size - at))
+            read_at(self._files.descriptor(self.path), offset + at, piece)
             found = zlib.crc32(piece, found)
-        if found != self._members[f"data/{tensor.key}"].CRC:
+        if found != self._members[f"data/{key}"].CRC:
             raise ValueError(f"bytes from {offset} on are not those that were written (CRC)")
-        self._checked.add(tensor.key)
+        self._checked.add(key)
 
     def _place(self, key: str) -> tuple[int, int]:
         """Where a storage begins in the file, and its bytes."""
@@ -144,7 +165,7 @@ class TorchArchive:
         if member.compress_type != ZIP_STORED or member.header_offset + _LOCAL_HEADER.size > self._length:
             raise ValueError(f"its data/{key} is compressed or lies outside of it")
         header = bytearray(_LOCAL_HEADER.size)
-        read_at(self._files.descriptor(self._path), self._start + member.header_offset, memoryview(header))
+        read_at(self._files.descriptor(self.path), self._start + member.header_offset, memoryview(header))
         magic, name, extra = _LOCAL_HEADER.unpack(header)
         offset = member.header_offset + _LOCAL_HEADER.size + name + extra
         if magic != b"PK\3\4" or offset + member.file_size > self._length:
@@ -157,10 +178,6 @@ def _small(archive: ZipFile, name: str, most: int) -> bytes:
     if info.compress_type != ZIP_STORED or info.file_size > most:
         raise ValueError(f"its {name} is compressed or has {info.file_size:,} bytes, more than {most:,}")
     return archive.read(info)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _Part(io.RawIOBase):

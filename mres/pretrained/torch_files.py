@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from mres.formats.folder import CheckpointError
 from mres.formats.legacy_torch import LegacyArchive
@@ -67,38 +67,27 @@ class TorchTensors:
     notes: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
-        self._path, self._buffer = path, Buffer()
-        self.format = "torch.save"
+        self._buffer, self.format = Buffer(), "torch.save"
         try:
             if not is_zipfile(path):
                 self._archive: TorchArchive = LegacyArchive(OpenFiles(), path)
             elif _is_torchscript(path):
                 self.format = "TorchScript archive"
-                self._archive = TorchArchive(OpenFiles(), path, read=lambda pickled: _ScriptUnpickler(pickled).load())
+                self._archive = TorchArchive(OpenFiles(), path, unpickler=_ScriptUnpickler)
             else:
                 self._archive = TorchArchive(OpenFiles(), path)
-        except Exception as error:  # zips and pickles can fail in any way
-            raise self._damaged(error) from None
+        except (CheckpointError, BadZipFile, OSError) as error:
+            raise CheckpointError(
+                f"'{path}' cannot be read as tensors only ({error}); a .safetensors file, or the state_dict alone as "
+                "torch.save writes it, can be"
+            ) from None
         found, self.others = _named(self._archive.structure)
         self._tensors = {MODEL + name: tensor for name, tensor in found.items()}
         self.specs = {name: Spec(tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()}
 
     def read_into(self, name: str, target: memoryview) -> None:
         stored = self._tensors[name]
-        try:
-            self._archive.check(stored, self._buffer)
-            self._archive.read_box(stored, elements(target, stored.dtype, stored.shape), self._buffer)
-        except (ValueError, OSError) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error: Exception) -> CheckpointError:
-        reason = str(error) or type(error).__name__
-        if self.format == "torch.save":
-            return CheckpointError(
-                f"'{self._path}' cannot be read as tensors only ({reason}); a .safetensors file, or the state_dict alone as "
-                "torch.save writes it, can be"
-            )
-        return CheckpointError(f"'{self._path}' cannot be read as a TorchScript archive of tensors only: {reason}")
+        self._archive.read_box(stored, elements(target, stored.dtype, stored.shape), self._buffer)
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -292,7 +292,7 @@ def test_code_in_the_place_of_a_tensor_never_runs(root: Path, tmp_path: Path) ->
         place.offset, place.length = 0, len(hostile)
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     reseal(folder)
-    with pytest.raises(CheckpointError, match=r"__0_0.distcp: .* is refused: it wants 'posix.mkdir'"):
+    with pytest.raises(CheckpointError, match=r"__0_0.distcp is refused: it wants 'posix.mkdir'"):
         store.verify(folder)
     assert store.locate(root).step == 5  # the one before
     assert not (tmp_path / "owned").exists()

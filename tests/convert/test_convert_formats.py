@@ -203,7 +203,7 @@ def test_bad_folders_of_others_are_named(tmp_path: Path) -> None:
     content = bytearray((flipped / "__0_0.distcp").read_bytes())
     content[len(content) // 2] ^= 1
     (flipped / "__0_0.distcp").write_bytes(content)
-    refused(flipped, tmp_path, r"__0_0.distcp: model.w cannot be read: bytes from .* on are not those")
+    refused(flipped, tmp_path, r"__0_0.distcp is damaged: bytes from .* on are not those")
     unfinished = good.rename(tmp_path / "step-00000001.incomplete")
     refused(unfinished, tmp_path, "no finished checkpoint")
 

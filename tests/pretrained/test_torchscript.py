@@ -66,7 +66,7 @@ def test_a_pickle_bomb_is_refused_and_never_runs(archive: Path, tmp_path: Path) 
     path = edited_archive(archive, tmp_path / "b.pt", lambda n, c: bomb if n.endswith("data.pkl") else c)
     with pytest.raises(
         CheckpointError,
-        match=r"b.pt' cannot be read as a TorchScript archive.*it wants '.*' at byte",
+        match=r"b.pt' cannot be read as tensors only.*it wants '.*' at byte",
     ):
         load_tower("text", Towers(config_of()), config_of(), path)
     assert not (tmp_path / "owned").exists()
@@ -87,7 +87,7 @@ def _big_endian(name: str, content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (_truncated_pickle, "cannot be read as a TorchScript archive"),
+        (_truncated_pickle, "cannot be read as tensors only"),
         (_short_tensor, r"ends 4 bytes after its storage"),
         (_big_endian, "its numbers are big-endian"),
     ],
@@ -96,7 +96,7 @@ def test_what_is_damaged_is_named(
     archive: Path, tmp_path: Path, edit: Callable[[str, bytes], bytes], message: str
 ) -> None:
     path = edited_archive(archive, tmp_path / "c.pt", edit)
-    with pytest.raises(CheckpointError, match=rf"c.pt' .*{message}"):
+    with pytest.raises(CheckpointError, match=rf"c.pt.*{message}"):
         load_tower("text", Towers(config_of()), config_of(), path)
 
 
@@ -106,7 +106,7 @@ def test_a_flipped_bit_and_a_lost_end_are_seen(archive: Path, tmp_path: Path) ->
         largest = max(file.infolist(), key=lambda info: info.file_size)
     content[largest.header_offset + 200 + largest.file_size // 2] ^= 1
     (tmp_path / "flipped.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"flipped.pt' .*are not those that were written .CRC."):
+    with pytest.raises(CheckpointError, match=r"flipped.pt is damaged: .*are not those that were written .CRC."):
         load_tower("text", Towers(config_of()), config_of(), tmp_path / "flipped.pt")
     (tmp_path / "lost.pt").write_bytes(content[:-5000])
     with pytest.raises(CheckpointError, match=r"lost.pt' cannot be read"):
