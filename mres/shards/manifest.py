@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mres.errors import UserError
+from mres.io.json_files import MAX_TABLE_BYTES, JsonError, parse_json, read_json
 from mres.records import GRANULARITIES, ImageRecord
 from mres.shards.storage import Storage, is_remote, join
 
@@ -148,13 +149,11 @@ def read_manifest(storage: Storage) -> Manifest:
     """
     where = join(storage.location, MANIFEST_NAME)
     try:
-        content = storage.read(MANIFEST_NAME)
+        value = parse_json(storage.read(MANIFEST_NAME), f"'{where}'")
     except FileNotFoundError:
         raise UserError(f"no shard set at '{storage.location}': {_what_is_there(storage)}; {BUILD_HINT}") from None
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read '{where}': {error}; {BUILD_HINT}") from None
+    except JsonError as error:
+        raise UserError(f"{error}; {BUILD_HINT}") from None
     _check_version(value, where)
     try:
         manifest = Manifest.model_validate(value)
@@ -181,8 +180,8 @@ def _what_is_there(storage: Storage) -> str:
 def is_shard_set(folder: Path) -> bool:
     """Whether `folder` is a shard set of any version, whole or damaged; what is not one is never overwritten."""
     try:
-        value = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(folder / MANIFEST_NAME, max_bytes=MAX_TABLE_BYTES)
+    except (OSError, JsonError):
         return False
     return isinstance(value, dict) and value.get("format") == FORMAT
 

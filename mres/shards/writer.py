@@ -17,6 +17,7 @@ import numpy as np
 
 from mres.errors import UserError
 from mres.io.files import file_sha256, remove, write_atomically
+from mres.io.json_files import MAX_TABLE_BYTES, read_json
 from mres.io.processes import Ticks, spread
 from mres.io.progress import track_count
 from mres.records import ImageRecord, RecordError
@@ -121,7 +122,7 @@ class _ShardResult:
 
     @classmethod
     def read(cls, path: Path) -> "_ShardResult":
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path, max_bytes=MAX_TABLE_BYTES)
         shard = Shard.model_validate(value["shard"]) if value["shard"] else None
         return cls(shard, value["ids"], value["errors"], Counter(value["notes"]), Tally.from_json(value["tally"]))
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mres.io.json_files import read_jsonl
+
 METRICS, EVALUATIONS, BATCHES = "metrics.jsonl", "evaluations.jsonl", "batches.jsonl"
 BAD_STEPS, ROLLBACKS, QUARANTINE = "bad_steps.jsonl", "rollbacks.jsonl", "quarantine.jsonl"
 
@@ -51,9 +53,7 @@ def rewind(path: Path, step: int) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file of the run, none where there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [value for _, value in read_jsonl(path)] if path.exists() else []
 
 
 def _json_value(value: Any) -> Any:
