@@ -1,4 +1,4 @@
-"""The file system that a run's folder is on: kind, room, whether what is published there is whole, its clock."""
+"""The file system that a run's folder is on: kind, room, whether what is committed there is whole, its clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIRST_SANE = 1_704_067_200  # 2024: a clock that was never set shows 1970
 def check_run_dir(run_dir: Path, load: Load | None) -> list[Finding]:
     """Everything about the place that `run_dir` is in, or would be made in."""
     there = next(p for p in [run_dir.absolute(), *run_dir.absolute().parents] if p.is_dir())
-    return [_check_kind(there), _check_room(there, load), *_check_publishing(there)]
+    return [_check_kind(there), _check_room(there, load), *_check_committing(there)]
 
 
 def _check_kind(there: Path) -> Finding:
@@ -57,8 +57,8 @@ def _check_room(there: Path, load: Load | None) -> Finding:
     return ok("room", found)
 
 
-def _check_publishing(there: Path) -> list[Finding]:
-    """Checkpoints are published by fsync and rename; what they cost, and the clock of the file system, show too."""
+def _check_committing(there: Path) -> list[Finding]:
+    """Checkpoints are committed by fsync and rename; what they cost, and the clock of the file system, show too."""
     started = time.time()
     try:
         with tempfile.TemporaryDirectory(prefix=".mres-doctor-", dir=there) as name:
@@ -68,11 +68,11 @@ def _check_publishing(there: Path) -> list[Finding]:
             commit_folder(part, Path(name, "final"))
             made = (Path(name, "final", "file")).stat().st_mtime
     except OSError as error:
-        return [problem("publishing", f"'{there}' takes no files: {error}", "another run.dir, or its permissions")]
+        return [problem("committing", f"'{there}' takes no files: {error}", "another run.dir, or its permissions")]
     seconds = time.time() - started
     found = f"fsync and rename work, in {seconds:.2f} s"
     slow = seconds > _SLOW_S
-    findings = [warning("publishing", found, "a faster file system for run.dir") if slow else ok("publishing", found)]
+    findings = [warning("committing", found, "a faster file system for run.dir") if slow else ok("committing", found)]
     return [*findings, _check_clock(made - started, seconds)]
 
 

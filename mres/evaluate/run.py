@@ -66,7 +66,7 @@ def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Pat
         evaluator = Evaluator(config, shards, task, build_strategy(parallel, world))
         results = evaluator.results(model.to(world.device))
         if results is not None:
-            _publish(config, shards, sample, results, restored.source, out, as_json=as_json)
+            _write_down(config, shards, sample, results, restored.source, out, as_json=as_json)
         return 0
     finally:
         leave_world()
@@ -80,7 +80,7 @@ def _make_folder(out: Path) -> None:
         raise UserError(f"cannot write the results into '{out}': {error}; name another folder with --out") from None
 
 
-def _publish(
+def _write_down(
     config: Config,
     shards: ShardSet,
     sample: ShardSet,
