@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import command
 from PIL import Image
-from test_trainer import fit
+from poisoned_training import fit
 from tiny_run import lines, write_config
 
 from mres.config import load_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import PoisonedTask, fit
+from poisoned_training import PoisonedTask, fit
 from tiny_run import TRAIN, lines, losses, run, write_config
 from torch import Tensor, nn
 
@@ -42,9 +42,9 @@ def overrides(folder: Path, *more: str) -> list[str]:
 
 
 def spiking(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, calls: set[int], *more: str):
-    import test_trainer
+    import poisoned_training
 
-    monkeypatch.setattr(test_trainer, "PoisonedTask", SpikingTask)
+    monkeypatch.setattr(poisoned_training, "PoisonedTask", SpikingTask)
     return fit(load_config(config, overrides(folder, *more)), monkeypatch, calls)
 
 
