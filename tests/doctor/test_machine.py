@@ -39,7 +39,7 @@ def test_the_command_says_of_a_run_that_can_be_that_nothing_is_wrong(tmp_path: P
     assert told["problem"] is False
     levels = {finding["what"]: finding["level"] for finding in told["findings"]}
     assert {"packages", "GPUs", "cores", "/dev/shm", "open files", "run folder", "room", "clock", "data"} <= set(levels)
-    assert levels["publishing"] == levels["data"] == "ok"
+    assert levels["committing"] == levels["data"] == "ok"
 
 
 def test_data_that_are_not_there_are_a_problem(
@@ -159,7 +159,7 @@ def test_a_run_folder_in_memory_and_one_without_room(tmp_path: Path, monkeypatch
     found = by_name(disk.check_run_dir(tmp_path / "not" / "yet", Load(1, 0, 1, 1, 1, 2**62)))
     assert found["run folder"].level == "warning"
     assert found["room"].level == "problem"
-    assert found["publishing"].level == "ok"
+    assert found["committing"].level == "ok"
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
@@ -168,7 +168,7 @@ def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(disk, "write_atomically", full)
-    assert by_name(disk.check_run_dir(tmp_path, None))["publishing"].level == "problem"
+    assert by_name(disk.check_run_dir(tmp_path, None))["committing"].level == "problem"
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0.1, "ok"), (60, "warning"), (-60, "warning")])
