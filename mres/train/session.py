@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,27 +112,25 @@ class _Session:
     def run(self) -> int:
         facts = facts_of_run(self.config, self.stream, self.last_step, self.world.size)
         check_agreement(self.strategy.all_gather_object, facts)
-        self.callbacks = self._callbacks()
-        checkpoint = self._resume_from()
-        if checkpoint is not None and checkpoint.step >= self.last_step:
-            self.log.say(
-                f"{self.config.run_dir} is complete: {checkpoint.step} steps (checkpoint.resume=never starts again)"
-            )
-            return 0
-        first_step = self._take_up(checkpoint) if checkpoint else 0
-        shortage = self.stream.sets.shortage(self.config.data.expressions_per_image)
-        if shortage:
-            self.log.say(f"warning: {shortage}")
-        model, groups = self._plan()
-        self._prepare_folder()
-        self._build(model, groups, checkpoint)
-        try:
-            done = self._fit(first_step)
-        except Exception:
-            self.saver.drain()
-            raise
-        finally:
-            self.callbacks.close()
+        with closing(self._callbacks()) as self.callbacks:
+            checkpoint = self._resume_from()
+            if checkpoint is not None and checkpoint.step >= self.last_step:
+                self.log.say(
+                    f"{self.config.run_dir} is complete: {checkpoint.step} steps (checkpoint.resume=never starts again)"
+                )
+                return 0
+            first_step = self._take_up(checkpoint) if checkpoint else 0
+            shortage = self.stream.sets.shortage(self.config.data.expressions_per_image)
+            if shortage:
+                self.log.say(f"warning: {shortage}")
+            model, groups = self._plan()
+            self._prepare_folder()
+            self._build(model, groups, checkpoint)
+            try:
+                done = self._fit(first_step)
+            except Exception:
+                self.saver.drain()
+                raise
         return self._farewell(done)
 
     def _callbacks(self) -> Callbacks:
