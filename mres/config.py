@@ -20,8 +20,8 @@ from pydantic_core import ErrorDetails
 from mres.checkpoint.config import CheckpointConfig
 from mres.errors import UserError, exit_on_user_error, near
 from mres.evaluate.config import EvaluateConfig
-from mres.model.config import LossConfig, ModelConfig
-from mres.model.spec import absolute_kind, load_spec
+from mres.model.config import DEFAULT_KIND, LossConfig, ModelConfig
+from mres.model.spec import absolute_kind, is_same_kind, load_spec
 from mres.parallel.config import ParallelConfig
 from mres.section import Section, told
 from mres.stream.config import DataConfig
@@ -78,10 +78,9 @@ class Config(Section):
 
 def _kind(model: Any) -> str:
     """The kind that a model section is of."""
-    default = ModelConfig.model_fields["kind"].default
-    kind = model.get("kind", default) if isinstance(model, dict) else default
+    kind = model.get("kind", DEFAULT_KIND) if isinstance(model, dict) else DEFAULT_KIND
     if not isinstance(kind, str):
-        raise ConfigError(f"model.kind = {kind!r}: a name is due, such as {default}")
+        raise ConfigError(f"model.kind = {kind!r}: a name is due, such as {DEFAULT_KIND}")
     return kind
 
 
@@ -102,8 +101,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     values = _read(path) if path is not None else {}
     split = [(override, *_split(override)) for override in overrides]
-    kinds = [{"kind": text} for _, keys, text in split if keys == ("model", "kind")]
-    kind = _kind([values.get("model", {}), *kinds][-1])
+    kind = next((text for _, keys, text in reversed(split) if keys == ("model", "kind")), _kind(values.get("model")))
+    if not is_same_kind(kind, _kind(values.get("model"))):
+        values.pop("model", None)  # the file's keys are another kind's
     known = dict(known_keys(load_spec(kind).config))
     source = _Source(path, tuple(keys for _, keys, _ in split), known)
     parsed = [(override, keys, _parse(override, text, known.get(".".join(keys)))) for override, keys, text in split]

@@ -31,23 +31,31 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray
 _MAX_EXPRESSIONS = 32
 
 
-def load(source: str | Path, *, device: str | torch.device | None = None, weights: Kind = "model") -> Segmenter:
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    weights: Kind = "model",
+    kind: str | None = None,
+) -> Segmenter:
     """The model in an exported folder, a run's or checkpoint's folder, or a .safetensors file of mres.
 
     Args:
         source: of a run, its newest good checkpoint is taken. All hashes are checked before anything is used.
         device: such as "cpu" or "cuda:1"; default: the first GPU, or the CPU where there is none.
         weights: "ema" for the moving average of the weights, where a run has kept one.
+        kind: of a model of one's own, path/to/my_model.py:SPEC, where its file has moved.
 
     Raises:
         UserError: nothing there, damaged, of another version, without an average, or no such device.
     """
     path, where = Path(source), _device(device)
-    config = run_config(path)
+    config = run_config(path, kind)
     task = SegmentationTask(config.model, config.loss)
     check_tokenizer(path.parent if path.is_file() else path, task.tokenizer)
     model = task.build(config.run.seed)
-    load_weights(model, config.model, path, weights)
+    for note in load_weights(model, config.model, path, weights).notes:
+        warnings.warn(note, stacklevel=2)
     return Segmenter(model.eval().to(where), task, config, where)
 
 

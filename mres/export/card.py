@@ -13,7 +13,7 @@ from mres.evaluate.iou import GROUPS
 from mres.evaluate.table import GROUP_LABELS, cell, result_rows
 from mres.evaluate.trivial import TRIVIAL_LABELS
 from mres.export.origin import Facts
-from mres.model.spec import load_spec
+from mres.model.spec import ModelSpec, load_spec
 
 CARD_NAME = "README.md"
 _BESIDE = ("constant_mask", "same_category")  # trivial answers that a figure is to be compared with
@@ -30,6 +30,7 @@ def render_card(config: Config, origin: Facts, files: Mapping[str, int], num_par
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    spec = load_spec(config.model.kind)
     environment = Environment(
         loader=PackageLoader("mres.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -37,6 +38,8 @@ def render_card(config: Config, origin: Facts, files: Mapping[str, int], num_par
     return environment.get_template("model_card.md.j2").render(
         front_matter=yaml.safe_dump(front_matter(config, origin), sort_keys=False, allow_unicode=True).rstrip(),
         config=config,
+        spec=spec,
+        shape=spec.shape(config.model),
         origin=origin,
         files=files,
         num_parameters=num_parameters,
@@ -126,7 +129,7 @@ def recipe(config: Config, origin: Facts) -> list[tuple[str, str]]:
         ("batch", f"{data.images_per_batch} images × up to {data.expressions_per_image} expressions"),
         ("optimizer", f"AdamW, weight decay {optim.weight_decay:g}, gradients clipped at norm {optim.max_grad_norm:g}"),
         ("learning rate", f"{optim.lr:g}, warm-up of {warmup}, cosine to {optim.min_lr:g}"),
-        ("loss", f"{config.loss.bce_weight:g} × binary cross-entropy + {config.loss.dice_weight:g} × Dice"),
+        ("loss", _loss(config)),
         ("strategy", strategy + (f", {ranks} process(es)" if ranks else "")),
         ("precision", f"{parallel.compute_dtype} over float32 masters"),
         ("seed", str(config.run.seed)),
@@ -134,3 +137,9 @@ def recipe(config: Config, origin: Facts) -> list[tuple[str, str]]:
     if optim.freeze:
         rows.append(("frozen", ", ".join(optim.freeze)))
     return rows
+
+
+def _loss(config: Config) -> str:
+    if load_spec(config.model.kind).losses is not ModelSpec.losses:
+        return "the model's own"
+    return f"{config.loss.bce_weight:g} × binary cross-entropy + {config.loss.dice_weight:g} × Dice"

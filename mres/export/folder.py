@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,6 @@ def export(
 def _open(source: Path, weights: Kind) -> tuple[OpenedWeights, Config]:
     """Raises: UserError: nothing there, damaged, without an average, or weights that do not say what they are of."""
     from mres.checkpoint.weights import open_source
-    from mres.config import load_config
     from mres.pretrained import run_config
 
     found = open_source(source, weights)
@@ -97,7 +97,7 @@ def _open(source: Path, weights: Kind) -> tuple[OpenedWeights, Config]:
             f"'{found.path}' does not say what model and step it is of; export from the run's folder, or convert it "
             "(tools/convert.py --to safetensors), which needs neither"
         )
-    return found, load_config(found.path / CONFIG) if found.path.is_dir() else run_config(found.path)
+    return found, run_config(found.path)
 
 
 def _add_programs(part: Path, programs: Sequence[ProgramFormat], origin: Facts) -> Iterator[str]:
@@ -107,16 +107,31 @@ def _add_programs(part: Path, programs: Sequence[ProgramFormat], origin: Facts) 
     from mres.export.programs import ParityError, open_program, trace, write_program
 
     segmenter = load(part, device="cpu")
-    traced = trace(segmenter)
+    name = segmenter.task.spec.name
+    with _told(f"torch.export cannot trace the model ({name})"):
+        traced = trace(segmenter)
     for to in track(programs, len(programs), "writing programs"):
-        path = write_program(traced, to, part)
-        compared = []
-        for row in compare(segmenter, open_program(path)):
-            yield f"{path.name}: {row}"
-            compared.append(row)
+        with _told(f"the model ({name}) cannot be written as a program for {to}"):
+            path = write_program(traced, to, part)
+            compared = list(compare(segmenter, open_program(path)))
+        yield from (f"{path.name}: {row}" for row in compared)
         if not all(row.agrees for row in compared):
             raise ParityError(f"{path.name} does not compute what the model does; nothing was written")
         origin["programs"].append({"file": path.name, "compared": [asdict(row) for row in compared]})
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Not every model can be traced, and torch says so in many ways."""
+    from mres.export.programs import ParityError
+
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ParityError(
+            f"{what}: {type(error).__name__}: {first}; nothing was written, without --program it can be"
+        ) from error
 
 
 def _finish(part: Path, config: Config, origin: Facts, found: OpenedWeights) -> None:

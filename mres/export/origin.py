@@ -44,6 +44,7 @@ def origin_of(found: OpenedWeights, config: Config, kind: Kind, results: Sequenc
             "format": FORMAT,
             "step": step,
             "weights": found.state.get("weights", kind),
+            "model": {key: value for key, value in found.state.get("model", {}).items() if key.startswith("kind")},
             **_training(config, run, found.state, _MAX_ANCESTORS),
             "results": [],
         }

@@ -1,12 +1,14 @@
 """What a user's own Python file or module brings, named in a config as `path/to/file.py:NAME` or `package.module:NAME`."""
 
+import __future__
+
 import hashlib
 import importlib
 import importlib.util
 import sys
 import traceback
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from mres.errors import UserError, near
@@ -35,7 +37,10 @@ def load_object(reference: str, key: str) -> Any:
 
 def _is_of(module: ModuleType, value: Any) -> bool:
     """Whether a value is the module's own and not something that it imports."""
-    return getattr(value, "__module__", module.__name__) == module.__name__ and not isinstance(value, ModuleType)
+    named = isinstance(value, type | FunctionType)  # another object's is its class's
+    return not isinstance(value, ModuleType | __future__._Feature) and (
+        not named or value.__module__ == module.__name__
+    )
 
 
 def _load(where: str, what: str) -> ModuleType:

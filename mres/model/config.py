@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from mres.section import Section
 
+DEFAULT_KIND = "unires"
+
 
 class ModelConfig(Section):
     """What every kind's own keys are added to.
@@ -14,7 +16,7 @@ class ModelConfig(Section):
     """
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {}
-    kind: str = Field("unires", description="unires, cris, or a ModelSpec of one's own: my_model.py:SPEC")
+    kind: str = Field(DEFAULT_KIND, description="unires, cris, or a ModelSpec of one's own: my_model.py:SPEC")
 
     @model_validator(mode="before")
     @classmethod

@@ -93,7 +93,9 @@ def _torch_initialisers(module: nn.Module) -> dict[str, Fill]:
         return {}
     if isinstance(module, nn.LayerNorm | nn.GroupNorm):
         return {"weight": constant(1.0), "bias": constant(0.0)}
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Embedding):
+        return {"weight": normal(1.0)}
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d):
         fill = uniform(1 / math.sqrt(module.weight[0].numel()))
         return {"weight": fill, "bias": fill}
     return {}

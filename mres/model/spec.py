@@ -39,10 +39,10 @@ class Tokenize(Protocol):
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder's names: of all of it, of its blocks (a number follows) and of what lies below the first."""
+    """An encoder's names: of all of it, of its blocks (a number follows), if it has some, and of what lies below them."""
 
     prefix: str
-    blocks: str
+    blocks: str | None = None
     below: tuple[str, ...] = ()
 
 
@@ -92,6 +92,7 @@ class ModelSpec:
 
     Attributes:
         name: for people.
+        citation: of the paper, for model cards.
         config: the keys of the `model` section.
         build: the module, by an ordinary constructor; parameters get their first values from `initial_weights`.
         shape: what the stream draws images, masks and texts for.
@@ -110,6 +111,7 @@ class ModelSpec:
     """
 
     name: str
+    citation: str = ""
     config: type[ModelConfig]
     build: Callable[[Any], nn.Module]
     shape: Callable[[Any], StreamShape]
@@ -171,10 +173,10 @@ def is_same_kind(one: str, other: str) -> bool:
 
 
 def origin_of_kind(kind: str) -> dict[str, str]:
-    """Where a kind that does not come with mres was found: what a checkpoint says of it."""
+    """Where a kind that does not come with mres was found, and which it was: what a checkpoint says of it."""
     if kind in KINDS:
         return {}
     where = kind.rpartition(":")[0]
     module = None if where.endswith(".py") else find_spec(where)
     path = where if module is None else str(module.origin)
-    return {"file": path, "sha256": file_sha256(Path(path))}
+    return {"kind_file": path, "kind_sha256": file_sha256(Path(path))}

@@ -50,12 +50,12 @@ class SegmentationTask:
             self._check_part(model, part)
         return model
 
-    @torch.no_grad()
     def build(self, seed: int) -> nn.Module:
         """The whole model on the CPU, its weights drawn from `seed`, the same on every rank."""
-        model = self._construct(seed)
-        for name, value in self.initial_weights(model, seed):
-            model.get_parameter(name).copy_(value)
+        model = self.outline(seed)
+        filled = {model.get_parameter(name): nn.Parameter(value) for name, value in self.initial_weights(model, seed)}
+        tensors = {name: filled[own] for name, own in model.named_parameters(remove_duplicate=False)}  # tied ones twice
+        model.load_state_dict(tensors, strict=False, assign=True)
         return model
 
     def initial_weights(self, module: nn.Module, seed: int) -> Iterable[tuple[str, Tensor]]:
@@ -90,7 +90,7 @@ class SegmentationTask:
 
     def _check_part(self, model: nn.Module, part: Encoder | Tower | None) -> None:
         names = () if part is None else (part.prefix, part.blocks) if isinstance(part, Encoder) else (part.prefix,)
-        for name in names:
+        for name in filter(None, names):
             try:
                 model.get_submodule(name)
             except AttributeError:

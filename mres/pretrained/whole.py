@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mres.checkpoint.weights import Kind, Weights, open_source
 from mres.config import Config, load_config
+from mres.errors import UserError
 from mres.formats.folder import CONFIG, Checkpoint, CheckpointError
-from mres.model.config import ModelConfig
-from mres.model.spec import is_same_kind, load_spec
+from mres.model.config import DEFAULT_KIND, ModelConfig
+from mres.model.spec import is_same_kind, load_spec, origin_of_kind
 from mres.pretrained.families import change_of_positions
 from mres.pretrained.match import Matched, copy_into, fit
 from mres.pretrained.positions import Change
@@ -61,6 +62,7 @@ def match_weights(
         fitting.restored,
         changed=tuple(change.note for change in changes.values()),
         left_behind=summary(fitting.unknown),
+        notes=_notes((found.state or {}).get("model", {}), config),
     )
     return Matched(restored, _changed(found.weights, changes), fitting.own_names)
 
@@ -82,16 +84,28 @@ def _changed(weights: Weights, changes: Mapping[str, Change]) -> Iterator[tuple[
         yield name, changes[name].apply(value) if name in changes else value
 
 
-def check_same_model(checkpoint: Checkpoint, config: ModelConfig) -> None:
-    """Refuses a checkpoint of another model, naming the keys that differ."""
-    _check_same(checkpoint.state.get("model", {}), config, checkpoint.folder, fit_positions=False)
+def check_same_model(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...]:
+    """Refuses a checkpoint of another model, naming the keys that differ; returns what else there is to say."""
+    theirs = checkpoint.state.get("model", {})
+    _check_same(theirs, config, checkpoint.folder, fit_positions=False)
+    return _notes(theirs, config)
+
+
+def _notes(theirs: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """Whether a model's own file is another than it was."""
+    origin = origin_of_kind(config.kind)
+    if theirs.get("kind_sha256") in (None, origin.get("kind_sha256")):
+        return ()
+    return (
+        f"{origin.get('kind_file')} has changed since these weights were trained (SHA-256 {theirs['kind_sha256']})",
+    )
 
 
 def _check_same(theirs: Mapping[str, Any], config: ModelConfig, where: Path, *, fit_positions: bool) -> None:
     """A key that the source does not have yet was at its default."""
     spec, mine = load_spec(config.kind), config.model_dump(mode="json")
     defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
-    theirs = {**defaults, "kind": ModelConfig.model_fields["kind"].default, **theirs}
+    theirs = {**defaults, "kind": DEFAULT_KIND, **theirs}
     free = spec.free_keys | (spec.fitted_keys if fit_positions else set()) | {"kind"}
     differ = [] if is_same_kind(theirs["kind"], config.kind) else ["kind"]
     differ += [key for key in mine if key not in free and theirs.get(key) != mine[key]]
@@ -102,26 +116,47 @@ def _check_same(theirs: Mapping[str, Any], config: ModelConfig, where: Path, *, 
         raise CheckpointError(f"{where} is of another model: {shown}; use the config it was trained with{own}")
 
 
-def run_config(source: Path) -> Config:
+def run_config(source: Path, kind: str | None = None) -> Config:
     """The config that the weights in `source` (as for `load_weights`) were trained with.
 
+    Args:
+        kind: where the model's own file lies now, if not where it lay then.
+
     Raises:
-        CheckpointError: nothing there, damaged, or a .safetensors file that mres did not write.
+        CheckpointError: nothing there, damaged, a .safetensors file that mres did not write, or of a kind of model that
+            cannot be imported.
         ConfigError: the config is not one of this version of mres.
     """
     found = open_source(source)
-    if found.path.is_dir():
-        return load_config(found.path / CONFIG)
     if found.config_yaml is None:
         raise CheckpointError(
             f"'{found.path}' does not say what model it is of (no config in its header); name the run's folder, "
             "or what tools/convert.py exported from it"
         )
+    theirs = (found.state or {}).get("model", {})
+    _check_importable(kind or theirs.get("kind", DEFAULT_KIND), theirs, found.path)
+    if found.path.is_dir():
+        return load_config(found.path / CONFIG, [] if kind is None else [f"model.kind={kind}"])
+    values = yaml.safe_load(found.config_yaml)
+    if kind is not None:
+        values["model"]["kind"] = kind
     try:
-        return Config.model_validate(yaml.safe_load(found.config_yaml))
+        return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise CheckpointError(
             f"the config in the header of '{found.path}' is of another version: {key}: {first['msg']}"
+        ) from None
+
+
+def _check_importable(kind: str, theirs: Mapping[str, Any], where: Path) -> None:
+    """Raises: CheckpointError: it says where the model's own file lay, and which it was."""
+    try:
+        load_spec(kind)
+    except UserError as error:
+        then = f"; it was {theirs['kind_file']}, SHA-256 {theirs['kind_sha256']}" if "kind_sha256" in theirs else ""
+        raise CheckpointError(
+            f"'{where}' is of a model of its own: {error}{then}; put it back, or say where it lies now "
+            "(mres.load(…, kind='path/to/my_model.py:SPEC'), or model.kind=… on the command line)"
         ) from None

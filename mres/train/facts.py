@@ -13,6 +13,7 @@ from torch import nn
 
 from mres.config import Config
 from mres.io.files import bytes_sha256, file_sha256
+from mres.model.spec import origin_of_kind
 from mres.stream.config import local_batch_size
 from mres.stream.loader import TrainingStream
 from mres.stream.sets import TrainingSets
@@ -25,6 +26,7 @@ def facts_of_run(config: Config, stream: TrainingStream, last_step: int, world_s
     share = local_batch_size(config.data.images_per_batch, world_size)
     return {
         **{f"config {key}": value for key, value in _flat(config.model_dump(mode="json"))},
+        "model.kind (SHA-256 of its file)": origin_of_kind(config.model.kind).get("kind_sha256"),
         "parallel.ds_config (SHA-256 of the file)": ds_config_sha256(config),
         "code (hash of mres/*.py)": code_sha256(),
         "git sha": git_sha(),

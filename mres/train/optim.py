@@ -79,9 +79,9 @@ def _why_not(encoder: Encoder | None, key: str, spec: ModelSpec) -> str:
 
 def _blocks_above(model: nn.Module, encoder: Encoder, names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """How many blocks of the encoder lie between each parameter and the encoder's top."""
-    depth = len(model.get_submodule(encoder.blocks)._modules)
+    depth = len(model.get_submodule(encoder.blocks)._modules) if encoder.blocks else 0
     for name in names:
-        if _begins(name, encoder.blocks):
+        if encoder.blocks and _begins(name, encoder.blocks):
             number = int(name.removeprefix(encoder.blocks + ".").split(".")[0])
             yield name, depth - 1 - number
         else:

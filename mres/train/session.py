@@ -226,7 +226,8 @@ class _Session:
 
     def _take_up(self, checkpoint: store.Checkpoint) -> int:
         """Refuses a checkpoint of another model or stream, before anything is written; returns the step to go on at."""
-        pretrained.check_same_model(checkpoint, self.config.model)
+        for warning in pretrained.check_same_model(checkpoint, self.config.model):
+            self.log.say(f"warning: {warning}")
         _check_frozen(checkpoint, self.config)
         progress = Progress.from_json(checkpoint.state)
         state = StreamState.from_json(checkpoint.state["stream"], str(checkpoint.folder))
@@ -250,8 +251,7 @@ class _Session:
             "frozen": sorted(self.config.optim.freeze),
             "buffers": sorted(persistent_buffers(self.strategy.model)),
             "groups": [asdict(group) for group in self.groups],
-            "model": self.config.model.model_dump(mode="json"),
-            "model_origin": origin_of_kind(self.config.model.kind),
+            "model": self.config.model.model_dump(mode="json") | origin_of_kind(self.config.model.kind),
         }
 
     def _evaluate(self, step: int) -> None:

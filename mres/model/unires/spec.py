@@ -40,6 +40,7 @@ def _value(config: UniresConfig, key: str) -> Any:
 
 SPEC = ModelSpec(
     name="UniRES",
+    citation="Wang et al., “Unveiling Parts Beyond Objects”, CVPR 2024",
     config=UniresConfig,
     build=_build,
     shape=_shape,
