@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mres.stream.batch import StreamShape
 
 # The kinds that come with mres; any other is named as path/to/file.py:NAME or package.module:NAME.
-KINDS = {"unires": "mres.model.unires.spec:SPEC"}
+KINDS = {"unires": "mres.model.unires.spec:SPEC", "cris": "mres.model.cris.spec:SPEC"}
 
 
 class Tokenize(Protocol):
@@ -58,7 +58,7 @@ class Tower:
         value: what a config says under a key.
     """
 
-    family: Literal["clip-text", "vit", "clip-resnet"]
+    family: Literal["clip-text", "clip-text-joint", "vit", "clip-resnet"]
     prefix: str
     keys: Mapping[str, str]
     value: Callable[[Any, str], Any] = getattr

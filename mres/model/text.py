@@ -21,9 +21,23 @@ START, END = "<start_of_text>", "<end_of_text>"
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer: every word's state and the sentence's (the state at the end-of-text token)."""
+    """CLIP's text transformer: every word's state and the sentence's (the state at the end-of-text token).
 
-    def __init__(self, *, width: int, depth: int, heads: int, vocab_size: int, length: int, quick_gelu: bool) -> None:
+    Args:
+        joint_width: of CLIP's joint space of texts and images, into which the sentence's state goes then.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        vocab_size: int,
+        length: int,
+        quick_gelu: bool,
+        joint_width: int | None = None,
+    ) -> None:
         from open_clip.transformer import QuickGELU, TextTransformer
 
         super().__init__()
@@ -33,7 +47,7 @@ class TextEncoder(nn.Module):
             width=width,
             heads=heads,
             layers=depth,
-            output_dim=None,
+            output_dim=joint_width,
             act_layer=QuickGELU if quick_gelu else nn.GELU,
             output_tokens=True,
         )
@@ -50,7 +64,8 @@ class TextEncoder(nn.Module):
             "mlp.c_fc.weight": normal((2 * width) ** -0.5),
             "mlp.c_proj.weight": residual,
         }
-        return {
+        joint = {} if self.tower.text_projection is None else {"tower.text_projection": normal(width**-0.5)}
+        return joint | {
             "tower.token_embedding.weight": normal(0.02),
             "tower.positional_embedding": normal(0.01),
             **{f"tower.transformer.resblocks.{i}.{name}": fill for i in range(depth) for name, fill in block.items()},

@@ -6,7 +6,7 @@ Sizes have neutral names (width, depth, heads …); a model's spec says which ke
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import nn
 
 from mres.pretrained.parts import Parts
 from mres.pretrained.positions import Change, cut_words, fit_patches
-from mres.pretrained.text_names import WORDS, text_parts, text_sizes
+from mres.pretrained.resnet_names import POOL_POSITIONS, resnet_parts, resnet_sizes
+from mres.pretrained.text_names import WORDS, joint_text_parts, joint_text_sizes, text_parts, text_sizes
 from mres.pretrained.vit_names import CLASS, PATCHES, image_parts, image_sizes
 
 Shapes = Mapping[str, torch.Size]
@@ -54,14 +55,29 @@ def _fit_patches(shapes: Shapes, module: Any, source: str) -> Change | None:
     return fit_patches(shapes[PATCHES], grid, source=source, has_class=CLASS in shapes, wants_class=wants_class)
 
 
+_TEXT = Family(
+    "CLIP text tower (token_embedding, positional_embedding, transformer.…, or text_model.… as Hugging Face names it)",
+    text_parts,
+    text_sizes,
+    WORDS,
+    _fit_words,
+    frozenset({"depth"}),
+)
 FAMILIES: dict[str, Family] = {
-    "clip-text": Family(
-        "CLIP text tower (token_embedding, positional_embedding, transformer.…, or text_model.… as Hugging Face names it)",
-        text_parts,
-        text_sizes,
-        WORDS,
-        _fit_words,
-        frozenset({"depth"}),
+    "clip-text": _TEXT,
+    "clip-text-joint": replace(
+        _TEXT,
+        tensors="CLIP text tower with its projection (token_embedding, transformer.…, text_projection as OpenAI names them)",
+        parts=joint_text_parts,
+        sizes=joint_text_sizes,
+    ),
+    "clip-resnet": Family(
+        "CLIP ResNet (visual.conv1, visual.layer1.…, visual.attnpool.… as OpenAI names them)",
+        resnet_parts,
+        resnet_sizes,
+        POOL_POSITIONS,
+        lambda *_: None,  # the model interpolates them itself
+        frozenset({"layers"}),
     ),
     "vit": Family(
         "ViT (patch_embed, pos_embed, blocks.… as timm names it, visual.conv1, visual.transformer.… as CLIP does, or "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mres.pretrained.parts import Parts
 
 WORDS = "positional_embedding"
+_JOINT = "text_projection"
 _TOWER = ("token_embedding.", WORDS, "transformer.", "ln_final.", "text_model.")
 
 
@@ -15,6 +16,16 @@ def text_parts(clip: Parts) -> Parts:
     found = {name: part for name, part in clip.items() if name.startswith(_TOWER)}
     dimensions = {name: len(found[name].shape) for name in ("token_embedding.weight", WORDS) if name in found}
     return found if list(dimensions.values()) == [2, 2] else {}
+
+
+def joint_text_parts(clip: Parts) -> Parts:
+    """Those, and the projection into CLIP's joint space."""
+    found = text_parts(clip)
+    return found | {_JOINT: clip[_JOINT]} if found and _JOINT in clip and len(clip[_JOINT].shape) == 2 else {}
+
+
+def joint_text_sizes(tower: Parts) -> Mapping[str, int]:
+    return {**text_sizes(tower), "joint_width": tower[_JOINT].shape[1]}
 
 
 def text_sizes(tower: Parts) -> Mapping[str, int]:
