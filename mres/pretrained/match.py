@@ -1,4 +1,4 @@
-"""Named tensors matched with a model's parameters, by names and shapes."""
+"""Named tensors matched with a model's parameters and persistent buffers, by names and shapes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mres.formats.folder import CheckpointError
+from mres.parallel.buffers import persistent_buffers
 from mres.pretrained.report import Restored, groups_of
 
 
@@ -50,7 +51,7 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Which of a model's parameters have a tensor, and which tensors have no parameter."""
+    """Which of a model's tensors have one in a source, and which tensors there have none in the model."""
 
     restored: Restored
     own_names: dict[str, str]
@@ -58,7 +59,7 @@ class Fit:
 
 
 def fit(model: nn.Module, found: Mapping[str, torch.Size], source: str, *, strict: bool = True) -> Fit:
-    """Every parameter has a tensor of its name, or of one of its names where it is used in several places.
+    """Every parameter and buffer has a tensor of its name, or of one of its names where it is used in several places.
 
     Args:
         strict: none may be missing and none unknown; else, only what is in both must have one shape.
@@ -66,45 +67,45 @@ def fit(model: nn.Module, found: Mapping[str, torch.Size], source: str, *, stric
     Raises:
         CheckpointError: naming the tensors.
     """
-    names_of: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names_of.setdefault(parameter, []).append(name)
+    names_of: dict[Tensor, list[str]] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *persistent_buffers(model).items()]:
+        names_of.setdefault(tensor, []).append(name)
     own_names = {name: names[0] for names in names_of.values() for name in names}
     missing = sorted(names[0] for names in names_of.values() if not set(names) & set(found))
     unknown = sorted(set(found) - set(own_names))
-    taken = {parameter: names for parameter, names in names_of.items() if set(names) & set(found)}
+    taken = {tensor: names for tensor, names in names_of.items() if set(names) & set(found)}
     if (strict and (missing or unknown)) or not taken:
         raise CheckpointError(
             f"{source} does not fit the model: {len(missing)} tensors are missing {missing[:3]}, "
             f"{len(unknown)} are unknown {unknown[:3]}"
         )
-    for parameter, names in taken.items():
-        _check_shapes(parameter, {name: found[name] for name in names if name in found}, source)
-    sizes = {names[0]: parameter.numel() * parameter.element_size() for parameter, names in taken.items()}
+    for tensor, names in taken.items():
+        _check_shapes(tensor, {name: found[name] for name in names if name in found}, source)
+    sizes = {names[0]: tensor.nbytes for tensor, names in taken.items()}
     restored = Restored(
         source,
         tensors=len(taken),
         all_tensors=len(names_of),
         bytes=sum(sizes.values()),
-        all_bytes=sum(parameter.numel() * parameter.element_size() for parameter in names_of),
+        all_bytes=sum(tensor.nbytes for tensor in names_of),
         groups=groups_of(sizes.items()),
         kept=tuple(missing),
     )
     return Fit(restored, own_names, unknown)
 
 
-def _check_shapes(parameter: nn.Parameter, found: Mapping[str, torch.Size], source: str) -> None:
+def _check_shapes(mine: Tensor, found: Mapping[str, torch.Size], source: str) -> None:
     for name, shape in found.items():
-        if shape != parameter.shape:
+        if shape != mine.shape:
             raise CheckpointError(
-                f"{source} does not fit the model: {name} has shape {list(shape)}, "
-                f"the model's is {list(parameter.shape)}"
+                f"{source} does not fit the model: {name} has shape {list(shape)}, the model's is {list(mine.shape)}"
             )
 
 
 @torch.no_grad()
 def copy_into(model: nn.Module, matched: Matched) -> Restored:
     """Fills a model that has memory."""
+    named = {**dict(model.named_parameters()), **persistent_buffers(model)}
     for name, value in matched:
-        model.get_parameter(name).copy_(value)
+        named[name].copy_(value)
     return matched.restored

@@ -21,9 +21,10 @@ class Part:
     changes: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def read(self, file: Weights) -> Tensor:
-        """float32: half precision is how weights are stored, not how they are trained."""
+        """float32, but for integers: half precision is how weights are stored, not how they are trained."""
         tensors = [file.read(name) for name in self.names]
-        value = (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).to(torch.float32)
+        value = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        value = value.to(torch.float32) if value.is_floating_point() else value
         for change in self.changes:
             value = change(value)
         return value

@@ -13,7 +13,7 @@ from clip_files import LENGTH, SIDE, TEXT, VOCABULARY, WIDTH, openai_of, text_to
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mres.checkpoint.folder import CheckpointError
+from mres.formats.folder import CheckpointError
 from mres.model.cris.config import CrisConfig
 from mres.model.cris.cris import CRIS
 from mres.model.unires.config import UniresConfig
@@ -36,7 +36,8 @@ def resnet_clip(side: int = SIDE) -> nn.Module:
     with torch.no_grad():
         for name, value in clip.state_dict().items():
             if value.is_floating_point():
-                value.add_(0.1 * torch.randn(value.shape, generator=draw).abs())
+                noise = 0.1 * torch.randn(value.shape, generator=draw)
+                value.add_(noise.abs() if name.endswith("running_var") else noise)
             elif name.endswith("num_batches_tracked"):
                 value.fill_(1234)
     return clip.eval()
@@ -106,8 +107,10 @@ def test_the_attention_pool_is_clips_from_every_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "name"), [("r50", "RN50"), ("r101", "RN101")])
 def test_the_released_towers_have_these_shapes(size: str, name: str) -> None:
+    config = open_clip.get_model_config(name)
+    config["text_cfg"]["context_length"] = 17
     with torch.device("meta"):
-        clip, model = open_clip.create_model(name, force_context_length=17), CRIS(CrisConfig(size=size))
+        clip, model = open_clip.CLIP(**config), CRIS(CrisConfig(size=size))
     theirs = {name: value.shape for name, value in clip.state_dict().items() if name != "logit_scale"}
     mine = {f"visual.{n}": value.shape for n, value in model.vision.tower.state_dict().items()}
     mine |= {n: value.shape for n, value in model.text.tower.state_dict().items()}
