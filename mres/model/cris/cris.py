@@ -42,5 +42,7 @@ class CRIS(nn.Module):
         return self.projector(map_XChw, sentence_BKJ.flatten(0, 1)).unflatten(0, text_BKT.shape[:2])
 
     def blocks(self) -> list[nn.Module]:
-        """What is sharded, recomputed or compiled one by one. Nothing with BatchNorm: computed again, it would count twice."""
-        return [*self.text.tower.transformer.resblocks, *self.decoder]
+        """The modules to shard, recompute or compile one by one, in the order of the forward pass."""
+        tower = self.vision.tower
+        bottlenecks = [block for stage in (tower.layer1, tower.layer2, tower.layer3, tower.layer4) for block in stage]
+        return [*self.text.tower.transformer.resblocks, *bottlenecks, self.neck, *self.decoder, self.projector]
