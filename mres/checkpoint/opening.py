@@ -157,5 +157,6 @@ def weights_of(opened: Opened, kind: Kind) -> Selection:
             "without --weights ema; take the weights themselves (evaluate.weights=model)"
         )
     if state is not None and not state.get("weights_only"):
-        state = weights_state(int(state["step"]), state.get("model", {}), kind)
+        kept = {"buffers": state["buffers"]} if state.get("buffers") else {}
+        state = weights_state(int(state["step"]), state.get("model", {}), kind) | kept
     return Selection(source, stored, state)

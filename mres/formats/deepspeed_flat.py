@@ -72,19 +72,22 @@ def _read_widened(chain: Chain, start: int, target: memoryview, buffer: Buffer) 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A tensor as it lies in one file; of images' kernels, channels may lie last."""
+    """A tensor as it lies in one file; of images' kernels, channels may lie last. `widen`: what is half comes as float32."""
 
     stored: Stored
+    widen: bool = True
 
     @property
     def spec(self) -> Spec:
-        return Spec(self.stored.tensor.shape, widened(self.stored.tensor.dtype))
+        dtype = self.stored.tensor.dtype
+        return Spec(self.stored.tensor.shape, widened(dtype) if self.widen else dtype)
 
     def read_into(self, target: memoryview, buffer: Buffer) -> None:
         dtype = self.stored.tensor.dtype
-        lying = target if dtype not in HALF else target[target.nbytes // 2 :]  # widened from the front on, in place
+        wider = self.spec.dtype != dtype
+        lying = target[target.nbytes // 2 :] if wider else target  # widened from the front on, in place
         self.stored.read_box(elements(lying, dtype, self.spec.shape), buffer)
-        if dtype in HALF:
+        if wider:
             cast_into(lying, dtype, target, "float32")
 
 

@@ -69,7 +69,8 @@ def layout_of(source: TensorSource) -> Layout:
         groups = (ParamGroup(tuple(trained), _options(config.get("optim", {}))),)
         notes.append("the source does not say the optimizer's groups: one group of all trained parameters was written")
     others = [name for name in names if name not in set(trained)]
-    buffers = [name for name in others if not source.specs[MODEL + name].is_floating]
+    saved = set(state.get("buffers", ()))
+    buffers = [name for name in others if name in saved or not source.specs[MODEL + name].is_floating]
     steps = int(state.get("step", 0))
     counts = {"global_steps": steps, "skipped_steps": 0}
     counts["global_samples"] = steps * int(config.get("data", {}).get("images_per_batch", 1))
@@ -94,7 +95,8 @@ def _check_types(source: TensorSource) -> None:
 def _trained(source: TensorSource, names: Sequence[str]) -> list[str]:
     """What has moments; of weights alone, all that could have them."""
     specs = {name: source.specs[MODEL + name] for name in names}
-    filled = [n for n, spec in specs.items() if spec.is_floating and spec.numel]
+    buffers = (source.state or {}).get("buffers", ())
+    filled = [n for n, spec in specs.items() if spec.is_floating and spec.numel and n not in buffers]
     kept = {name.removeprefix(OPTIM) for name in source.specs if name.startswith(OPTIM)}
     moved = [name for name in filled if any(f"{name}.{key}" in kept for key in _KEPT)]
     if strange := sorted(kept - {f"{name}.{key}" for name in moved for key in _KEPT}):

@@ -53,7 +53,13 @@ class DeepSpeedSource:
         shared: Mapping[str, str] = model.get("shared_params") or {}
         flats = Flats(files)
         trained = trained_plans(files, flats)
-        others = {n: _other(files, n, t) for n, t in model["module"].items() if n not in trained and n not in shared}
+        self.state, self.config_yaml = _beside(files.folder)
+        buffers = (self.state or {}).get("buffers", ())  # in their own types; what DeepSpeed saved, it has rounded
+        others = {
+            name: Whole(files.model[0].stored(tensor), widen=False) if name in buffers else _other(files, name, tensor)
+            for name, tensor in model["module"].items()
+            if name not in trained and name not in shared
+        }
         self._plans: dict[str, Plan] = {}
         self._buffer = Buffer()
         for name in [*model["module"], *(name for name in trained if name not in model["module"])]:
@@ -65,7 +71,6 @@ class DeepSpeedSource:
         self._steps = _steps(files, flats) if MOMENTS[0] in flats.keys else {}
         self.specs = _specs(self._plans, self._steps)
         self.aliases = {MODEL + alias: MODEL + name for alias, name in shared.items()}
-        self.state, self.config_yaml = _beside(files.folder)
         self.layout = _layout(files, list(others))
         self.notes: list[str] = []
         if flats.left_behind:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mres.model.buffers import persistent_buffers
 from mres.parallel.batch_norm import synchronise_batch_norms
 from mres.parallel.blocks import prepare_blocks
-from mres.parallel.buffers import persistent_buffers
 from mres.parallel.ema import holds_average
 from mres.parallel.local_shards import LocalShard, assign_owners
 from mres.parallel.materialise import align_replicas, materialise, write

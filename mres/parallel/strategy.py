@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mres.parallel.buffers import digests, persistent_buffers
+from mres.model.buffers import digests, persistent_buffers
 from mres.parallel.config import ParallelConfig
 from mres.parallel.ema import Average
 from mres.parallel.local_shards import LocalShard

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mres.formats.folder import CheckpointError
-from mres.parallel.buffers import persistent_buffers
+from mres.model.buffers import persistent_buffers
 from mres.pretrained.report import Restored, groups_of
 
 

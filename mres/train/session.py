@@ -16,9 +16,9 @@ from mres.checkpoint import store
 from mres.checkpoint.saver import Saver
 from mres.config import Config
 from mres.errors import UserError
+from mres.model.buffers import persistent_buffers
 from mres.model.spec import origin_of_kind
 from mres.model.task import SegmentationTask
-from mres.parallel.buffers import persistent_buffers
 from mres.parallel.ema import holds_average
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, ParameterGroup

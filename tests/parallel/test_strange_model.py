@@ -14,7 +14,7 @@ import torch
 import toy_training as toy
 from torch import Tensor
 
-from mres.parallel.buffers import persistent_buffers
+from mres.model.buffers import persistent_buffers
 from mres.testing import run_distributed
 
 KINDS = {
