@@ -56,7 +56,7 @@ class DeepSpeedSource:
         self.state, self.config_yaml = _beside(files.folder)
         buffers = (self.state or {}).get("buffers", ())  # in their own types; what DeepSpeed saved, it has rounded
         others = {
-            name: Whole(files.model[0].stored(tensor), widen=False) if name in buffers else _other(files, name, tensor)
+            name: Whole(Stored(files.model[0], tensor), widen=False) if name in buffers else _other(files, name, tensor)
             for name, tensor in model["module"].items()
             if name not in trained and name not in shared
         }
