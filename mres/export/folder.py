@@ -75,7 +75,11 @@ def export(
         "programs": [],
     }
     try:
-        with staged(out.absolute()) as stage:
+        with staged(
+            out.absolute(), json.dumps(["export", str(found.path.absolute()), weights]), keep=_goes_on
+        ) as stage:
+            if any(stage.result.iterdir()):
+                stage.begin()
             part = convert(found.path, stage.result, "safetensors", weights=weights, max_shard_bytes=max_shard_bytes)
             if programs:
                 yield from _add_programs(part, programs, origin)
@@ -84,6 +88,11 @@ def export(
     except OSError as error:
         raise CheckpointError(f"'{out}' was not written: {error}; nothing of it was left behind") from None
     yield f"{out}: step {origin['step']:,}, {_said_of_results(origin)}; {out / 'README.md'} is the model card"
+
+
+def _goes_on(result: Path, error: BaseException) -> bool:
+    """Who interrupts it while the weights are written may want to go on."""
+    return isinstance(error, KeyboardInterrupt) and result.with_name(f"{result.name}.incomplete").exists()
 
 
 def _open(source: Path, weights: Kind) -> tuple[OpenedWeights, Config]:

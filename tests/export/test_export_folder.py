@@ -121,6 +121,24 @@ def test_weights_in_several_files_are_the_same_model(exported: Path, photo_HW3: 
     assert np.array_equal(first, second)
 
 
+def test_an_interrupted_export_goes_on_and_leaves_nothing(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mres.convert.convert.check_same", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(export(exported, out))
+    monkeypatch.undo()
+    assert f"kept in '{out}.incomplete'" in capsys.readouterr().err
+    assert len(list(export(exported, out))) == 1
+    assert "are there already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_moving_average_is_another_model_without_the_runs_figures(trained: Trained, exported: Path) -> None:
     (line,) = export(trained.run, trained.folder / "exported" / "ema", weights="ema")
     assert "no figures in the card (results.json in the run's folder is of the weights 'model', not of 'ema')" in line
