@@ -139,7 +139,7 @@ QUESTIONS = (
     ("how an encoded image becomes the model's square", "stream/image.py", "place"),
     ("UniRES's language-guided region filter", "model/unires/filter.py", "LanguageGuidedRegionFilter"),
     ("what a model of one's own has to say of itself", "model/spec.py", "ModelSpec"),
-    ("how RefCOCO's files of refs are read", "sources/refer.py", "from_arguments"),
+    ("how RefCOCO's files of refs are read", "sources/refer.py", "refer"),
     ("which checkpoints of a run are removed", "checkpoint/retention.py", "surplus"),
     ("how DeepSpeed's checkpoints are read without DeepSpeed", "formats/deepspeed_read.py", "open_deepspeed"),
     ("CLIP's names for tensors, whoever wrote the file", "pretrained/clip_names.py", "clip_parts"),

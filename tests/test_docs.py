@@ -17,7 +17,7 @@ from commands import command as run_command
 from mres.config import Config, known_keys, load_config
 from mres.model.spec import KINDS, load_spec
 from mres.model.unires.config import SIZES
-from mres.sources.registry import SOURCES, load
+from mres.sources.registry import SOURCES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -121,8 +121,8 @@ def test_commands_exist_with_these_options(page: Path) -> None:
 @lru_cache
 def options_of_shard_commands() -> frozenset[str]:
     formats = argparse.ArgumentParser(conflict_handler="resolve")
-    for name in SOURCES:
-        load(name).add_arguments(formats)
+    for source in SOURCES.values():
+        source.add_arguments(formats)
     commands = [["build", "jsonl"], ["info"], ["verify"], ["leakcheck"], ["filter"], ["merge"]]
     helps = [formats.format_help(), *(help_of("tools/shard.py", *command) for command in commands)]
     return frozenset().union(*map(options_in, helps))

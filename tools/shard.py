@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mres.errors import UserError, exit_on_user_error
-from mres.sources.registry import SOURCES, load
+from mres.sources.registry import SOURCES
 
 
 def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -21,7 +21,7 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         source = sources.add_parser(name, help=entry.help, description=entry.help, formatter_class=defaults)
         source.add_argument("out", type=Path, help="the folder to make")
         if name in argv[1:2]:
-            load(name).add_arguments(source)
+            entry.add_arguments(source)
         _build_arguments(source)
     _info_arguments(commands.add_parser("info", help="what a shard set holds"))
     _verify_arguments(
@@ -111,7 +111,7 @@ def _build(arguments: argparse.Namespace) -> int:
         layout=arguments.format,
     )
     check_free(arguments.out.resolve(), overwrite=arguments.overwrite)
-    source = load(arguments.source).from_arguments(arguments)
+    source = SOURCES[arguments.source].open(arguments)
     manifest = write_shards(source, arguments.out, options)
     for message, number in source.notes.items():
         print(f"note: {message}: {number}")

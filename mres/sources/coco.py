@@ -11,7 +11,7 @@ from typing import Any
 from mres.errors import UserError, near
 from mres.records import RecordError, Rle, Target
 from mres.sources.coco_expressions import category_expressions, position_expressions, whole_expressions
-from mres.sources.coco_file import CocoFile, CocoOptions, annotation_mask, image_source
+from mres.sources.coco_file import CocoFile, annotation_mask, image_source
 from mres.sources.coco_masks import bounding_box, union
 from mres.sources.object_parts import make_target
 from mres.sources.reading import add_paths, need_folder
@@ -23,8 +23,8 @@ SPLITS = ("train", "val")
 def coco_parts(
     annotations: Path,
     images: Path,
-    *,
     split: str,
+    *,
     val_images: int,
     seed: int,
     whole: str | None = "car",
@@ -39,7 +39,7 @@ def coco_parts(
         split: "train" or "val".
         val_images: how many images are held out.
         seed: which ones; an image's place depends on the seed and its id alone, not on the file's order.
-        whole: what all parts of an image belong to; its mask is the union of its parts. None: parts only.
+        whole: what all parts of an image belong to; its mask is the union of its parts. None or "": parts only.
         instances: also one target for each of several instances of a part that their position tells apart.
         separate: categories whose polygons are instances of their own, even within one annotation.
 
@@ -47,7 +47,7 @@ def coco_parts(
         UserError: not a COCO file, no such folder, a split that is empty or unknown. What is wrong with one record
             comes out of the iteration as a `RecordError`.
     """
-    file = _checked(annotations, images, split, separate)
+    file, whole = _checked(annotations, images, split, separate), whole or None
     notes: Counter[str] = Counter()
 
     def targets_of(image_id: Any, height: int, width: int) -> Iterator[Target]:
@@ -63,8 +63,7 @@ def coco_parts(
         "separate": sorted(separate),
     }
     ids = {image_id: PurePosixPath(entry["file_name"]).name for image_id, entry in file.images.items()}
-    options = CocoOptions(annotations, images, split)
-    source = image_source(file, options, file.name, targets_of, about, notes, chosen=chosen, ids=ids)
+    source = image_source(file, images, split, file.name, targets_of, about, notes, chosen=chosen, ids=ids)
     return replace(source, description={"format": "coco", **source.description})
 
 
@@ -94,19 +93,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="each polygon of this category is an instance of its own; may be repeated",
     )
     parser.add_argument("--instances", action="store_true", help="also single instances told apart by position")
-
-
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return coco_parts(
-        arguments.annotations,
-        arguments.images,
-        split=arguments.split,
-        val_images=arguments.val_images,
-        seed=arguments.seed,
-        whole=arguments.whole or None,
-        instances=arguments.instances,
-        separate=arguments.separate,
-    )
 
 
 def _of_split(file: CocoFile, split: str, val_images: int, seed: int) -> list[Any]:

@@ -3,7 +3,6 @@
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -136,33 +135,16 @@ def annotation_mask(segmentation: Any, height: int, width: int, where: str, note
     return mask
 
 
-@dataclass(frozen=True)
-class CocoOptions:
-    """What every data set of COCO-style files is asked for.
-
-    Attributes:
-        annotations: the JSON.
-        images: the folder of its images.
-        split: the name that the records carry.
-    """
-
-    annotations: Path
-    images: Path
-    split: str
-
-
 def add_coco_arguments(parser: argparse.ArgumentParser, images_help: str) -> None:
+    """What every data set of COCO-style files is asked for: annotations, images, split."""
     add_paths(parser, ("--annotations", "FILE", "the COCO-style JSON"), ("--images", "DIR", images_help))
     parser.add_argument("--split", default="train", metavar="NAME", help="what the records are labelled as")
 
 
-def coco_options(arguments: argparse.Namespace) -> CocoOptions:
-    return CocoOptions(arguments.annotations, arguments.images, arguments.split)
-
-
 def image_source(
     file: CocoFile,
-    options: CocoOptions,
+    images: Path,
+    split: str,
     title: str,
     targets_of: Callable[[Any, int, int], Iterable[Target]],
     description: dict[str, Any],
@@ -175,8 +157,8 @@ def image_source(
 
     Args:
         file: the annotations.
-        options: where the images are, and the split's name.
-        title: the records' `source`.
+        images: the folder of its images.
+        split, title: the records' `split` and `source`.
         targets_of: (image id, height, width) → its targets; raises RecordError.
         description: the format's own part of the description.
         notes: what the format has left out already.
@@ -186,7 +168,7 @@ def image_source(
     Raises:
         UserError: no folder of images, or no annotated image.
     """
-    need_folder(options.images, "--images")
+    need_folder(images, "--images")
     annotated = file.annotated()
     if not annotated:
         raise UserError(f"'{file.path}' has no annotated image ({len(file.images)} images)")
@@ -198,11 +180,11 @@ def image_source(
         image_id = image_ids[number]
         where = file.where(image_id)
         height, width = file.size(image_id, where)
-        image = read_image(options.images, file.images[image_id]["file_name"], where, exact=file.names_repeat)
+        image = read_image(images, file.images[image_id]["file_name"], where, exact=file.names_repeat)
         targets = tuple(targets_of(image_id, height, width))
         if not targets:
             raise RecordError(f"{where}: none of its masks covers a pixel")
-        return ImageRecord(own_ids[image_id], image, width, height, options.split, title, targets)
+        return ImageRecord(own_ids[image_id], image, width, height, split, title, targets)
 
-    about = {"annotations": file.name, "annotations_sha256": file.sha256, "split": options.split, **description}
+    about = {"annotations": file.name, "annotations_sha256": file.sha256, "split": split, **description}
     return RecordSource(str(file.path), len(image_ids), make, about, notes, file.errors)

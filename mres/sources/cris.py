@@ -79,10 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="NAME", help="what the records are labelled as; the JSON's name by default")
 
 
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return cris(arguments.annotations, arguments.masks, arguments.images, split=arguments.split)
-
-
 def _segment(number: int, entry: dict[str, Any], where: str, notes: "Counter[str]") -> Segment:
     sentences = entry.get("sentences")
     found = Segment(

@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 _KEYS, _LENGTH = b"__keys__", b"__len__"
 
 
-def cris_lmdb(path: Path, *, split: str | None = None) -> RecordSource:
+def cris_lmdb(lmdb: Path, *, split: str | None = None) -> RecordSource:
     """The image records of one LMDB. Every value is read once to find the images that they belong to.
 
     Args:
-        path: the LMDB file (or its folder, where it was written as one).
+        lmdb: the LMDB file (or its folder, where it was written as one).
         split: what the records are labelled as; None: the name of the file.
 
     Raises:
         UserError: no such file, no LMDB, not of this form, or the package lmdb is missing. What is wrong with one value
             comes out of the iteration as a `RecordError`, first.
     """
-    notes: Counter[str] = Counter()
+    path, notes = lmdb, Counter[str]()
     segments, errors = [], []
     digest = hashlib.sha256()
     with _reading(path) as transaction:
@@ -72,10 +72,6 @@ def cris_lmdb(path: Path, *, split: str | None = None) -> RecordSource:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_paths(parser, ("--lmdb", "FILE", "the LMDB of a split, <data set>/<split>.lmdb"))
     parser.add_argument("--split", metavar="NAME", help="what the records are labelled as; the file's name by default")
-
-
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return cris_lmdb(arguments.lmdb, split=arguments.split)
 
 
 @contextmanager

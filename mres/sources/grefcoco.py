@@ -54,10 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, required=True, default=argparse.SUPPRESS, help="which of them")
 
 
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return grefcoco(arguments.root, arguments.images, split=arguments.split)
-
-
 def _without_crowds(refs: list[Ref], tables: RefTables, notes: "Counter[str]") -> Iterator[Ref]:
     """The refs with the annotations that count; -1 becomes none."""
     for ref in refs:

@@ -20,19 +20,20 @@ _KINDS = ("instruction", "instruction", "instruction", "instruction", "category"
 _SUFFIXES = (".jpg", ".png")
 
 
-def instructpart(annotations: Path, images: Path, masks: Path, *, split: str) -> RecordSource:
+def instructpart(annotations: Path, images: Path | None, masks: Path | None, split: str) -> RecordSource:
     """The image records of one `data_*.json` of InstructPart.
 
     Args:
         annotations: the JSON, a list of {image_path, part_list}.
-        images: the folder of its images, under `image_path` or the name of a mask.
-        masks: the folder of its masks, `<image>-<object>-<part>.jpg` or `.png`.
+        images: the folder of its images, under `image_path` or the name of a mask; None: `images` beside the JSON.
+        masks: the folder of its masks, `<image>-<object>-<part>.jpg` or `.png`; None: `masks` beside the JSON.
         split: the name that the records carry.
 
     Raises:
         UserError: not such a file, no such folder, an image twice. What is wrong with one record comes out of the
             iteration as a `RecordError`.
     """
+    images, masks = images or annotations.parent / "images", masks or annotations.parent / "masks"
     need_folder(images, "--images")
     need_folder(masks, "--masks")
     file = JsonFile.read(annotations)
@@ -65,12 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of its images, if not images/ beside it")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="the folder of its masks, if not masks/ beside it")
     parser.add_argument("--split", default="train", metavar="NAME", help="what the records are labelled as")
-
-
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    beside = arguments.annotations.parent
-    images, masks = arguments.images or beside / "images", arguments.masks or beside / "masks"
-    return instructpart(arguments.annotations, images, masks, split=arguments.split)
 
 
 def _entries(file: JsonFile) -> list[dict[str, Any]]:

@@ -3,14 +3,15 @@
 import argparse
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 from mres.errors import UserError
-from mres.sources.coco_file import CocoFile, CocoOptions, add_coco_arguments, coco_options, image_source
+from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
 from mres.sources.object_parts import drop_slivers, drop_unsure, nouns_of, object_targets
 from mres.sources.source import RecordSource
 
 
-def lvis(options: CocoOptions) -> RecordSource:
+def lvis(annotations: Path, images: Path, split: str) -> RecordSource:
     """The image records of one file of LVIS, such as `lvis_v1_train.json`.
 
     Objects whose category the file marks as not exhaustively annotated in an image are left out there.
@@ -18,7 +19,7 @@ def lvis(options: CocoOptions) -> RecordSource:
     Raises:
         UserError: not an LVIS file, no such folder, no annotated image.
     """
-    file = CocoFile(options.annotations)
+    file = CocoFile(annotations)
     if not any("not_exhaustive_category_ids" in entry for entry in file.images.values()):
         raise UserError(
             f"'{file.path}' is not an LVIS file: no image has 'not_exhaustive_category_ids'; files of COCO are read by the "
@@ -27,12 +28,10 @@ def lvis(options: CocoOptions) -> RecordSource:
     nouns, notes = nouns_of(file), Counter[str]()
     drop_unsure(file, nouns, notes)
     drop_slivers(file, notes)
-    return image_source(file, options, "lvis", partial(object_targets, file, nouns, notes), {"format": "lvis"}, notes)
+    return image_source(
+        file, images, split, "lvis", partial(object_targets, file, nouns, notes), {"format": "lvis"}, notes
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_coco_arguments(parser, "the folder with COCO's train2017 and val2017")
-
-
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return lvis(coco_options(arguments))

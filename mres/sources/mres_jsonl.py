@@ -64,10 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-outside", action="store_true", help="accept image paths outside of the file's folder")
 
 
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return mres_jsonl(arguments.records, split=arguments.split, allow_outside=arguments.allow_outside)
-
-
 def _is_of(line: bytes, split: str | None, notes: "Counter[str]") -> bool:
     """Whether a line belongs to the split; what is no record is kept, so that making it says what is wrong."""
     if split is None:

@@ -3,11 +3,12 @@
 import argparse
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
 from mres.records import RecordError, Target
-from mres.sources.coco_file import CocoFile, CocoOptions, add_coco_arguments, coco_options, image_source
+from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
 from mres.sources.object_parts import Nouns, assemble, drop_unsure, nouns_of, read_masks
 from mres.sources.source import RecordSource
 
@@ -15,7 +16,7 @@ from mres.sources.source import RecordSource
 PUBLISHED = {"train": (45790, 612188), "val": (2410, 31739), "test": (9443, 131902)}
 
 
-def paco(options: CocoOptions) -> RecordSource:
+def paco(annotations: Path, images: Path, split: str) -> RecordSource:
     """The image records of one file of PACO-LVIS, such as `paco_lvis_v1_train.json`.
 
     Objects whose category the file marks as not exhaustively annotated in an image are left out there, with their
@@ -24,24 +25,20 @@ def paco(options: CocoOptions) -> RecordSource:
     Raises:
         UserError: not a PACO file, no such folder, no annotated image.
     """
-    file = CocoFile(options.annotations)
+    file = CocoFile(annotations)
     if "part_categories" not in file.fields:
         raise UserError(
             f"'{file.path}' is not a PACO file: it has no 'part_categories', only {', '.join(sorted(file.fields))}"
         )
     nouns, notes = nouns_of(file), Counter[str]()
-    _compare_counts(file, options.split, notes)
+    _compare_counts(file, split, notes)
     drop_unsure(file, nouns, notes)
     targets_of = partial(_targets, file, nouns, notes)
-    return image_source(file, options, "paco-lvis", targets_of, {"format": "paco"}, notes)
+    return image_source(file, images, split, "paco-lvis", targets_of, {"format": "paco"}, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_coco_arguments(parser, "the folder with COCO's train2017 and val2017")
-
-
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return paco(coco_options(arguments))
 
 
 def _compare_counts(file: CocoFile, split: str, notes: "Counter[str]") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import Expression, Target
 from mres.sources.coco_expressions import category_expressions, noun_of, part_expressions, plural
-from mres.sources.coco_file import CocoFile, CocoOptions, add_coco_arguments, coco_options, image_source
+from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
 from mres.sources.coco_masks import union
 from mres.sources.object_parts import AnnotatedMask, Nouns, drop_slivers, make_target, read_masks
 from mres.sources.source import RecordSource
@@ -23,19 +23,20 @@ _SPELLED = {"tier": "tire"}  # the files' "Car Tier"
 _ONE_EACH = {"head", "body", "tail", "seat", "mouth"}  # several of them are several objects
 
 
-def partimagenet(options: CocoOptions, synsets: Path | None = None) -> RecordSource:
+def partimagenet(annotations: Path, images: Path, split: str, synsets: Path | None = None) -> RecordSource:
     """The image records of one file of PartImageNet.
 
     An object's mask is that of its super-category ("Quadruped") where the file has it, else the union of its parts.
 
     Args:
-        options: the JSON, its images, the split's name.
+        annotations, images: the JSON and the folder of its images.
+        split: the name that the records carry.
         synsets: ImageNet's `LOC_synset_mapping.txt`; objects are then also called by their class ("tiger").
 
     Raises:
         UserError: not a PartImageNet file, no such folder, no annotated image, a class that `synsets` lacks.
     """
-    file = CocoFile(options.annotations)
+    file = CocoFile(annotations)
     nouns, notes = _nouns(file), Counter[str]()
     classes = {} if synsets is None else _classes(file, synsets)
     drop_slivers(file, notes)
@@ -43,7 +44,7 @@ def partimagenet(options: CocoOptions, synsets: Path | None = None) -> RecordSou
         entry["file_name"] = _place(entry["file_name"])
     targets_of = partial(_targets, file, nouns, classes, notes)
     description = {"format": "partimagenet", "synsets": None if synsets is None else synsets.name}
-    return image_source(file, options, "partimagenet", targets_of, description, notes)
+    return image_source(file, images, split, "partimagenet", targets_of, description, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="ImageNet's LOC_synset_mapping.txt: also call objects by their class",
     )
-
-
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return partimagenet(coco_options(arguments), arguments.synsets)
 
 
 def _nouns(file: CocoFile) -> Nouns:

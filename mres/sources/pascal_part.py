@@ -4,11 +4,12 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
 from mres.records import Target
-from mres.sources.coco_file import CocoFile, CocoOptions, add_coco_arguments, coco_options, image_source
+from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
 from mres.sources.coco_masks import share_inside
 from mres.sources.object_parts import AnnotatedMask, Nouns, assemble, nouns_of, read_masks
 from mres.sources.source import RecordSource
@@ -16,7 +17,7 @@ from mres.sources.source import RecordSource
 INSIDE = 0.5  # a part belongs to the object that holds most of it, and at least this share
 
 
-def pascal_part(options: CocoOptions) -> RecordSource:
+def pascal_part(annotations: Path, images: Path, split: str) -> RecordSource:
     """The image records of one file of Pascal-Part.
 
     The file has no link from a part to its object. Where it has whole objects (categories without a colon) a part
@@ -26,21 +27,17 @@ def pascal_part(options: CocoOptions) -> RecordSource:
     Raises:
         UserError: not such a file, no such folder, no annotated image.
     """
-    file = CocoFile(options.annotations)
+    file = CocoFile(annotations)
     nouns, notes = nouns_of(file), Counter[str]()
     if not any(part for _, part in nouns.values()):
         names = ", ".join(list(file.names.values())[:3])
         raise UserError(f"'{file.path}' is not VLPart's Pascal-Part: no category is 'object:part' (it has {names} …)")
     targets_of = partial(_targets, file, nouns, notes)
-    return image_source(file, options, "pascal-part", targets_of, {"format": "pascalpart"}, notes)
+    return image_source(file, images, split, "pascal-part", targets_of, {"format": "pascalpart"}, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_coco_arguments(parser, "the folder of its images, VOC2010's JPEGImages")
-
-
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return pascal_part(coco_options(arguments))
 
 
 def _targets(

@@ -83,10 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images; <root>/images by default")
 
 
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return refcocom(arguments.root, split=arguments.split, setting=arguments.setting, images=arguments.images)
-
-
 def _read(annotations: Path, split: str, setting: str) -> EntryFile:
     for name, given, known in (("split", split, SPLITS), ("setting", setting, SETTINGS)):
         if given not in known:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +21,27 @@ SPLIT_BY = {
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 
 
-@dataclass(frozen=True)
-class ReferOptions:
-    """What to read.
+def refer(
+    root: Path, dataset: str, split: str, images: Path, *, split_by: str | None = None, accept_counts: bool = False
+) -> RecordSource:
+    """The image records of one split: one target for each ref, with all its sentences (`sent`, cleaned).
 
-    Attributes:
+    Args:
         root: the folder that holds `refcoco`, `refcoco+`, `refcocog`, each with `refs(<split_by>).p` and instances.json.
         dataset: one of `SPLIT_BY`.
         split: one of `SPLITS`.
         images: the folder of the images, COCO's train2014.
         split_by: who split the data set; None: the default.
         accept_counts: go on with other counts than the published ones.
-    """
-
-    root: Path
-    dataset: str
-    split: str
-    images: Path
-    split_by: str | None = None
-    accept_counts: bool = False
-
-
-def refer(options: ReferOptions) -> RecordSource:
-    """The image records of one split: one target for each ref, with all its sentences (`sent`, cleaned).
 
     Raises:
         UserError: unknown or contradictory options, a file that is missing, holds code or is not of its form, refs that
             do not match the instances, an empty split, counts that differ from the published ones.
     """
-    by = _split_by(options)
-    if options.split not in SPLITS:
-        raise UserError(f"unknown split '{options.split}' (--split); allowed: {', '.join(SPLITS)}")
-    folder = folder_of(options.root, options.dataset)
+    by = _split_by(dataset, split_by)
+    if split not in SPLITS:
+        raise UserError(f"unknown split '{split}' (--split); allowed: {', '.join(SPLITS)}")
+    folder = folder_of(root, dataset)
     path = folder / f"refs({by}).p"
     if not path.is_file():
         there = ", ".join(sorted(place.name for place in folder.glob("refs(*).p"))) or "none"
@@ -61,15 +49,13 @@ def refer(options: ReferOptions) -> RecordSource:
     tables = RefTables(path, folder / "instances.json")
     _refuse_grefcoco(tables)
     notes: Counter[str] = Counter()
-    chosen = refs_of_split(tables, options.split, is_of_split, notes)
-    published = PUBLISHED.get((options.dataset, by), {})
+    chosen = refs_of_split(tables, split, is_of_split, notes)
+    published = PUBLISHED.get((dataset, by), {})
     found = {name: count([ref for ref in tables.refs if is_of_split(ref.split, name)]) for name in published}
-    check_counts(found, published, options.split, where=str(path), accept=options.accept_counts, notes=notes)
-    title = f"{options.dataset} ({by})"
-    description = {"format": "refer", "dataset": options.dataset, "split_by": by}
-    return ref_source(
-        tables, chosen, options.images, split=options.split, title=title, description=description, notes=notes
-    )
+    check_counts(found, published, split, where=str(path), accept=accept_counts, notes=notes)
+    title = f"{dataset} ({by})"
+    description = {"format": "refer", "dataset": dataset, "split_by": by}
+    return ref_source(tables, chosen, images, split=split, title=title, description=description, notes=notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,26 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
-    return refer(
-        ReferOptions(
-            arguments.root,
-            arguments.dataset,
-            arguments.split,
-            arguments.images,
-            arguments.split_by,
-            arguments.accept_counts,
-        )
-    )
-
-
-def _split_by(options: ReferOptions) -> str:
-    allowed = SPLIT_BY.get(options.dataset)
+def _split_by(dataset: str, split_by: str | None) -> str:
+    allowed = SPLIT_BY.get(dataset)
     if allowed is None:
-        raise UserError(f"unknown data set '{options.dataset}' (--dataset); allowed: {', '.join(SPLIT_BY)}")
-    by = options.split_by or allowed[0]
+        raise UserError(f"unknown data set '{dataset}' (--dataset); allowed: {', '.join(SPLIT_BY)}")
+    by = split_by or allowed[0]
     if by not in allowed:
-        raise UserError(f"{options.dataset} has no split by '{by}' (--split-by); allowed: {', '.join(allowed)}")
+        raise UserError(f"{dataset} has no split by '{by}' (--split-by); allowed: {', '.join(allowed)}")
     return by
 
 

@@ -1,44 +1,61 @@
-"""The foreign formats that `tools/shard.py build` reads: name → module and what it is, known without importing any.
+"""The foreign formats that `tools/shard.py build` reads, known without importing any.
 
-Each module has `add_arguments(parser)`, the options of its format, and `from_arguments(arguments)`, its `RecordSource`.
+The module of a format has `add_arguments(parser)`, its options, and a function that takes these as its arguments and
+returns a `RecordSource`.
 """
 
 import argparse
+import inspect
+from dataclasses import dataclass
 from importlib import import_module
-from typing import NamedTuple, Protocol, cast
 
 from mres.sources.source import RecordSource
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class SourceFormat:
+    """A format.
+
+    Attributes:
+        module: of `mres.sources`.
+        function: what makes the source, in that module.
+        help: what the format is.
+    """
+
     module: str
+    function: str
     help: str
 
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds its options."""
+        import_module(f"mres.sources.{self.module}").add_arguments(parser)
 
-class SourceModule(Protocol):
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-
-    def from_arguments(self, arguments: argparse.Namespace) -> RecordSource: ...
+    def open(self, arguments: argparse.Namespace) -> RecordSource:
+        """The source that the options describe. Raises: UserError: what is wrong with the whole of the data."""
+        function = getattr(import_module(f"mres.sources.{self.module}"), self.function)
+        source: RecordSource = function(
+            **{name: getattr(arguments, name) for name in inspect.signature(function).parameters}
+        )
+        return source
 
 
 SOURCES = {
-    "scenes": Entry("scenes.command", "procedural scenes"),
-    "jsonl": Entry("mres_jsonl", "MRES JSONL: your own data"),
-    "coco": Entry("coco", "COCO-format part annotations without objects (car parts and the like)"),
-    "paco": Entry("paco", "PACO-LVIS: objects and parts on COCO images"),
-    "partimagenet": Entry("partimagenet", "PartImageNet: parts of 11 super-categories on ImageNet images"),
-    "pascalpart": Entry("pascal_part", "Pascal-Part as VLPart's COCO-style train.json"),
-    "lvis": Entry("lvis", "LVIS v1: objects on COCO images"),
-    "instances": Entry("coco_instances", "COCO-style instance masks (COCO, Objects365 with masks)"),
-    "instructpart": Entry("instructpart", "InstructPart: parts that an instruction asks for"),
-    "cris": Entry("cris", "CRIS's JSON of a split, with a folder of mask files"),
-    "cris-lmdb": Entry("cris_lmdb", "CRIS's LMDB of a split (CRIS, ETRIS, DETRIS)"),
-    "refer": Entry("refer", "RefCOCO, RefCOCO+, RefCOCOg and RefCLEF in the layout of the REFER API"),
-    "grefcoco": Entry("grefcoco", "gRefCOCO: expressions for no, one or several objects"),
-    "refcocom": Entry("refcocom", "RefCOCOm, the part benchmark of MRES"),
+    "scenes": SourceFormat("scenes.command", "scenes", "procedural scenes"),
+    "jsonl": SourceFormat("mres_jsonl", "mres_jsonl", "MRES JSONL: your own data"),
+    "coco": SourceFormat("coco", "coco_parts", "COCO-format part annotations without objects (car parts and the like)"),
+    "paco": SourceFormat("paco", "paco", "PACO-LVIS: objects and parts on COCO images"),
+    "partimagenet": SourceFormat(
+        "partimagenet", "partimagenet", "PartImageNet: parts of 11 super-categories on ImageNet images"
+    ),
+    "pascalpart": SourceFormat("pascal_part", "pascal_part", "Pascal-Part as VLPart's COCO-style train.json"),
+    "lvis": SourceFormat("lvis", "lvis", "LVIS v1: objects on COCO images"),
+    "instances": SourceFormat(
+        "coco_instances", "coco_instances", "COCO-style instance masks (COCO, Objects365 with masks)"
+    ),
+    "instructpart": SourceFormat("instructpart", "instructpart", "InstructPart: parts that an instruction asks for"),
+    "cris": SourceFormat("cris", "cris", "CRIS's JSON of a split, with a folder of mask files"),
+    "cris-lmdb": SourceFormat("cris_lmdb", "cris_lmdb", "CRIS's LMDB of a split (CRIS, ETRIS, DETRIS)"),
+    "refer": SourceFormat("refer", "refer", "RefCOCO, RefCOCO+, RefCOCOg and RefCLEF in the layout of the REFER API"),
+    "grefcoco": SourceFormat("grefcoco", "grefcoco", "gRefCOCO: expressions for no, one or several objects"),
+    "refcocom": SourceFormat("refcocom", "refcocom", "RefCOCOm, the part benchmark of MRES"),
 }
-
-
-def load(name: str) -> SourceModule:
-    """The module of a registered format."""
-    return cast(SourceModule, import_module(f"mres.sources.{SOURCES[name].module}"))

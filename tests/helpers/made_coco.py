@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from mres.records import ImageRecord, RecordError, Rle, Target
-from mres.sources.registry import load
+from mres.sources.registry import SOURCES
 from mres.sources.source import RecordSource
 
 HEIGHT, WIDTH = 20, 40
@@ -70,10 +70,9 @@ def write_coco(
 
 def open_source(name: str, *options: str) -> RecordSource:
     """A source as the command line opens it."""
-    module = load(name)
     parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return module.from_arguments(parser.parse_args(options))
+    SOURCES[name].add_arguments(parser)
+    return SOURCES[name].open(parser.parse_args(options))
 
 
 def only_record(source: RecordSource) -> ImageRecord:

@@ -28,10 +28,10 @@ def test_entries_of_an_image_become_one_record(tmp_path: Path) -> None:
     ]
     files = write_cris(tmp_path, entries)
     parser = argparse.ArgumentParser()
-    module = registry.load("cris")
+    module = registry.SOURCES["cris"]
     module.add_arguments(parser)
     options = [f"--{name}={path}" for name, path in files.items()]
-    source = module.from_arguments(parser.parse_args(options))
+    source = module.open(parser.parse_args(options))
     first, second = source
     assert isinstance(first, ImageRecord)
     assert (first.id, first.width, first.height) == (Path(A).stem, WIDTH, HEIGHT)
@@ -51,7 +51,7 @@ def test_entries_of_an_image_become_one_record(tmp_path: Path) -> None:
     assert source.description["annotations"] == "refcoco/val.json"
     assert str(tmp_path) not in json.dumps(source.description)
     assert source.notes == {"entries of refcoco val, where 3811 were published": 3}
-    assert module.from_arguments(parser.parse_args([*options, "--split=mine"])).description["split"] == "mine"
+    assert module.open(parser.parse_args([*options, "--split=mine"])).description["split"] == "mine"
 
 
 def test_the_categories_are_cocos() -> None:

@@ -40,9 +40,9 @@ def pickled(*values: Any, keys: list[str] | None = None, **special: Any) -> dict
 def test_the_values_of_pyarrow_are_read(tmp_path: Path) -> None:
     path = write_lmdb(tmp_path / "refcoco/train.lmdb", genuine("lmdb"))
     parser = argparse.ArgumentParser()
-    module = registry.load("cris-lmdb")
+    module = registry.SOURCES["cris-lmdb"]
     module.add_arguments(parser)
-    source = module.from_arguments(parser.parse_args([f"--lmdb={path}"]))
+    source = module.open(parser.parse_args([f"--lmdb={path}"]))
     first, second = source
     assert (first.id, first.width, first.height, first.split) == (Path(A).stem, 12, 8, "train")
     assert first.source == "refcoco (cris)"

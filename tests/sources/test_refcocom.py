@@ -45,10 +45,10 @@ def test_everything_in_part_only_is_a_part(root: Path) -> None:
 
 def test_in_object_part_parts_are_those_of_part_only(root: Path) -> None:
     parser = argparse.ArgumentParser()
-    module = registry.load("refcocom")
+    module = registry.SOURCES["refcocom"]
     module.add_arguments(parser)
     options = [f"--root={root}", "--split=val", "--setting=object_part", f"--images={root / 'images'}"]
-    first, second = module.from_arguments(parser.parse_args(options))
+    first, second = module.open(parser.parse_args(options))
     assert (first.split, first.source) == ("val", "refcocom (object_part)")
     assert [(t.id, t.granularity, t.category) for t in first.targets] == [
         ("12", "object", "dog"),

@@ -12,7 +12,7 @@ from made_refer import DOG, PERSON, annotation, rectangle, ref, write_data
 from mres.errors import UserError
 from mres.records import ImageRecord, RecordError
 from mres.shards.check import check_record
-from mres.sources.refer import ReferOptions, is_of_split, refer
+from mres.sources.refer import is_of_split, refer
 from mres.sources.refer_counts import PUBLISHED, Counts, check_counts
 from mres.sources.source import RecordSource
 
@@ -35,7 +35,7 @@ def write(root: Path, refs: Any = REFS, dataset: str = "refcoco", by: str = "unc
 
 
 def read(root: Path, split: str = "train", dataset: str = "refcoco", **options: Any) -> RecordSource:
-    return refer(ReferOptions(root, dataset, split, root / "train2014", **{"accept_counts": True, **options}))
+    return refer(root, dataset, split, root / "train2014", **{"accept_counts": True, **options})
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2])
@@ -270,7 +270,7 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has an instances.json itself; give the folder above, with 'refcoco' in it"):
         read(tmp_path / "refcoco")
     with pytest.raises(UserError, match=r"no folder at '/nowhere' \(--images\)"):
-        refer(ReferOptions(tmp_path, "refcoco", "train", Path("/nowhere"), accept_counts=True))
+        refer(tmp_path, "refcoco", "train", Path("/nowhere"), accept_counts=True)
     (tmp_path / "refcoco/instances.json").unlink()
     with pytest.raises(UserError, match=r"no 'instances.json' in '.*refcoco' \(--root\)"):
         read(tmp_path)

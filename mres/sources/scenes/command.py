@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--relational-share", type=float, default=0.25, help="share of relational expressions")
 
 
-def from_arguments(arguments: argparse.Namespace) -> RecordSource:
+def scenes(num_images: int, seed: int, split: str, image_size: int, relational_share: float) -> RecordSource:
     """Raises: UserError for numbers out of range."""
     from mres.sources.scenes.scene import scene
 
-    if arguments.num_images < 1:
-        raise UserError(f"--num-images {arguments.num_images}; allowed: 1 or more")
-    options = SceneOptions(image_size=arguments.image_size, relational_share=arguments.relational_share)
-    count, seed, split = arguments.num_images, arguments.seed, arguments.split
-    description = {"format": "scenes", "num_images": count, "seed": seed, "split": split, **asdict(options)}
-    return RecordSource("scenes", count, partial(scene, seed=seed, split=split, options=options), description)
+    if num_images < 1:
+        raise UserError(f"--num-images {num_images}; allowed: 1 or more")
+    options = SceneOptions(image_size=image_size, relational_share=relational_share)
+    description = {"format": "scenes", "num_images": num_images, "seed": seed, "split": split, **asdict(options)}
+    make = partial(scene, seed=seed, split=split, options=options)
+    return RecordSource("scenes", num_images, make, description)
