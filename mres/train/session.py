@@ -25,6 +25,7 @@ from mres.parallel.strategy import AdamW, ParameterGroup
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
 from mres.supervise.agreement import check_agreement
+from mres.supervise.facts import environment, facts_of_model, facts_of_run
 from mres.supervise.flight_recorder import make_folder
 from mres.supervise.heartbeat import Heartbeat
 from mres.supervise.stop_request import StopRequest
@@ -39,7 +40,6 @@ from mres.train.callbacks.mfu import Mfu
 from mres.train.callbacks.profile import ProfileWindows
 from mres.train.callbacks.tensorboard import TensorBoard
 from mres.train.callbacks.trace import BatchTrace
-from mres.train.facts import environment, facts_of_model, facts_of_run
 from mres.train.flops import utilisation
 from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
 from mres.train.progress import Progress
