@@ -12,6 +12,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from mres.errors import UserError, near
+from mres.io.files import file_sha256
 
 
 def load_object(reference: str, key: str) -> Any:
@@ -33,6 +34,13 @@ def load_object(reference: str, key: str) -> Any:
         hint = near(name, own, otherwise=f"it defines {', '.join(own) or 'nothing'}")
         raise UserError(f"{key}='{reference}': '{where}' has no '{name}'; {hint}")
     return getattr(module, name)
+
+
+def origin(reference: str) -> tuple[str, str]:
+    """The file that a reference is found in, and its SHA-256."""
+    where = reference.rpartition(":")[0]
+    path = where if where.endswith(".py") else str(getattr(importlib.util.find_spec(where), "origin", None))
+    return path, file_sha256(Path(path))
 
 
 def _is_of(module: ModuleType, value: Any) -> bool:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mres.errors import UserError, near
-from mres.io.files import file_sha256
-from mres.io.plugins import load_object
+from mres.io.plugins import load_object, origin
 from mres.model.config import LossConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -176,7 +174,5 @@ def origin_of_kind(kind: str) -> dict[str, str]:
     """Where a kind that does not come with mres was found, and which it was: what a checkpoint says of it."""
     if kind in KINDS:
         return {}
-    where = kind.rpartition(":")[0]
-    module = None if where.endswith(".py") else find_spec(where)
-    path = where if module is None else str(module.origin)
-    return {"kind_file": path, "kind_sha256": file_sha256(Path(path))}
+    path, sha256 = origin(kind)
+    return {"kind_file": path, "kind_sha256": sha256}

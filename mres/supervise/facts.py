@@ -13,6 +13,7 @@ from torch import nn
 
 from mres.config import Config
 from mres.io.files import bytes_sha256, file_sha256
+from mres.io.plugins import origin
 from mres.model.spec import origin_of_kind
 from mres.stream.config import local_batch_size
 from mres.stream.loader import TrainingStream
@@ -27,6 +28,7 @@ def facts_of_run(config: Config, stream: TrainingStream, last_step: int, world_s
     return {
         **{f"config {key}": value for key, value in _flat(config.model_dump(mode="json"))},
         "model.kind (SHA-256 of its file)": origin_of_kind(config.model.kind).get("kind_sha256"),
+        **{f"{own} (SHA-256 of its file)": origin(own)[1] for own in config.train.callbacks},
         "parallel.ds_config (SHA-256 of the file)": ds_config_sha256(config),
         "code (hash of mres/*.py)": code_sha256(),
         "git sha": git_sha(),
