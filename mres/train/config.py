@@ -42,8 +42,8 @@ class OptimConfig(Section):
         None, ge=0, description="instead of warmup_steps", json_schema_extra=instead_of("warmup_steps")
     )
     max_grad_norm: float = Field(1.0, gt=0, json_schema_extra=named("gradient_clipping", "clip_grad", "grad_clip"))
-    image_lr_scale: float = Field(1.0, gt=0, description="times lr, for the image encoder (vision.*)")
-    text_lr_scale: float = Field(1.0, gt=0, description="times lr, for the text encoder (text.*)")
+    image_lr_scale: float = Field(1.0, gt=0, description="times lr, for the model's image encoder")
+    text_lr_scale: float = Field(1.0, gt=0, description="times lr, for the model's text encoder")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="times lr for each block of an encoder that lies between a weight and its top"
     )
