@@ -24,7 +24,7 @@ class Frozen:
         self.exact = {name: _exact(parameter) for name, parameter in self.parameters.items() if owners[name] == rank}
 
     def write(self, name: str, whole: Tensor) -> None:
-        """Takes the whole float32 tensor; what is gathered from pieces (stage 3) is gathered anew by `sync_params`."""
+        """Takes the whole float32 tensor; what is gathered from shards (stage 3) is gathered anew by `sync_params`."""
         if name in self.exact:
             self.exact[name].copy_(whole)
         parameter = self.parameters[name]
@@ -32,7 +32,7 @@ class Frozen:
         if shard is None:
             parameter.data.copy_(whole)
             return
-        # Stage 3 cuts every parameter into as many equal pieces as there are ranks; the last ones are padded.
+        # Stage 3 cuts every parameter into as many equal shards as there are ranks; the last ones are padded.
         start = min(self._rank * shard.numel(), whole.numel())
         numel = min(shard.numel(), whole.numel() - start)
         shard.data.narrow(0, 0, numel).copy_(whole.flatten().narrow(0, start, numel))

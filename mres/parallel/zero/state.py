@@ -1,7 +1,7 @@
 """State in and out of a running DeepSpeed ZeRO optimizer (0.19), parameter by parameter.
 
 Every stage keeps float32 masters and AdamW moments in flat tensors, of which each rank has a part. This file knows
-where the pieces of a parameter lie in them; DeepSpeed's own setters fail where a size does not divide by the number of
+where the shards of a parameter lie in them; DeepSpeed's own setters fail where a size does not divide by the number of
 ranks (stage 3), do not reach all groups before the first step (1 and 2), and leave what the forward pass reads as it was.
 """
 
@@ -24,8 +24,8 @@ from mres.supervise.world import World
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """This rank's piece of a parameter: its elements start … start+numel lie at `offset` of the flat master `flat`."""
+class _Range:
+    """This rank's shard of a parameter: its elements start … start+numel lie at `offset` of the flat master `flat`."""
 
     flat: Tensor
     offset: int
@@ -61,7 +61,7 @@ class Partition:
             state = optimizer.optimizer.state
             state[share.flat] = state[share.flat] or blank_moments(share.flat)
 
-    def _find_shares(self, named: Mapping[str, nn.Parameter], groups: Sequence[ParameterGroup]) -> dict[str, _Share]:
+    def _find_shares(self, named: Mapping[str, nn.Parameter], groups: Sequence[ParameterGroup]) -> dict[str, _Range]:
         named = {name: named[name] for name in self.moving}
         if self._sharded_weights:
             return {name: self._stage_3_share(name, parameter) for name, parameter in named.items()}
@@ -75,21 +75,21 @@ class Partition:
         }
         return {name: shares[name] for name in named}
 
-    def _stage_3_share(self, name: str, parameter: nn.Parameter) -> _Share:
-        """Stage 3 cuts every parameter into as many equal pieces as there are ranks; the last ones are padded."""
+    def _stage_3_share(self, name: str, parameter: nn.Parameter) -> _Range:
+        """Stage 3 cuts every parameter into as many equal shards as there are ranks; the last ones are padded."""
         group, offset, padded = self._optimizer.grad_position[self._optimizer.get_param_id(parameter)]
         start = min(self._world.rank * padded, self.shapes[name].numel())
         numel = min(padded, self.shapes[name].numel() - start)
-        return _Share(self._optimizer.fp32_partitioned_groups_flat[group], offset, start, numel)
+        return _Range(self._optimizer.fp32_partitioned_groups_flat[group], offset, start, numel)
 
     @staticmethod
-    def _flat_share(parameter: nn.Parameter, flat: Tensor) -> _Share:
+    def _flat_share(parameter: nn.Parameter, flat: Tensor) -> _Range:
         """Stages 1 and 2 cut the concatenation of a group's parameters; a rank may have nothing of a parameter."""
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
-            return _Share(flat, 0, 0, 0)
+            return _Range(flat, 0, 0, 0)
         inside, outside = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return _Share(flat, inside.start, outside.start, inside.numel)
+        return _Range(flat, inside.start, outside.start, inside.numel)
 
     def keys(self) -> tuple[str, ...]:
         """What there is of a parameter that moves."""
@@ -114,7 +114,7 @@ class Partition:
         return flat.detach().narrow(0, share.offset, share.numel)
 
     def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
-        """This rank's pieces of the masters."""
+        """This rank's shards of the masters."""
         yield from ((name, self._flat_shard(name, "param")) for name in self._shares)
         yield from self.frozen.exact.items()
 
@@ -123,7 +123,7 @@ class Partition:
         return self._optimizer.optimizer.state[self._shares[name].flat]["step"].detach().clone().cpu()
 
     def write(self, name: str, whole: Tensor) -> None:
-        """Takes this rank's piece of the whole weight; `sync_params` makes it what the forward pass reads."""
+        """Takes this rank's shard of the whole weight; `sync_params` makes it what the forward pass reads."""
         if name in self.frozen.parameters:
             self.frozen.write(name, whole)
             return
@@ -173,7 +173,7 @@ def drop_second_copy(optimizer: Any) -> None:
 
 
 def chunked(shapes: Mapping[str, torch.Size], num_bytes: int) -> Iterator[list[str]]:
-    """The parameters in their order, in pieces of at most `num_bytes` of float32, or of one parameter that is larger."""
+    """The parameters in their order, in chunks of at most `num_bytes` of float32, or of one parameter that is larger."""
     chunk: list[str] = []
     used = 0
     for name, shape in shapes.items():
