@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -18,25 +18,23 @@ if TYPE_CHECKING:
 Line = Mapping[str, Any]
 
 # matplotlib wants a colour where the page has a variable: each of these is replaced in the finished SVG.
-_VARIABLES = {
-    "#0a0b01": "--ink",
-    "#0a0b02": "--muted",
-    "#0a0b03": "--line",
-    "#0a0b11": "--object",
-    "#0a0b12": "--part",
-    "#0a0b13": "--series-1",
-    "#0a0b14": "--series-2",
-    "#0a0b15": "--series-3",
-}
-_COLOURS = {variable: colour for colour, variable in _VARIABLES.items()}
-_INK, _MUTED, _GRID = (_COLOURS[f"--{name}"] for name in ("ink", "muted", "line"))
+_VARIABLES = ("ink", "muted", "line", "object", "part", "series-1", "series-2", "series-3")
+_COLOURS = {name: f"#0a0b{number:02x}" for number, name in enumerate(_VARIABLES, start=1)}
+_INK, _MUTED, _GRID = _COLOURS["ink"], _COLOURS["muted"], _COLOURS["line"]
 _SERIES = {
-    "loss": _COLOURS["--series-1"],
-    "loss_bce": _COLOURS["--series-2"],
-    "loss_dice": _COLOURS["--series-3"],
-    "object": _COLOURS["--object"],
-    "part": _COLOURS["--part"],
+    "loss": _COLOURS["series-1"],
+    "loss_bce": _COLOURS["series-2"],
+    "loss_dice": _COLOURS["series-3"],
+    "object": _COLOURS["object"],
+    "part": _COLOURS["part"],
 }
+# Caption, label of the axis, {key of metrics.jsonl: name in the legend}, and the key that is too noisy to read as it is.
+_TRAINING = (
+    ("Loss", "loss", {"loss": "total", "loss_bce": "BCE", "loss_dice": "Dice"}, "loss"),
+    ("Learning rate", "learning rate", {"lr": "learning rate"}, ""),
+    ("Gradient norm before clipping", "gradient norm", {"grad_norm": "norm"}, "grad_norm"),
+    ("Throughput", "expressions a second", {"expressions_per_s": "expressions"}, "expressions_per_s"),
+)
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -67,9 +65,10 @@ _MOST_POINTS = 400
 _BINS = np.linspace(0, 1, 21)
 
 
-@contextmanager
-def _chart(name: str, size: tuple[float, float] = _WIDE) -> Iterator[tuple[Axes, StringIO]]:
-    """Axes to draw on and, once left, the page-ready SVG; `name` keeps the ids of several charts apart."""
+def _chart(
+    name: str, axis_labels: tuple[str, str], draw: Callable[[Axes], None], size: tuple[float, float] = _WIDE
+) -> str | None:
+    """The page-ready SVG of what `draw` puts on the axes, None of nothing; `name` keeps the ids of charts apart."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -79,8 +78,17 @@ def _chart(name: str, size: tuple[float, float] = _WIDE) -> Iterator[tuple[Axes,
         figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
         left, bottom, right, top = (part / size[i % 2] for i, part in enumerate(_MARGINS))
-        yield figure.add_axes((left, bottom, 1 - left - right, 1 - bottom - top)), out
+        axes = figure.add_axes((left, bottom, 1 - left - right, 1 - bottom - top))
+        draw(axes)
+        if not axes.lines:
+            return None
+        axes.set_xlabel(axis_labels[0])
+        axes.set_ylabel(axis_labels[1])
+        axes.grid(visible=False, axis="x")
+        if len(axes.get_legend_handles_labels()[1]) > 1 or size == _NARROW:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=4, borderaxespad=0)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    return _page_ready(out.getvalue())
 
 
 def _page_ready(svg: str) -> str:
@@ -92,94 +100,63 @@ def _page_ready(svg: str) -> str:
     svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for name, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
     return svg
 
 
-def loss_chart(metrics: Sequence[Line]) -> str | None:
-    """Total loss and its terms over steps; None where there is nothing to show."""
-    curves = {"loss": "total", "loss_bce": "BCE", "loss_dice": "Dice"}
-    return _curves("loss", metrics, curves, label="loss", raw="loss")
+def training_charts(metrics: Sequence[Line]) -> list[tuple[str, str]]:
+    """(caption, SVG) over steps of loss, learning rate, gradient norm and throughput, of those that were measured."""
+    charts = []
+    for caption, label, curves, raw in _TRAINING:
+        draw = partial(_draw_curves, metrics=metrics, curves=curves, raw=raw)
+        if (svg := _chart(label, ("step", label), draw)) is not None:
+            charts.append((caption, svg))
+    return charts
 
 
-def rate_chart(metrics: Sequence[Line]) -> str | None:
-    """The learning rate over steps."""
-    return _curves("rate", metrics, {"lr": "learning rate"}, label="learning rate")
-
-
-def norm_chart(metrics: Sequence[Line]) -> str | None:
-    """The gradient norm (before clipping) over steps."""
-    return _curves("norm", metrics, {"grad_norm": "norm"}, label="gradient norm", raw="grad_norm")
-
-
-def speed_chart(metrics: Sequence[Line]) -> str | None:
-    """Expressions a second over steps."""
-    return _curves(
-        "speed", metrics, {"expressions_per_s": "expressions"}, label="expressions a second", raw="expressions_per_s"
-    )
-
-
-def _curves(name: str, metrics: Sequence[Line], curves: Mapping[str, str], *, label: str, raw: str = "") -> str | None:
+def _draw_curves(axes: Axes, *, metrics: Sequence[Line], curves: Mapping[str, str], raw: str) -> None:
     """Lines over steps; the one called `raw` is shown as measured, thin, behind its running mean."""
-    with _chart(name) as (axes, out):
-        for key, text in curves.items():
-            steps_N, values_N = _series(metrics, key)
-            if not len(steps_N):
-                continue
-            colour = _SERIES.get(key, _SERIES["loss"])
-            if key == raw:
-                axes.plot(*_thinned(steps_N, values_N), color=colour, alpha=0.3, linewidth=0.8)
-                values_N = _smoothed(values_N)
-            axes.plot(*_thinned(steps_N, values_N), color=colour, label=text)
-        drawn = bool(axes.lines)
-        _finish(axes, "step", label, legend=drawn and len(curves) > 1)
-    return _page_ready(out.getvalue()) if drawn else None
+    for key, text in curves.items():
+        steps_N, values_N = _series(metrics, key)
+        if not len(steps_N):
+            continue
+        colour = _SERIES.get(key, _SERIES["loss"])
+        if key == raw:
+            axes.plot(*_thinned(steps_N, values_N), color=colour, alpha=0.3, linewidth=0.8)
+            values_N = _smoothed(values_N)
+        axes.plot(*_thinned(steps_N, values_N), color=colour, label=text)
 
 
-def iou_chart(evaluations: Sequence[Line]) -> str | None:
-    """mIoU of objects and of parts at the evaluations during training."""
-    with _chart("iou", _NARROW) as (axes, out):
-        for granularity in GRANULARITIES:
-            lines = [{"step": line["step"], "mIoU": (line.get(granularity) or {}).get("mIoU")} for line in evaluations]
-            steps_N, values_N = _series(lines, "mIoU")
-            if len(steps_N):
-                axes.plot(steps_N, values_N, color=_SERIES[granularity], marker="o", markersize=3.5, label=granularity)
-        drawn = bool(axes.lines)
-        axes.set_ylim(0, 1)
-        _finish(axes, "step", "held-out mIoU", legend=drawn)
-    return _page_ready(out.getvalue()) if drawn else None
+def iou_charts(evaluations: Sequence[Line], ious: Mapping[str, Sequence[float]]) -> list[tuple[str, str]]:
+    """(caption, SVG) of mIoU at the evaluations during training, and of how the final IoUs lie, by granularity."""
+    charts = [
+        ("mIoU over training", _chart("iou", ("step", "held-out mIoU"), partial(_draw_miou, evaluations), _NARROW))
+    ]
+    for name, values in ious.items():
+        if values:
+            draw = partial(_draw_histogram, values, _SERIES[name])
+            svg = _chart(f"histogram-{name}", ("IoU", "% of the expressions"), draw, _NARROW)
+            charts.append((f"IoU of the {name} expressions", svg))
+    return [(caption, svg) for caption, svg in charts if svg is not None]
 
 
-def iou_histogram(ious: Sequence[float], granularity: str) -> str | None:
+def _draw_miou(evaluations: Sequence[Line], axes: Axes) -> None:
+    for granularity in GRANULARITIES:
+        lines = [{"step": line["step"], "mIoU": (line.get(granularity) or {}).get("mIoU")} for line in evaluations]
+        steps_N, values_N = _series(lines, "mIoU")
+        if len(steps_N):
+            axes.plot(steps_N, values_N, color=_SERIES[granularity], marker="o", markersize=3.5, label=granularity)
+    axes.set_ylim(0, 1)
+
+
+def _draw_histogram(ious: Sequence[float], colour: str, axes: Axes) -> None:
     """The share of the expressions in each of 20 ranges of IoU, with mean and median."""
-    if not ious:
-        return None
-    mean, median = float(np.mean(ious)), float(np.median(ious))
-    with _chart(f"histogram-{granularity}", _NARROW) as (axes, out):
-        counts, _ = np.histogram(ious, _BINS)
-        axes.bar(
-            _BINS[:-1],
-            100 * counts / len(ious),
-            width=0.05,
-            align="edge",
-            color=_SERIES[granularity],
-            linewidth=0.6,
-            edgecolor=_GRID,
-        )
-        for value, name, dashes in ((mean, "mean", "--"), (median, "median", ":")):
-            axes.axvline(value, color=_INK, linewidth=1.3, linestyle=dashes, label=f"{name} {value:.3f}")
-        axes.set_xlim(0, 1)
-        _finish(axes, "IoU", "% of the expressions", legend=True)
-    return _page_ready(out.getvalue())
-
-
-def _finish(axes: Axes, x: str, y: str, *, legend: bool) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(visible=False, axis="x")
-    if legend:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=4, borderaxespad=0)
+    shares = np.histogram(ious, _BINS)[0] * 100 / len(ious)
+    axes.bar(_BINS[:-1], shares, width=0.05, align="edge", color=colour, linewidth=0.6, edgecolor=_GRID)
+    for value, name, dashes in ((np.mean(ious), "mean", "--"), (np.median(ious), "median", ":")):
+        axes.axvline(float(value), color=_INK, linewidth=1.3, linestyle=dashes, label=f"{name} {value:.3f}")
+    axes.set_xlim(0, 1)
 
 
 def _series(lines: Sequence[Line], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +20,15 @@ from mres.config import Config
 from mres.evaluate.iou import figures_of, intersection_union
 from mres.evaluate.results import ExpressionResult, merge_results
 from mres.io.progress import track
+from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
 from mres.records import ImageRecord, RecordError, Target, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
-from mres.stream.batch import StreamShape
 from mres.stream.image import square_image
-from mres.stream.loader import Tokenize
 
 # Expressions a forward pass takes an image; an image with more is encoded again for the rest.
-_MAX_EXPRESSIONS = 32
-
-
-class EvaluatedTask(Protocol):
-    """What evaluation needs of a task."""
-
-    @property
-    def tokenizer(self) -> Tokenize: ...
-
-    @property
-    def shape(self) -> StreamShape: ...
-
-    def logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor: ...
+MAX_EXPRESSIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +54,7 @@ class _Pass:
 
 
 def _pass(items: list[_Item], start: int) -> _Pass:
-    pieces = [item.text_ET[start : start + _MAX_EXPRESSIONS] for item in items]
+    pieces = [item.text_ET[start : start + MAX_EXPRESSIONS] for item in items]
     text_BKT = torch.zeros(len(items), max(map(len, pieces)), pieces[0].shape[1], dtype=torch.int32)
     for row, piece in enumerate(pieces):
         text_BKT[row, : len(piece)] = piece
@@ -77,7 +64,7 @@ def _pass(items: list[_Item], start: int) -> _Pass:
 class Evaluator:
     """Masks compared at original resolution; ranks take images r, r + world, … without padding."""
 
-    def __init__(self, config: Config, shards: ShardSet, task: EvaluatedTask, strategy: Strategy) -> None:
+    def __init__(self, config: Config, shards: ShardSet, task: SegmentationTask, strategy: Strategy) -> None:
         self._config, self._shards, self._task, self._strategy = config, shards, task, strategy
 
     def figures(self, module: nn.Module, *, max_images: int | None = None) -> dict[str, Any] | None:
@@ -148,7 +135,7 @@ class Evaluator:
             if bad is not None:
                 yield _Pass([], 0, torch.empty(0), torch.empty(0), bad)
                 return
-            for start in range(0, max(len(item.text_ET) for item in items), _MAX_EXPRESSIONS):
+            for start in range(0, max(len(item.text_ET) for item in items), MAX_EXPRESSIONS):
                 yield _pass([item for item in items if len(item.text_ET) > start], start)
 
     def _logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor:
@@ -156,7 +143,7 @@ class Evaluator:
         return self._task.logits(module, image_BCSS.to(device), text_BKT.to(device)).float()
 
     def _compare(self, item: _Item, start: int, logits_Khh: Tensor) -> list[ExpressionResult]:
-        pairs = item.pairs[start : start + _MAX_EXPRESSIONS]
+        pairs = item.pairs[start : start + MAX_EXPRESSIONS]
         masks_KHW = predicted_masks(
             logits_Khh[: len(pairs)], item.geometry, self._task.shape.side, self._config.evaluate.threshold
         )
@@ -186,7 +173,7 @@ def predicted_masks(logits_Khh: Tensor, geometry: transforms.Geometry, side: int
 class _Items(Dataset[_Item | str]):
     """Images without augmentation, with every expression; the message, where a record cannot be read."""
 
-    def __init__(self, shards: ShardSet, task: EvaluatedTask, resize: str) -> None:
+    def __init__(self, shards: ShardSet, task: SegmentationTask, resize: str) -> None:
         self._shards, self._tokenize, self._side, self._resize = shards, task.tokenizer, task.shape.side, resize
 
     def __getitem__(self, index: int) -> _Item | str:

@@ -9,23 +9,15 @@ import base64
 import io
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from mres.evaluate.overlay import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    drawing_size,
-    overlay,
-    resized_image,
-    resized_mask,
-)
+from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, drawing_size, overlay, resized_image, resized_mask
 from mres.evaluate.results import LINES_NAME, ExpressionResult, ResultsError
-from mres.records import GRANULARITIES, ImageRecord, RecordError, Rle, Target
-from mres.rle import decode_counts
+from mres.records import GRANULARITIES, ImageRecord, RecordError
 from mres.shards.reader import ShardSet
 from mres.stream.image import open_image
 from mres.stream.transforms import decode_masks
@@ -114,7 +106,13 @@ def _of_different_images(
 
 def find_records(shards: ShardSet, wanted: set[str]) -> Mapping[str, tuple[ImageRecord, str]]:
     """The wanted records with the places where they lie; reads on until all are there."""
-    found = dict(_matching(shards, wanted))
+    found: dict[str, tuple[ImageRecord, str]] = {}
+    for index in range(len(shards)):
+        if len(found) == len(wanted):
+            break
+        record = shards.read(index)
+        if record.id in wanted:
+            found[record.id] = record, shards.name(index)
     missing = sorted(wanted - found.keys())
     if missing:
         raise ResultsError(
@@ -124,32 +122,18 @@ def find_records(shards: ShardSet, wanted: set[str]) -> Mapping[str, tuple[Image
     return found
 
 
-def _matching(shards: ShardSet, wanted: set[str]) -> Iterator[tuple[str, tuple[ImageRecord, str]]]:
-    left = len(wanted)
-    for index in range(len(shards)):
-        if not left:
-            return
-        record = shards.read(index)
-        if record.id in wanted:
-            left -= 1
-            yield record.id, (record, shards.name(index))
-
-
 def _draw(result: ExpressionResult, record: ImageRecord, where: str) -> Case:
-    image_hw3 = pixels(record, where)
-    truth_hw = _decoded(_target(result, record, where).mask)
-    prediction_hw = decoded_prediction(result, record)
+    target = next((target for target in record.targets if target.id == result.target_id), None)
+    if target is None:
+        raise ResultsError(f"{where}: image {record.id!r} has no target {result.target_id!r}; evaluate again")
     size = drawing_size(record.width, record.height, _SIDE)
-    image_HW3, truth_HW = resized_image(image_hw3, size), resized_mask(truth_hw, size)
-    predicted_HW3 = overlay(image_HW3, resized_mask(prediction_hw, size), PREDICTION_COLOUR)
-    return Case(
-        result=result,
-        image=data_uri(image_HW3),
-        truth=data_uri(overlay(image_HW3, truth_HW, TRUTH_COLOUR)),
-        prediction=data_uri(predicted_HW3),
-        truth_pixels=int(truth_hw.sum()),
-        prediction_pixels=int(prediction_hw.sum()),
+    image_HW3 = resized_image(pixels(record, where), size)
+    masks_hw = (decode_masks([target.mask])[0].astype(bool), decoded_prediction(result, record))
+    truth, prediction = (
+        data_uri(overlay(image_HW3, resized_mask(mask_hw, size), colour))
+        for mask_hw, colour in zip(masks_hw, (TRUTH_COLOUR, PREDICTION_COLOUR), strict=True)
     )
+    return Case(result, data_uri(image_HW3), truth, prediction, *(int(mask_hw.sum()) for mask_hw in masks_hw))
 
 
 def pixels(record: ImageRecord, where: str) -> np.ndarray:
@@ -159,40 +143,20 @@ def pixels(record: ImageRecord, where: str) -> np.ndarray:
         raise RecordError(f"{where}: record {record.id!r}: the image cannot be decoded ({error})") from None
 
 
-def _target(result: ExpressionResult, record: ImageRecord, where: str) -> Target:
-    for target in record.targets:
-        if target.id == result.target_id:
-            return target
-    raise ResultsError(f"{where}: image {record.id!r} has no target {result.target_id!r}; evaluate again")
-
-
-def _checked_prediction(result: ExpressionResult, record: ImageRecord) -> Rle:
-    """The predicted mask, its runs checked before native code reads them."""
-    mask = result.prediction
-    assert mask is not None, "only results with a mask are chosen"
-    try:
-        covered = int(decode_counts(mask.counts).sum())
-    except ValueError as error:
-        raise ResultsError(f"{LINES_NAME}: prediction of {result.expression_id!r}: {error}; evaluate again") from None
-    if (mask.height, mask.width, covered) != (record.height, record.width, record.height * record.width):
-        raise ResultsError(
-            f"{LINES_NAME}: the prediction of {result.expression_id!r} has not the image's {record.height} x "
-            f"{record.width} pixels; evaluate again"
-        )
-    return mask
-
-
 def decoded_prediction(result: ExpressionResult, record: ImageRecord) -> np.ndarray:
     """The predicted mask (bool), checked to be of the record's size.
 
     Raises:
         ResultsError: damaged, or of another size.
     """
-    return _decoded(_checked_prediction(result, record))
-
-
-def _decoded(mask: Rle) -> np.ndarray:
-    return decode_masks([mask])[0].astype(bool)
+    mask = result.prediction
+    assert mask is not None, "only results with a mask are chosen"
+    try:
+        if (mask.height, mask.width) != (record.height, record.width):
+            raise ValueError(f"{mask.height} x {mask.width} pixels, not the image's {record.height} x {record.width}")
+        return decode_masks([mask])[0].astype(bool)
+    except ValueError as error:
+        raise ResultsError(f"{LINES_NAME}: prediction of {result.expression_id!r}: {error}; evaluate again") from None
 
 
 def data_uri(image_HW3: np.ndarray) -> str:

@@ -17,9 +17,9 @@ All IoUs lie in 0…1. Shapes: H×W an original image.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ import numpy as np
 from mres.records import GRANULARITIES, Granularity
 
 PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
+FIGURES = ("mIoU", "oIoU", *(f"P@{at}" for at in PRECISIONS))
 BOTH = "object_part"
 GROUPS = (*GRANULARITIES, BOTH)
 PROTOCOL = {
@@ -67,71 +68,31 @@ def iou(intersection: int, union: int) -> float:
     return intersection / union if union else 1.0
 
 
-@dataclass
-class _Group:
-    ious: list[float] = field(default_factory=list)
-    intersection: int = 0
-    union: int = 0
-
-    def add(self, intersection: int, union: int) -> None:
-        self.ious.append(iou(intersection, union))
-        self.intersection += intersection
-        self.union += union
-
-    @property
-    def mean(self) -> float | None:
-        """Exactly rounded, so that it does not depend on the order of the expressions."""
-        return math.fsum(self.ious) / len(self.ious) if self.ious else None
-
-    def precision(self, at: float) -> float | None:
-        return sum(value >= at for value in self.ious) / len(self.ious) if self.ious else None
-
-
-class IouTable:
-    """Adds up expressions and gives every figure; a group without expressions has null figures and num 0, never NaN."""
-
-    def __init__(self) -> None:
-        self._groups = {group: _Group() for group in GROUPS}
-        self._kinds: dict[str, defaultdict[str, _Group]] = {name: defaultdict(_Group) for name in GRANULARITIES}
-
-    def add(self, granularity: Granularity, kind: str, intersection: int, union: int) -> None:
-        """One expression."""
-        assert 0 <= intersection <= union, (intersection, union)
-        for group in (self._groups[granularity], self._groups[BOTH], self._kinds[granularity][kind]):
-            group.add(intersection, union)
-
-    def figures(self) -> dict[str, Figures]:
-        """{"object" | "part" | "object_part": {"mIoU", "oIoU", "P@0.5" … "P@0.9", "num"}}."""
-        return {name: _figures(group) for name, group in self._groups.items()}
-
-    def by_kind(self) -> dict[str, dict[str, Figures]]:
-        """{"object" | "part": {kind: {"mIoU", "num"}}}, the kinds in alphabetical order."""
-        return {
-            granularity: {kind: {"mIoU": kinds[kind].mean, "num": len(kinds[kind].ious)} for kind in sorted(kinds)}
-            for granularity, kinds in self._kinds.items()
-        }
-
-
-def _figures(group: _Group) -> Figures:
-    overall = iou(group.intersection, group.union) if group.ious else None
-    precisions = {f"P@{at}": group.precision(at) for at in PRECISIONS}
-    return {"mIoU": group.mean, "oIoU": overall, **precisions, "num": len(group.ious)}
-
-
-def table_of(results: Iterable[Measured]) -> IouTable:
-    """The table of these results."""
-    table = IouTable()
-    for result in results:
-        table.add(result.granularity, result.kind, result.intersection, result.union)
-    return table
-
-
 def figures_of(results: Iterable[Measured]) -> dict[str, Figures]:
-    """mIoU, oIoU, P@X and num by granularity (`IouTable.figures`)."""
-    return table_of(results).figures()
+    """{"object" | "part" | "object_part": {"mIoU", "oIoU", "P@0.5" … "P@0.9", "num"}}; of nothing null, never NaN."""
+    results = list(results)
+    return {group: _figures([r for r in results if group in (r.granularity, BOTH)]) for group in GROUPS}
 
 
 def all_figures_of(results: Iterable[Measured]) -> dict[str, Any]:
-    """`figures_of` and, under "by_kind", the mIoU by kind of expression."""
-    table = table_of(results)
-    return {**table.figures(), "by_kind": table.by_kind()}
+    """`figures_of` and, as "by_kind", {"object" | "part": {kind: {"mIoU", "num"}}}, the kinds in alphabetical order."""
+    results = list(results)
+    by_kind: dict[str, dict[str, Figures]] = {granularity: {} for granularity in GRANULARITIES}
+    of_kind = attrgetter("granularity", "kind")
+    for (granularity, kind), group in groupby(sorted(results, key=of_kind), of_kind):
+        figures = _figures(list(group))
+        by_kind[granularity][kind] = {"mIoU": figures["mIoU"], "num": figures["num"]}
+    return {**figures_of(results), "by_kind": by_kind}
+
+
+def _figures(results: Sequence[Measured]) -> Figures:
+    assert all(0 <= r.intersection <= r.union for r in results)
+    if not results:
+        return {**dict.fromkeys(FIGURES), "num": 0}
+    ious = [iou(r.intersection, r.union) for r in results]
+    return {
+        "mIoU": math.fsum(ious) / len(ious),  # exactly rounded, so that it does not depend on the order
+        "oIoU": iou(sum(r.intersection for r in results), sum(r.union for r in results)),
+        **{f"P@{at}": sum(value >= at for value in ious) / len(ious) for at in PRECISIONS},
+        "num": len(ious),
+    }

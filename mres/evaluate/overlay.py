@@ -60,15 +60,12 @@ def _light_grey(image: Image.Image) -> Image.Image:
 
 def _grown(mask_HW: np.ndarray, pixels: int) -> np.ndarray:
     image = Image.fromarray(mask_HW.astype(np.uint8))
-    for _ in range(pixels):
-        image = image.filter(ImageFilter.MaxFilter(3))
-    return np.asarray(image).astype(bool)
+    return np.asarray(image.filter(ImageFilter.MaxFilter(2 * pixels + 1))).astype(bool)
 
 
 def _shrunk(mask_HW: np.ndarray, pixels: int) -> np.ndarray:
     """What is left of a mask without its rim; the image's border counts as outside."""
-    padded_HW = np.pad(mask_HW, pixels)
-    shrunk_HW: np.ndarray = ~_grown(~padded_HW, pixels)
+    shrunk_HW: np.ndarray = ~_grown(~np.pad(mask_HW, pixels), pixels)
     return shrunk_HW[pixels:-pixels, pixels:-pixels]
 
 

@@ -65,6 +65,7 @@ def _read_run(run_dir: Path) -> _Run:
     if not run_dir.is_dir():
         raise ResultsError(f"no run at '{run_dir}'; name the folder of a run, such as runs/demo")
     summary, results = read_results(run_dir)
+    config = run_dir / "config.yaml"
     return _Run(
         folder=run_dir,
         summary=summary,
@@ -72,17 +73,13 @@ def _read_run(run_dir: Path) -> _Run:
         metrics=_lines(run_dir / "metrics.jsonl"),
         evaluations=_lines(run_dir / "evaluations.jsonl"),
         environment=_environment(run_dir / "environment.json"),
-        config=_text(run_dir / "config.yaml"),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _environment(path: Path) -> Mapping[str, Any]:
     try:
-        return parse_object(_text(path) or "{}", f"'{path}'")
+        return parse_object(path.read_bytes(), f"'{path}'") if path.is_file() else {}
     except JsonError as error:
         raise ResultsError(f"{error}; remove it, or train again") from None
 
@@ -132,38 +129,18 @@ def _render(run: _Run, shards: ShardSet) -> str:
         kind_table=kind_rows(run.summary),
         trivial_notes=[TRIVIAL_NOTES[name] for name in run.summary.get("trivial", {}) if name in TRIVIAL_NOTES],
         training=_training(run.metrics),
-        curves=_curves(run),
-        iou_charts=_iou_charts(run),
+        curves=charts.training_charts(run.metrics),
+        iou_charts=charts.iou_charts(
+            run.evaluations,
+            {name: [result.iou for result in run.results if result.granularity == name] for name in GRANULARITIES},
+        ),
         groups=gallery(run.results, shards),
         places=CASE_GROUPS,
-        colours={"truth": _css(TRUTH_COLOUR), "prediction": _css(PREDICTION_COLOUR)},
+        colours={"truth": f"#{bytes(TRUTH_COLOUR).hex()}", "prediction": f"#{bytes(PREDICTION_COLOUR).hex()}"},
         facts=_facts(run, shards),
         config=run.config,
     )
     return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in an expression must not cost the report
-
-
-def _css(colour: tuple[int, int, int]) -> str:
-    return "#" + "".join(f"{channel:02x}" for channel in colour)
-
-
-def _curves(run: _Run) -> list[tuple[str, str]]:
-    """(caption, SVG) of what metrics.jsonl has."""
-    drawn = [
-        ("Loss", charts.loss_chart(run.metrics)),
-        ("Learning rate", charts.rate_chart(run.metrics)),
-        ("Gradient norm before clipping", charts.norm_chart(run.metrics)),
-        ("Throughput", charts.speed_chart(run.metrics)),
-    ]
-    return [(caption, svg) for caption, svg in drawn if svg is not None]
-
-
-def _iou_charts(run: _Run) -> list[tuple[str, str]]:
-    drawn = [("mIoU over training", charts.iou_chart(run.evaluations))]
-    for granularity in GRANULARITIES:
-        ious = [result.iou for result in run.results if result.granularity == granularity]
-        drawn.append((f"IoU of the {granularity} expressions", charts.iou_histogram(ious, granularity)))
-    return [(caption, svg) for caption, svg in drawn if svg is not None]
 
 
 def _training(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -179,9 +156,8 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
             facts.append((f"{text} (median)", f"{statistics.median(values):,.1f}"))
     timed = [line for line in metrics if _is_number(line.get("step_s")) and _is_number(line.get("data_wait_s"))]
     if total := sum(line["step_s"] for line in timed):
-        facts.append(
-            ("waited for data", f"{100 * sum(line['data_wait_s'] for line in timed) / total:.1f} % of the time")
-        )
+        waited = sum(line["data_wait_s"] for line in timed)
+        facts.append(("waited for data", f"{100 * waited / total:.1f} % of the time"))
     return facts
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mres.checkpoint.weights import Kind
 from mres.config import Config
 from mres.errors import UserError
-from mres.evaluate.evaluator import predicted_masks
+from mres.evaluate.evaluator import MAX_EXPRESSIONS, predicted_masks
 from mres.model.task import SegmentationTask
 from mres.pretrained import load_weights, run_config
 from mres.pretrained.tokenizer_file import check_tokenizer
@@ -27,8 +27,6 @@ from mres.stream import transforms
 from mres.stream.image import paste
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
-# Expressions that go through the decoder at once; for more, the image is encoded again.
-_MAX_EXPRESSIONS = 32
 
 
 def load(
@@ -100,7 +98,7 @@ class Segmenter:
             raise UserError(f"threshold {threshold} must lie between 0 and 1")
         question = self.question(image, texts)
         with torch.no_grad():
-            pieces = [self._logits(question.image_1CSS, text) for text in question.text_KT.split(_MAX_EXPRESSIONS)]
+            pieces = [self._logits(question.image_1CSS, text) for text in question.text_KT.split(MAX_EXPRESSIONS)]
         logits_Khh = torch.cat(pieces)
         return np.stack(predicted_masks(logits_Khh, question.geometry, self.task.shape.side, threshold))
 
@@ -116,12 +114,10 @@ class Segmenter:
         paste(np.array(rgb), geometry, image_1CSS[0])
         text_KT, num_cut = self.task.tokenizer(texts)
         if num_cut:
-            warnings.warn(self._cut(num_cut), TextCut, stacklevel=3)
+            length = self.task.shape.text_length
+            said = f"{num_cut} expression(s) are longer than the model's {length} tokens; the end was cut off"
+            warnings.warn(said, TextCut, stacklevel=3)
         return Question(image_1CSS, text_KT, geometry)
-
-    def _cut(self, num_cut: int) -> str:
-        length = self.task.shape.text_length
-        return f"{num_cut} expression(s) are longer than the model's {length} tokens; the end was cut off"
 
     def _logits(self, image_1CSS: Tensor, text_KT: Tensor) -> Tensor:
         image, text = image_1CSS.to(self.device), text_KT[None].to(self.device)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from mres.evaluate.iou import BOTH, GROUPS, PRECISIONS
+from mres.evaluate.iou import BOTH, FIGURES, GROUPS
 from mres.evaluate.trivial import TRIVIAL_LABELS
 from mres.records import GRANULARITIES
 
@@ -19,7 +19,6 @@ GROUP_LABELS = {"object": "object", "part": "part", BOTH: "object & part"}
 NO_KIND = "(not given)"
 ALL_KINDS = "all"
 _PLAIN_WIDTH = 140
-_FIGURES = ("mIoU", "oIoU", *(f"P@{at}" for at in PRECISIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,9 @@ class Rows:
 def result_rows(summary: Mapping[str, Any]) -> Rows:
     """mIoU, oIoU and P@X of object, part and both, from the content of results.json."""
     rows = tuple(
-        (GROUP_LABELS[name], summary[name]["num"], *(summary[name][figure] for figure in _FIGURES)) for name in GROUPS
+        (GROUP_LABELS[name], summary[name]["num"], *(summary[name][figure] for figure in FIGURES)) for name in GROUPS
     )
-    return Rows("Results", ("masks", "expressions", *_FIGURES), rows, num_texts=1)
+    return Rows("Results", ("masks", "expressions", *FIGURES), rows, num_texts=1)
 
 
 def kind_rows(summary: Mapping[str, Any]) -> Rows:
@@ -54,20 +53,14 @@ def kind_rows(summary: Mapping[str, Any]) -> Rows:
         sections.append(len(rows))
         frequent = sorted(kinds, key=lambda kind: (-kinds[kind]["num"], kind))
         for kind in (*frequent, None) if kinds else ():
-            of_model, *others = (_kind_figures(of, granularity, kind) for of in (summary, *trivial.values()))
+            of_model, *others = (
+                of[granularity] if kind is None else of["by_kind"][granularity].get(kind, {"mIoU": None, "num": 0})
+                for of in (summary, *trivial.values())
+            )
             label = ALL_KINDS if kind is None else kind or NO_KIND
             rows.append((granularity, label, of_model["num"], of_model["mIoU"], *(other["mIoU"] for other in others)))
     header = ("masks", "kind", "expressions", "model", *(TRIVIAL_LABELS.get(name, name) for name in trivial))
     return Rows("mIoU by kind of expression", header, tuple(rows), num_texts=2, sections=tuple(sections[1:]))
-
-
-def _kind_figures(figures: Mapping[str, Any], granularity: str, kind: str | None) -> Mapping[str, Any]:
-    """The figures of one kind, or of all where `kind` is None."""
-    if kind is None:
-        found: Mapping[str, Any] = figures[granularity]
-    else:
-        found = figures["by_kind"][granularity].get(kind, {"mIoU": None, "num": 0})
-    return found
 
 
 def cell(value: str | float | None) -> str:
@@ -112,12 +105,6 @@ def _print(rows: Rows, console: Console) -> None:
         if number in rows.sections:
             table.add_section()
         strong = row[rows.num_texts - 1] in (ALL_KINDS, GROUP_LABELS[BOTH])
-        table.add_row(*_texts(row), style="bold" if strong else None)
+        # Texts, which rich does not read for markup: kinds are the user's.
+        table.add_row(*(Text(cell(value)) for value in row), style="bold" if strong else None)
     console.print(table)
-
-
-def _texts(row: Sequence[str | float | None]) -> list[Any]:
-    """Cells as texts that rich does not read for markup: kinds are the user's."""
-    from rich.text import Text
-
-    return [Text(cell(value)) for value in row]

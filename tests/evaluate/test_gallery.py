@@ -61,8 +61,8 @@ def test_the_pictures_are_of_the_masks(made_run):
     [
         ({"image_id": "elsewhere"}, "'elsewhere', which is not in the shard set"),
         ({"target_id": "nothing"}, "has no target 'nothing'"),
-        ({"prediction": MASK}, "has not the image's 128 x 128 pixels"),
-        ({"prediction": Rle(128, 128, b"1")}, "has not the image's 128 x 128 pixels"),
+        ({"prediction": MASK}, "not the image's 128 x 128"),
+        ({"prediction": Rle(128, 128, b"1")}, "not 128 x 128"),
         ({"prediction": Rle(128, 128, b"~~")}, "outside the RLE alphabet"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mres.evaluate.iou import GROUPS, PRECISIONS, IouTable, intersection_union, iou
+from mres.evaluate.iou import GROUPS, PRECISIONS, all_figures_of, figures_of, intersection_union, iou
+from mres.records import Granularity
 
 SHAPE = (5, 7)
 MASKS = arrays(np.bool_, SHAPE)
@@ -15,11 +17,15 @@ COUNTS = st.tuples(st.integers(0, 50), st.integers(0, 50)).map(sorted)
 EXPRESSIONS = st.lists(st.tuples(st.sampled_from(["object", "part"]), st.sampled_from(["", "colour", "size"]), COUNTS))
 
 
-def filled(expressions) -> IouTable:
-    table = IouTable()
-    for granularity, kind, (intersection, union) in expressions:
-        table.add(granularity, kind, intersection, union)
-    return table
+class Measured(NamedTuple):
+    granularity: Granularity
+    kind: str
+    intersection: int
+    union: int
+
+
+def measured(expressions) -> list[Measured]:
+    return [Measured(granularity, kind, *counts) for granularity, kind, counts in expressions]
 
 
 @given(MASKS, MASKS)
@@ -49,7 +55,7 @@ def test_masks_of_other_sizes_or_types_are_a_bug_of_the_caller():
 
 @given(EXPRESSIONS)
 def test_figures_against_their_definitions(expressions):
-    figures = filled(expressions).figures()
+    figures = figures_of(measured(expressions))
     for name in GROUPS:
         counts = [pair for granularity, _, pair in expressions if name in (granularity, "object_part")]
         found = figures[name]
@@ -67,7 +73,7 @@ def test_figures_against_their_definitions(expressions):
 
 @given(EXPRESSIONS.filter(bool))
 def test_both_together_is_the_average_weighted_by_counts(expressions):
-    figures = filled(expressions).figures()
+    figures = figures_of(measured(expressions))
     weighted = sum(figures[g]["num"] * (figures[g]["mIoU"] or 0.0) for g in ("object", "part"))
     assert figures["object_part"]["mIoU"] == pytest.approx(weighted / len(expressions), abs=1e-12)
 
@@ -76,15 +82,14 @@ def test_both_together_is_the_average_weighted_by_counts(expressions):
 def test_order_of_the_expressions_does_not_matter_to_the_last_bit(expressions, random):
     shuffled = list(expressions)
     random.shuffle(shuffled)
-    table, other = filled(expressions), filled(shuffled)
-    assert (table.figures(), table.by_kind()) == (other.figures(), other.by_kind())
+    assert all_figures_of(measured(expressions)) == all_figures_of(measured(shuffled))
 
 
 @given(EXPRESSIONS)
 def test_kinds_add_up_to_their_granularity(expressions):
-    table = filled(expressions)
-    for granularity, kinds in table.by_kind().items():
-        whole = table.figures()[granularity]
+    found = all_figures_of(measured(expressions))
+    for granularity, kinds in found["by_kind"].items():
+        whole = found[granularity]
         assert sum(figures["num"] for figures in kinds.values()) == whole["num"]
         if whole["num"]:
             mean = math.fsum(figures["num"] * figures["mIoU"] for figures in kinds.values()) / whole["num"]
@@ -93,13 +98,11 @@ def test_kinds_add_up_to_their_granularity(expressions):
 
 @pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
 def test_precision_counts_an_iou_of_exactly_the_threshold(tenths):
-    table = IouTable()
-    for factor in (1, 3, 7, 10_007, 123_456_789):
-        table.add("part", "", tenths * factor, 10 * factor)
-    table.add("part", "", tenths * 10_007 - 1, 10 * 10_007)
-    assert table.figures()["part"][f"P@{tenths / 10}"] == 5 / 6
+    results = [Measured("part", "", tenths * factor, 10 * factor) for factor in (1, 3, 7, 10_007, 123_456_789)]
+    results.append(Measured("part", "", tenths * 10_007 - 1, 10 * 10_007))
+    assert figures_of(results)["part"][f"P@{tenths / 10}"] == 5 / 6
 
 
 def test_a_table_of_nothing_is_strict_json():
-    text = json.dumps(IouTable().figures(), allow_nan=False)
+    text = json.dumps(figures_of([]), allow_nan=False)
     assert json.loads(text)["object_part"]["mIoU"] is None
