@@ -9,7 +9,7 @@ from mres.config import load_config
 from mres.model.task import SegmentationTask
 from mres.stream.loader import TrainingStream
 from mres.stream.sets import TrainingSets
-from mres.train import facts as run_facts
+from mres.supervise import facts as run_facts
 
 
 def test_a_model_of_other_names_shapes_or_frozen_parts_is_another() -> None:
