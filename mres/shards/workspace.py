@@ -39,8 +39,10 @@ def committed(out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Iterato
     """
     out = out.resolve()
     check_free(out, overwrite=overwrite)
+    where = out
     try:
         with staged(out, json.dumps(plan, sort_keys=True), keep=lambda result, _: any(result.glob(PIECES))) as stage:
+            where = stage.result
             yield stage.result
             for path in [*stage.result.iterdir(), stage.result]:
                 fsync(path)
@@ -48,5 +50,5 @@ def committed(out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Iterato
     except OSError as error:
         remedy = "; make room on the disk" if error.errno in _NO_ROOM else ""
         raise UserError(
-            f"writing '{out}' failed: {error.strerror or error} ({error.filename or out}){remedy}"
+            f"writing '{out}' failed: {error.strerror or error} ({error.filename or where}){remedy}"
         ) from None
