@@ -50,7 +50,6 @@ class Staged:
 
     def begin(self) -> None:
         """Removes what is there, and begins anew."""
-        check_ours(self.root)
         for path in self.root.iterdir() if self.root.is_dir() else ():
             if path.name != JOURNAL:
                 remove(path)
@@ -81,14 +80,14 @@ def staged(
         UserError: another process is at work there, or something else is.
     """
     root = out.with_name(out.name + ".incomplete")
-    check_ours(root)
+    _check_ours(root)
     stage = Staged(out, root, uuid.uuid4().hex if purpose is None else purpose)
     with _held(root, out), _left_tidy(stage, keep):
         stage.take_up()
         yield stage
 
 
-def check_ours(root: Path) -> None:
+def _check_ours(root: Path) -> None:
     """Whether nothing is at `root`, or what an interrupted work has left, which always has a journal.
 
     Raises:
