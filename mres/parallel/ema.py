@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 
 class Average:
-    """An exponential moving average of this rank's masters, piece for piece; nothing of it crosses ranks.
+    """An exponential moving average of this rank's masters, shard for shard; nothing of it crosses ranks.
 
     Attributes:
         of: the average of each master, of its form (a DTensor's is a DTensor).

@@ -74,9 +74,9 @@ def keep_in(model: nn.Module, master: torch.dtype) -> None:
 
 
 class CastParameters:
-    """Lends a model its weights in another type: from a forward pass to the end of its backward.
+    """Casts a model's weights to another type: from a forward pass to the end of its backward.
 
-    That is what FSDP does with gathered weights, and unlike autocast it leaves no operation in float32. They stay lent until
+    That is what FSDP does with gathered weights, and unlike autocast it leaves no operation in float32. They stay cast until
     `restore_masters`, because activations that are computed again in backward must see what forward saw. Backward goes through
     the cast, so gradients reach the masters, in the masters' type.
     """
@@ -89,7 +89,7 @@ class CastParameters:
             for name, parameter in module._parameters.items()
             if parameter is not None and parameter.is_floating_point()
         ]
-        model.register_forward_pre_hook(self._lend)
+        model.register_forward_pre_hook(self._cast)
         model.register_forward_hook(self._after_forward)
 
     def restore_masters(self) -> None:
@@ -97,7 +97,7 @@ class CastParameters:
         for module, name, master in self._masters:
             module._parameters[name] = master
 
-    def _lend(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _cast(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         cast: dict[nn.Parameter, Tensor] = {}  # a shared weight is cast once, and stays shared
         for module, name, master in self._masters:
             if master not in cast:

@@ -1,4 +1,4 @@
-"""Pieces to and from the disk, by way of a copy in host memory where training must not wait for the disk."""
+"""Local shards to and from the disk, by way of a copy in host memory where training must not wait for the disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mres.parallel.local_shards import LocalShard
 
 
 class Staging:
-    """Host copies of pieces; their memory is taken at the first copy and used again at the next ones."""
+    """Host copies of shards; their memory is taken at the first copy and used again at the next ones."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, LocalShard] = {}
@@ -39,7 +39,7 @@ class Staging:
 
 
 def host_bytes(shards: Mapping[str, LocalShard]) -> int:
-    """What copies of them take; of a GPU's, torch rounds every pinned piece up to a power of two."""
+    """What copies of them take; of a GPU's, torch rounds every pinned box up to a power of two."""
     boxes = (box for shard in shards.values() for box in shard.boxes.values() if box.nbytes)
     return sum(1 << (box.nbytes - 1).bit_length() if box.device.type == "cuda" else box.nbytes for box in boxes)
 

@@ -45,7 +45,7 @@ class ZeroStrategy(Strategy):
     _engine: Any
     _partition: Partition
     _optimizer: torch.optim.AdamW
-    _gate: StepFilterHook
+    _filter_hook: StepFilterHook
 
     def wrap(
         self, model: nn.Module, blocks: Sequence[nn.Module], groups: Sequence[ParameterGroup], adamw: AdamW
@@ -142,15 +142,15 @@ class ZeroStrategy(Strategy):
 
     def _limits_of_stage_3(self, num_parameters: int) -> dict[str, int]:
         """By DeepSpeed's own, every rank would keep up to a billion gathered parameters: the whole of most models."""
-        piece = min(_BUCKET, num_parameters // 8 + 1)
+        bucket = min(_BUCKET, num_parameters // 8 + 1)
         return {
-            "reduce_bucket_size": piece,
+            "reduce_bucket_size": bucket,
             "stage3_param_persistence_threshold": self.persist_below,
-            "stage3_prefetch_bucket_size": piece,
-            "stage3_max_live_parameters": 2 * piece,
-            "stage3_max_reuse_distance": piece,
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_max_live_parameters": 2 * bucket,
+            "stage3_max_reuse_distance": bucket,
             # The optimizer steps this much at a time, and each time gets its gradients as a copy.
-            "sub_group_size": piece,
+            "sub_group_size": bucket,
         }
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
