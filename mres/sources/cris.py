@@ -18,22 +18,8 @@ from mres.sources.cris_tables import (
     segment_id,
 )
 from mres.sources.reading import add_paths
+from mres.sources.refer_counts import PUBLISHED
 from mres.sources.source import RecordSource
-
-# Entries of a split as published, by data set and split; RefCOCOg has two partitions, Google's and UMD's.
-_PUBLISHED = {
-    ("refcoco", "train"): (42404,),
-    ("refcoco", "val"): (3811,),
-    ("refcoco", "testA"): (1975,),
-    ("refcoco", "testB"): (1810,),
-    ("refcoco+", "train"): (42278,),
-    ("refcoco+", "val"): (3805,),
-    ("refcoco+", "testA"): (1975,),
-    ("refcoco+", "testB"): (1798,),
-    ("refcocog", "train"): (42226, 44822),
-    ("refcocog", "val"): (2573, 5000),
-    ("refcocog", "test"): (5023,),
-}
 
 
 def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = None) -> RecordSource:
@@ -53,8 +39,12 @@ def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = No
     notes: Counter[str] = Counter()
     parsed = file.segments(lambda number, entry, where: _segment(number, entry, where, notes))
     data_set = annotations.resolve().parent.name
-    published = _PUBLISHED.get((data_set, annotations.stem), (len(file.entries),))
-    if len(file.entries) not in published:
+    published = [
+        of_set[annotations.stem].refs
+        for (name, _), of_set in PUBLISHED.items()
+        if name == data_set and annotations.stem in of_set
+    ]
+    if published and len(file.entries) not in published:
         numbers = " or ".join(map(str, published))
         notes[f"entries of {data_set} {annotations.stem}, where {numbers} were published"] = len(file.entries)
     return file_source(

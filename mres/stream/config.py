@@ -103,7 +103,7 @@ class DataConfig(Section):
     part_share: float = Field(
         0.5, ge=0, le=1, description="share of an image's K draws that are parts, as far as it has them"
     )
-    kind_weights: dict[str, float] = Field(
+    kind_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
         description="how many times as likely a kind is drawn (default 1; 0: only where nothing else is left)",
     )
@@ -149,9 +149,6 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        for kind, weight in self.kind_weights.items():
-            if weight < 0:
-                raise ValueError(f"kind_weights.{kind}={weight} must not be negative")
         paths = Counter(chosen.path for chosen in self.train_sets)
         twice = next((path for path, count in paths.items() if count > 1), None)
         if twice is not None:

@@ -171,10 +171,16 @@ class Order:
         """The samples of a slot in epoch `number` from its image `first` on."""
         position = self.span(slot)[0] + first
         for window, begin, end in self.windows(slot, first):
-            pass_n, image_n = epoch.images(begin, end)
-            if not self.uniform:
-                order_n = rng(self.seed, number, slot, window, "window").permutation(end - begin)
-                pass_n, image_n = pass_n[order_n], image_n[order_n]
+            pass_n, image_n = self._window(epoch, (number, slot, window), begin, end)
             for i in range(max(position - begin, 0), end - begin):
                 set_, pass_ = epoch.passes[pass_n[i]]
                 yield Sample(number, set_, pass_, int(image_n[i]))
+
+    def _window(
+        self, epoch: BlockEpoch | UniformEpoch, key: tuple[int, int, int], begin: int, end: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        pass_n, image_n = epoch.images(begin, end)
+        if self.uniform:
+            return pass_n, image_n
+        order_n = rng(self.seed, *key, "window").permutation(end - begin)
+        return pass_n[order_n], image_n[order_n]

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import remote_server
 from commands import PATIENCE_S
 from hypothesis import given
 from hypothesis import strategies as st
@@ -205,7 +206,7 @@ def test_without_room_blocks_stay_in_memory(tmp_path: Path, capfd: pytest.Captur
 FULL_DISK = """
 import os, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2].split(os.pathsep)
 from test_cache import BLOCKS, BlockCache, URL, cached
 folder, size = Path(sys.argv[1]), 100_000
 cache = BlockCache(folder, 100 * size)
@@ -230,7 +231,7 @@ def test_a_full_disk_makes_room_for_new_blocks(tmp_path: Path) -> None:
         str(tmp_path),
         sys.executable,
         FULL_DISK,
-        os.path.dirname(__file__),
+        os.pathsep.join(map(os.path.dirname, (__file__, remote_server.__file__))),
     ]
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine gives no user namespaces, so no small file system can be mounted")
