@@ -23,15 +23,7 @@ from mres.io.progress import track_count
 from mres.records import ImageRecord, RecordError
 from mres.shards.check import check_record
 from mres.shards.index import INDEX_DTYPE, INDEX_NAME, write_index
-from mres.shards.manifest import (
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    IndexFile,
-    Manifest,
-    Shard,
-    Tally,
-    make_manifest,
-)
+from mres.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, IndexFile, Manifest, Shard, Tally, make_manifest
 from mres.shards.mds import MDS_INDEX_NAME, MdsShard, write_mds_index
 from mres.shards.reader import parse_record
 from mres.shards.resize import shrink_record
