@@ -5,12 +5,14 @@ sees the text, so an image is read, decoded and encoded once for all of its expr
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from mres import rle
 from mres.errors import UserError, near
-from mres.rle import num_pixels
 
 Granularity = Literal["object", "part"]
 GRANULARITIES: tuple[Granularity, ...] = ("object", "part")
@@ -38,6 +40,23 @@ class Rle:
     height: int
     width: int
     counts: bytes
+
+
+def decode_masks(masks: Sequence[Rle]) -> np.ndarray:
+    """Binary masks of one size as masks_KHW, uint8 0/1.
+
+    Raises:
+        ValueError: run lengths that are damaged or do not cover the image.
+    """
+    return rle.decode_masks([mask.counts for mask in masks], masks[0].height, masks[0].width)
+
+
+def encode_mask(mask_HW: np.ndarray) -> Rle:
+    """COCO run-length encoding of a binary mask."""
+    from pycocotools import mask as coco_mask
+
+    encoded = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    return Rle(mask_HW.shape[0], mask_HW.shape[1], encoded["counts"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +272,7 @@ class _Reader:
     def _check_runs(self, record: ImageRecord) -> None:
         """All masks in one go, which takes a tenth of the time; one by one only to say which is wrong."""
         try:
-            covered = num_pixels([target.mask.counts for target in record.targets])
+            covered = rle.num_pixels([target.mask.counts for target in record.targets])
         except ValueError:
             covered = None
         if covered is None or (covered != record.height * record.width).any():
@@ -262,7 +281,7 @@ class _Reader:
 
     def _check_mask(self, mask: Rle) -> None:
         try:
-            (covered,) = num_pixels([mask.counts])
+            (covered,) = rle.num_pixels([mask.counts])
         except ValueError as error:
             raise self._error("mask.counts", str(error), "COCO's compressed run lengths") from None
         if covered != mask.height * mask.width:

@@ -22,7 +22,7 @@ from mres.evaluate.results import ExpressionResult, merge_results
 from mres.io.progress import track
 from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
-from mres.records import ImageRecord, RecordError, Target, expression_id
+from mres.records import ImageRecord, RecordError, Target, decode_masks, encode_mask, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
 from mres.stream.image import square_image
@@ -147,7 +147,7 @@ class Evaluator:
         masks_KHW = predicted_masks(
             logits_Khh[: len(pairs)], item.geometry, self._task.shape.side, self._config.evaluate.threshold
         )
-        truth_KHW = transforms.decode_masks([target.mask for target, _ in pairs])
+        truth_KHW = decode_masks([target.mask for target, _ in pairs])
         keep = self._config.evaluate.save_masks
         return [
             ExpressionResult.of(
@@ -155,7 +155,7 @@ class Evaluator:
                 target,
                 i,
                 intersection_union(mask_HW, truth_HW.astype(bool)),
-                transforms.encode_mask(mask_HW) if keep else None,
+                encode_mask(mask_HW) if keep else None,
             )
             for (target, i), mask_HW, truth_HW in zip(pairs, masks_KHW, truth_KHW, strict=True)
         ]

@@ -17,10 +17,9 @@ from PIL import Image
 
 from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, drawing_size, overlay, resized_image, resized_mask
 from mres.evaluate.results import LINES_NAME, ExpressionResult, ResultsError
-from mres.records import GRANULARITIES, ImageRecord, RecordError
+from mres.records import GRANULARITIES, ImageRecord, RecordError, decode_masks
 from mres.shards.reader import ShardSet
 from mres.stream.image import open_image
-from mres.stream.transforms import decode_masks
 
 # Where in the order of IoU the cases of a group lie: 0 is the worst, 1 the best.
 CASE_GROUPS = {"good": 0.9, "typical": 0.5, "worst": 0.0}

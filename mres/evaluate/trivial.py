@@ -16,8 +16,8 @@ from PIL import Image
 
 from mres.evaluate.iou import intersection_union
 from mres.evaluate.results import ExpressionResult
-from mres.records import GRANULARITIES, Granularity, ImageRecord
-from mres.stream.transforms import decode_masks, resize_map
+from mres.records import GRANULARITIES, Granularity, ImageRecord, decode_masks
+from mres.stream.transforms import resize_map
 
 TRIVIAL_LABELS = {
     "everything": "everything",

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mres.records import ImageRecord, Rle, Target
+from mres.records import ImageRecord, Rle, Target, encode_mask
 
 
 def shrink_record(record: ImageRecord, max_side: int, quality: int) -> ImageRecord:
@@ -47,6 +47,5 @@ def _shrink_masks(masks: list[Rle], height: int, width: int) -> list[Rle]:
         mask_HW = coco.decode({"size": [mask.height, mask.width], "counts": mask.counts})
         share_hw = np.asarray(Image.fromarray(mask_HW * np.uint8(255)).resize((width, height), Image.Resampling.BOX))
         threshold = min(128, max(1, int(share_hw.max())))
-        encoded = coco.encode(np.asfortranarray(share_hw >= threshold, dtype=np.uint8))
-        shrunk.append(Rle(height, width, encoded["counts"]))
+        shrunk.append(encode_mask(share_hw >= threshold))
     return shrunk

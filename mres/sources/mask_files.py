@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mres.records import RecordError, Rle
+from mres.records import RecordError, Rle, encode_mask
 from mres.sources.coco_masks import EmptyMaskError
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ def read_mask(picture: Path | bytes, height: int, width: int, where: str, notes:
         RecordError: no such file, not a picture, of another size or without a pixel above 127 though not black.
         EmptyMaskError: all black.
     """
-    import numpy as np
-    from pycocotools import mask as coco
-
     grey_HW = _grey(picture, height, width, where)
     mask_HW = grey_HW > 127
     if not mask_HW.any():
@@ -41,8 +38,7 @@ def read_mask(picture: Path | bytes, height: int, width: int, where: str, notes:
         raise EmptyMaskError(f"{where}: the mask covers no pixel")
     if ((grey_HW != 0) & (grey_HW != 255)).any():
         notes[_OTHER_VALUES] += 1
-    encoded = coco.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
-    return Rle(height, width, encoded["counts"])
+    return encode_mask(mask_HW)
 
 
 def _grey(picture: Path | bytes, height: int, width: int, where: str) -> "np.ndarray":

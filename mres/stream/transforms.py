@@ -1,4 +1,4 @@
-"""Where an image lies in the model's square, by rule or at random; masks there and back.
+"""Where an image lies in the model's square, by rule or at random; masks on the grid of logits.
 
 Shapes: H×W an original image, S the side of the square, h the side of the grid of logits, K masks.
 """
@@ -73,23 +73,6 @@ def augmented(record: ImageRecord, side: int, config: DataConfig, random: np.ran
     flip = random.random() < augment.flip
     still = _fitted(record.width, record.height, side, config.resize, zoom=zoom, shift_x=shift_x, shift_y=shift_y)
     return Geometry(still.width, still.height, still.box, still.rect, flipped=bool(flip))
-
-
-def decode_masks(masks: Sequence[Rle]) -> np.ndarray:
-    """Binary masks of one size as masks_KHW, uint8 0/1.
-
-    Raises:
-        ValueError: run lengths that are damaged or do not cover the image.
-    """
-    return rle.decode_masks([mask.counts for mask in masks], masks[0].height, masks[0].width)
-
-
-def encode_mask(mask_HW: np.ndarray) -> Rle:
-    """COCO run-length encoding of a binary mask."""
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
-    return Rle(mask_HW.shape[0], mask_HW.shape[1], encoded["counts"])
 
 
 def square_masks(masks: Sequence[Rle], geometry: Geometry, side: int, stride: int) -> np.ndarray:

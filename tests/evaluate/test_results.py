@@ -17,7 +17,7 @@ from mres.evaluate.results import (
     summarise,
     write_results,
 )
-from mres.stream.transforms import encode_mask
+from mres.records import encode_mask
 
 TEXTS = st.text(max_size=20)
 RESULT = ExpressionResult("im/o/0", "im", "o", "object", "car", "colour", "the red car", 3, 7)

@@ -5,9 +5,8 @@ import pytest
 
 from mres.evaluate.iou import figures_of
 from mres.evaluate.trivial import TRIVIAL_LABELS, trivial_answers
-from mres.records import Expression, ImageRecord, Target, expression_id
+from mres.records import Expression, ImageRecord, Target, decode_masks, encode_mask, expression_id
 from mres.sources.scenes import scenes
-from mres.stream.transforms import decode_masks, encode_mask
 
 SIDE = 8
 

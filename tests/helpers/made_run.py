@@ -11,12 +11,11 @@ from mres.config import Config
 from mres.evaluate.iou import figures_of, intersection_union
 from mres.evaluate.results import ExpressionResult, summarise, write_results
 from mres.evaluate.trivial import trivial_answers
-from mres.records import ImageRecord, Target, expression_id
+from mres.records import ImageRecord, Target, decode_masks, encode_mask, expression_id
 from mres.shards.reader import ShardSet
 from mres.shards.writer import write_shards
 from mres.sources.scenes import RELATIONAL_KINDS, scenes
 from mres.sources.source import RecordSource
-from mres.stream.transforms import decode_masks, encode_mask
 
 
 def make_run(root: Path, *, num_images: int = 30, save_masks: bool = True) -> tuple[Path, ShardSet]:

@@ -5,8 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mres.records import Expression, ImageRecord, Target
-from mres.stream.transforms import encode_mask
+from mres.records import Expression, ImageRecord, Target, encode_mask
 
 SIZES = ((64, 48), (37, 91), (50, 50), (91, 37))  # (width, height); odd ones on purpose
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 220), "yellow": (230, 210, 40)}

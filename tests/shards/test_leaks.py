@@ -11,7 +11,7 @@ from made_records import make_record
 from PIL import Image, ImageDraw
 
 from mres.errors import UserError
-from mres.records import ImageRecord
+from mres.records import ImageRecord, encode_mask
 from mres.shards.leaks import coco_id, find_leaks, image_hash, read_leaks
 from mres.shards.reader import ShardSet
 from mres.shards.view import Condition, filter_set, merge_sets
@@ -42,7 +42,6 @@ def record(name: str, image: bytes) -> ImageRecord:
     width, height = Image.open(io.BytesIO(image)).size
     template = make_record(0)
     mask = replace(template.targets[0].mask, height=height, width=width)
-    from mres.stream.transforms import encode_mask
 
     mask = encode_mask(np.eye(height, width, dtype=np.uint8))
     targets = tuple(replace(target, mask=mask) for target in template.targets)

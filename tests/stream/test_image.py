@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from mres.records import ImageRecord, RecordError
+from mres.records import ImageRecord, RecordError, encode_mask
 from mres.stream import transforms
 from mres.stream.config import AugmentConfig, DataConfig
 from mres.stream.image import FILL, jitter, paste, square_image
@@ -146,7 +146,7 @@ def test_image_and_mask_stay_aligned_under_augmentation() -> None:
     for epoch in range(60):
         geometry = transforms.augmented(record, 64, config, rng(0, epoch, "im7", "augment"))
         image_CSS = squared(record, geometry, 64)
-        (mask_SS,) = transforms.square_masks([transforms.encode_mask(mask_HW)], geometry, 64, 1)
+        (mask_SS,) = transforms.square_masks([encode_mask(mask_HW)], geometry, 64, 1)
         left, top, right, bottom = geometry.rect
         inside = (slice(top, bottom), slice(left, right))
         if geometry.flipped:

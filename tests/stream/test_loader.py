@@ -13,7 +13,7 @@ from tiny_data import make_record
 from torch import Tensor
 
 from mres.errors import UserError
-from mres.records import Expression, RecordError, Target
+from mres.records import Expression, RecordError, Target, encode_mask
 from mres.shards.reader import ShardSet
 from mres.shards.writer import WriteOptions, write_shards
 from mres.sources.source import RecordSource
@@ -21,7 +21,6 @@ from mres.stream.batch import Batch, StreamShape, empty_batch
 from mres.stream.config import AugmentConfig, DataConfig
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets
-from mres.stream.transforms import encode_mask
 
 SHAPE = StreamShape(side=32, stride=2, text_length=6)
 NUM_IMAGES = 22

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mres.records import ImageRecord, Rle
+from mres.records import ImageRecord, Rle, decode_masks, encode_mask
 from mres.stream import transforms
 from mres.stream.config import AugmentConfig, DataConfig
 from mres.stream.order import rng
@@ -56,7 +56,7 @@ def test_a_mask_survives_the_way_to_the_square_and_back(w: int, h: int, side: in
     if resize == "letterbox" and min(w, h) * side / max(w, h) < 12:
         return  # so narrow in the square that a tenth of it is no blob
     mask_HW = ellipse(h, w, seed)
-    (map_SS,) = transforms.square_masks([transforms.encode_mask(mask_HW)], geometry, side, 1)
+    (map_SS,) = transforms.square_masks([encode_mask(mask_HW)], geometry, side, 1)
     assert map_SS.shape == (side, side)
     back_HW = geometry.to_original(map_SS.astype(np.float32)) > 127
     assert back_HW.shape == (h, w)
@@ -70,7 +70,7 @@ def test_odd_sizes_letterboxed() -> None:
     assert right - left == 39, "the aspect is kept"
     assert abs(left - (96 - right)) <= 1, "and it stands in the middle"
     mask_HW = ellipse(91, 37, 0)
-    (map_SS,) = transforms.square_masks([transforms.encode_mask(mask_HW)], geometry, 96, 1)
+    (map_SS,) = transforms.square_masks([encode_mask(mask_HW)], geometry, 96, 1)
     assert iou(geometry.to_original(map_SS.astype(np.float32)) > 127, mask_HW) > 0.95
     assert transforms.fit(37, 91, 96, "stretch").rect == (0, 0, 96, 96)
 
@@ -81,7 +81,7 @@ def test_without_a_resize_it_is_exact(short: int, seed: int, tall: bool) -> None
     width, height = (short, side) if tall else (side, short)
     mask_HW = np.random.default_rng(seed).random((height, width)) < 0.5
     geometry = transforms.fit(width, height, side, "letterbox")
-    (map_SS,) = transforms.square_masks([transforms.encode_mask(mask_HW)], geometry, side, 1)
+    (map_SS,) = transforms.square_masks([encode_mask(mask_HW)], geometry, side, 1)
     assert ((geometry.to_original(map_SS) > 127) == mask_HW).all()
     left, top, right, bottom = geometry.rect
     outside_SS = np.ones((side, side), bool)
@@ -99,7 +99,7 @@ def test_masks_are_the_covered_share_of_each_cell(size: tuple[int, int], side: i
     width, height = size
     geometry = transforms.fit(width, height, side, "letterbox")
     masks_KHW = [ellipse(height, width, seed) for seed in range(3)]
-    masks_Khh = transforms.square_masks([transforms.encode_mask(m) for m in masks_KHW], geometry, side, stride)
+    masks_Khh = transforms.square_masks([encode_mask(m) for m in masks_KHW], geometry, side, stride)
     assert masks_Khh.dtype == np.uint8
     for mask_HW, mask_hh in zip(masks_KHW, masks_Khh, strict=True):
         expected_hh = covered_share(mask_HW.astype(float), geometry, side, stride)
@@ -113,13 +113,13 @@ def test_masks_are_the_covered_share_under_augmentation_too(resize: Literal["let
     record = ImageRecord("im7", b"", 61, 48, "train", "made", ())
     for epoch in range(40):
         geometry = transforms.augmented(record, 96, config, rng(0, epoch))
-        (mask_hh,) = transforms.square_masks([transforms.encode_mask(mask_HW)], geometry, 96, 4)
+        (mask_hh,) = transforms.square_masks([encode_mask(mask_HW)], geometry, 96, 4)
         expected_hh = covered_share(mask_HW.astype(float), geometry, 96, 4)
         assert np.abs(mask_hh / 255 - expected_hh).max() <= ROUNDING
 
 
 def test_expressions_of_one_target_share_its_mask() -> None:
-    masks = [transforms.encode_mask(ellipse(30, 40, seed)) for seed in (0, 1, 0, 2, 1)]
+    masks = [encode_mask(ellipse(30, 40, seed)) for seed in (0, 1, 0, 2, 1)]
     geometry = transforms.fit(40, 30, 64, "letterbox")
     masks_Khh = transforms.square_masks(masks, geometry, 64, 4)
     alone = [transforms.square_masks([mask], geometry, 64, 4)[0] for mask in masks]
@@ -127,19 +127,19 @@ def test_expressions_of_one_target_share_its_mask() -> None:
 
 
 def test_damaged_run_lengths_are_refused_before_they_are_used() -> None:
-    good = transforms.encode_mask(ellipse(30, 40, 0))
+    good = encode_mask(ellipse(30, 40, 0))
     for counts in (good.counts[:-1], good.counts + b"1", b"~"):
         damaged = Rle(30, 40, counts)
         with pytest.raises(ValueError, match=r"runs that cover|inside a number|alphabet"):
             transforms.square_masks([good, damaged], transforms.fit(40, 30, 64, "letterbox"), 64, 4)
         with pytest.raises(ValueError, match=r"runs that cover|inside a number|alphabet"):
-            transforms.decode_masks([good, damaged])
+            decode_masks([good, damaged])
 
 
 def test_masks_without_a_resize_are_exact_means() -> None:
     mask_HW = np.random.default_rng(0).random((96, 96)) < 0.4
     geometry = transforms.fit(96, 96, 96, "letterbox")
-    (mask_hh,) = transforms.square_masks([transforms.encode_mask(mask_HW)], geometry, 96, 4)
+    (mask_hh,) = transforms.square_masks([encode_mask(mask_HW)], geometry, 96, 4)
     expected_hh = mask_HW.reshape(24, 4, 24, 4).mean(axis=(1, 3))
     assert np.abs(mask_hh / 255 - expected_hh).max() <= ROUNDING
 
@@ -148,7 +148,7 @@ def test_a_flip_mirrors_masks_and_maps() -> None:
     for width, height in ((40, 30), (30, 40), (64, 64), (37, 91)):
         plain = transforms.fit(width, height, 64, "letterbox")
         flipped = transforms.Geometry(plain.width, plain.height, plain.box, plain.rect, flipped=True)
-        rle = transforms.encode_mask(ellipse(height, width, 1))
+        rle = encode_mask(ellipse(height, width, 1))
         masks = [transforms.square_masks([rle], g, 64, 2)[0] for g in (plain, flipped)]
         assert (masks[1] == masks[0][:, ::-1]).all()
         map_SS = np.random.default_rng(0).random((64, 64), dtype=np.float32)

@@ -8,9 +8,8 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mres.records import Expression, ImageRecord, Target
+from mres.records import Expression, ImageRecord, Target, encode_mask
 from mres.sources.source import RecordSource
-from mres.stream.transforms import encode_mask
 
 HEIGHT, WIDTH = 480, 640
 TARGETS = 32
