@@ -46,6 +46,11 @@ def _forward(norm: _BatchNorm, num_ranks: int, x_BCs: Tensor) -> Tensor:
     weight_C, bias_C = (None if p is None else p.to(dtype) for p in (norm.weight, norm.bias))
     if not norm.training:
         return F.batch_norm(x_BCs, mean_C, var_C, weight_C, bias_C, training=mean_C is None, eps=norm.eps)
+    if num_ranks == 1 and x_BCs.numel() == x_BCs.shape[1]:
+        raise UserError(
+            f"a BatchNorm of {x_BCs.shape[1]} channels is given one value of each, which has no variance: more images or "
+            "expressions a step are due (data.images_per_batch, data.expressions_per_image, or less train.accumulate)"
+        )
     normalise = _over_one_rank if num_ranks == 1 else _over_ranks
     y_BCs, mean_C, var_C = normalise(x_BCs, weight_C, bias_C, norm.eps, dtype)
     _track(norm, mean_C, var_C)

@@ -22,7 +22,7 @@ _PASSES = 3  # forward, and backward twice
 
 def flops_per_image(task: SegmentationTask, num_expressions: int) -> int:
     """Of forward and backward of one image with all its expressions; counted on the meta device, in no memory."""
-    model = task.outline().to("meta")
+    model = task.outline().eval().to("meta")  # one image is too few for the statistics of a BatchNorm
     shape = task.shape
     image_BCSS = torch.empty(1, 3, shape.side, shape.side, dtype=torch.uint8, device="meta")
     text_BKT = torch.empty(1, num_expressions, shape.text_length, dtype=torch.int32, device="meta")

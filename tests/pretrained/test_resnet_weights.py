@@ -9,10 +9,13 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from clip_files import LENGTH, SIDE, TEXT, VOCABULARY, WIDTH, openai_of, text_tokens, write_archive, write_clip
 from safetensors.torch import save_file
+from tiny_run import TRAIN, run, tiny_config
 from torch import Tensor, nn
 
+from mres.checkpoint.weights import open_source
 from mres.formats.folder import CheckpointError
 from mres.model.cris.config import CrisConfig
 from mres.model.cris.cris import CRIS
@@ -137,3 +140,25 @@ def test_a_vit_is_no_resnet_and_a_resnet_no_vit(tmp_path: Path) -> None:
     resnet, _ = written("open_clip.pt", tmp_path)
     with pytest.raises(CheckpointError, match="no ViT"):
         match_tower("image", nn.Module(), UniresConfig(), resnet)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_openais_archive(tmp_path: Path, tiny_shards: Path) -> None:
+    """Frozen, the towers stay what they were, sharded too; BatchNorm's count goes on from the file's."""
+    path, _ = written("archive", tmp_path)
+    config = config_of()
+    keys = [f"checkpoint.text_weights={path}", f"checkpoint.image_weights={path}", "optim.freeze=[vision.tower,text]"]
+    written_config = tmp_path / "cris.yaml"
+    written_config.write_text(yaml.safe_dump({**tiny_config(tiny_shards), "model": config.model_dump(mode="json")}))
+    words = ["--config", str(written_config), "parallel.strategy=fsdp", "train.steps=2", *keys]
+    done = run(TRAIN, words, tmp_path, world_size=2)
+    assert done.codes == [0, 0], done.outputs
+    assert done.output.count("(OpenAI CLIP, TorchScript archive)") == 2
+    model = CRIS(config)
+    expected = dict(match_tower("text", model, config, path)) | dict(match_tower("image", model, config, path))
+    saved = dict(open_source(tmp_path / "runs" / "run").weights)
+    still = {name for name, _ in model.named_parameters() if name.startswith(("vision.tower.", "text."))}
+    assert still <= expected.keys()
+    assert all(torch.equal(saved[name], expected[name]) for name in still)
+    assert saved["vision.tower.bn1.num_batches_tracked"] == 1236
+    assert saved["vision.shortcut.1.num_batches_tracked"] == 2

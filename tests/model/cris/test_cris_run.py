@@ -38,6 +38,14 @@ def test_it_trains_and_is_evaluated(on_one: Path) -> None:
     assert (on_one / "runs" / "run" / "results.json").is_file()
 
 
+def test_one_expression_a_step_has_no_statistics(on_one: Path) -> None:
+    words = ["--config", "cris.yaml", "run.name=few", "data.images_per_batch=1", "data.expressions_per_image=1"]
+    done = run(TRAIN, words, on_one)
+    assert done.codes == [2]
+    assert "BatchNorm" in done.output
+    assert "data.images_per_batch" in done.output
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
