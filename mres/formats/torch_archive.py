@@ -80,6 +80,8 @@ class TorchArchive:
             raise CheckpointError(f"{self.path} is missing") from None
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise
         except RefusedError as error:
             raise CheckpointError(f"{self.path} is refused: {error}") from None
         except Exception as error:  # zips and pickles can fail in any way
