@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -29,15 +29,7 @@ class Progress:
         return step + self.skipped_batches
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "expressions_seen": self.expressions_seen,
-            "bad_steps": self.bad_steps,
-            "spikes": self.spikes,
-            "rollbacks": self.rollbacks,
-            "skipped_batches": self.skipped_batches,
-            "quarantined": sorted(self.quarantined),
-            "recent": self.recent,
-        }
+        return {**asdict(self), "quarantined": sorted(self.quarantined)}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Progress:

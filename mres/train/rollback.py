@@ -38,7 +38,10 @@ def last_good(
         raise UserError(str(trouble))
     if rollbacks >= allowed:
         raise UserError(f"{trouble}; the run went back {rollbacks} times before (train.max_rollbacks={allowed})")
-    found = _newest(root, trouble.began) if strategy.world.is_main else None
+    found: store.Checkpoint | None = None
+    if strategy.world.is_main:
+        there = store.newest(root, at_most=trouble.began)
+        found = next((checkpoint for checkpoint in there if isinstance(checkpoint, store.Checkpoint)), None)
     found = strategy.all_gather_object(found)[0]
     if found is None:
         raise UserError(
@@ -46,13 +49,6 @@ def last_good(
             "(checkpoint.every, checkpoint.keep)"
         )
     return found
-
-
-def _newest(root: Path, at_most: int) -> store.Checkpoint | None:
-    for found in store.newest(root, at_most=at_most):
-        if isinstance(found, store.Checkpoint):
-            return found
-    return None
 
 
 def note(log: RunLog, run_dir: Path, trouble: DivergenceError, step: int, skipped_batches: int) -> None:

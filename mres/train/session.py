@@ -273,16 +273,13 @@ class _Session:
         problem = None
         if self.world.is_main:
             try:
-                self._write_run_files()
+                write_start(self.config, environment(self.config, self.world, self.stream.sets))
+                make_folder(self.config.run_dir)
             except OSError as error:
                 problem = f"cannot write into the run's folder '{self.config.run_dir}': {error}; set run.dir"
         problem = self.strategy.all_gather_object(problem)[0]
         if problem:
             raise UserError(problem)
-
-    def _write_run_files(self) -> None:
-        write_start(self.config, environment(self.config, self.world, self.stream.sets))
-        make_folder(self.config.run_dir)
 
     def _farewell(self, done: int) -> int:
         if done >= self.last_step:

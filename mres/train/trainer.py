@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mres.checkpoint.saver import Saver
 from mres.config import Config
 from mres.errors import UserError
+from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
-from mres.stream.batch import Batch, StreamShape
+from mres.stream.batch import Batch
 from mres.stream.loader import TrainingStream
 from mres.supervise.stop_request import StopRequest
 from mres.train.callback import Callbacks
@@ -28,24 +29,6 @@ from mres.train.quarantine import quarantine
 from mres.train.run_log import RunLog
 from mres.train.schedule import average_weight, learning_rate
 from mres.train.step_filter import SkipPolicy
-
-
-class Task(Protocol):
-    """What is trained: sums over a batch's valid expressions, "loss" the one to differentiate."""
-
-    @property
-    def shape(self) -> StreamShape: ...
-
-    def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
-
-
-class Saving(Protocol):
-    """Who writes checkpoints, perhaps while training goes on (`checkpoint/saver.py`)."""
-
-    def save(self, step: int, *, last: bool = False) -> None: ...
-    def failed(self) -> bool: ...
-    def wait(self) -> None: ...
-    def figures(self) -> Mapping[str, float | int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +71,11 @@ class Trainer:
         config: Config,
         *,
         strategy: Strategy,
-        task: Task,
+        task: SegmentationTask,
         stream: TrainingStream,
         log: RunLog,
         stop: StopRequest,
-        saver: Saving,
+        saver: Saver,
         evaluate: Callable[[int], None],
         callbacks: Callbacks,
     ) -> None:

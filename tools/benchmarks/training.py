@@ -119,7 +119,8 @@ def _trainer_steps(
     callbacks.run_start(0)
     trainer = Trainer(
         config, strategy=strategy, task=task, stream=Prepared(), log=log, stop=StopRequest(),  # type: ignore[arg-type]
-        saver=_NoSaver(), evaluate=lambda step: None, callbacks=callbacks,
+        saver=_NoSaver(),  # type: ignore[arg-type]
+        evaluate=lambda step: None, callbacks=callbacks,
     )  # fmt: skip
     return lambda: _silently(lambda: trainer.fit(0, steps, Progress()))
 
