@@ -51,7 +51,7 @@ class Materialiser:
             if buffer is not None:
                 assert not buffer.is_meta, f"{name}: buffers are made where the model is made"
                 if buffer not in self._made:
-                    self._made[buffer] = buffer.to(self._buffers_on)
+                    self._made[buffer] = buffer.to(self._buffers_on).contiguous()  # expanded ones cannot be written
                 module._buffers[name] = self._made[buffer]
         return blank  # type: ignore[return-value]
 
@@ -96,4 +96,6 @@ def align_replicas(tensors: Iterable[Tensor]) -> None:
                 if placement.is_replicate():
                     dist.broadcast(tensor.to_local(), group_src=0, group=tensor.device_mesh.get_group(dim))
         else:
-            dist.broadcast(tensor, src=0)
+            bits = tensor.detach().contiguous().view(-1).view(torch.uint8)  # gloo does not know every type
+            dist.broadcast(bits, src=0)
+            tensor.copy_(bits.view(tensor.dtype).view(tensor.shape))

@@ -67,6 +67,8 @@ class Strange(nn.Module):
         self.out.weight = self.embed.weight
         self.register_buffer("steps", torch.tensor([7, 2**40], dtype=torch.int64))
         self.register_buffer("codes", torch.randn(3).half())
+        self.register_buffer("kinds", torch.tensor([True, False]).expand(3, 2))
+        self.register_buffer("small", torch.tensor([3, -4], dtype=torch.int16))
         self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
         self.register_buffer("places", torch.arange(6.0), persistent=False)
 
@@ -86,7 +88,7 @@ class Strange(nn.Module):
 
 
 BUFFERS = {
-    "steps", "codes", "mask",
+    "steps", "codes", "kinds", "small", "mask",
     *(f"{norm}.{name}" for norm in ("norm", "blocks.0.norm", "blocks.1.norm")
       for name in ("running_mean", "running_var", "num_batches_tracked")),
     "blocks.0.calls", "blocks.1.calls",

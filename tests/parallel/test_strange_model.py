@@ -181,5 +181,7 @@ def test_frozen_parts_keep_their_weights_and_a_rank_with_other_buffers_is_seen(t
         names = [name for name, _ in strange.Strange().named_parameters()]
         frozen = {f"model.{name}" for name in names if name.startswith(FROZEN)}
         for found in kept.values():
-            assert {name for name in found if name.startswith("model.")} - {"model.codes", "model.mask"} == frozen
+            assert {name for name in found if name.startswith("model.")} - {
+                f"model.{name}" for name in ("codes", "kinds", "small", "mask")
+            } == frozen
             assert not any(name.startswith("ema.blocks.0.") for name in found)
