@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @exit_on_user_error
 def main() -> int:
-    from mres.cluster.options import build_parser, make_request
+    from mres.cluster.request import build_parser, make_request
     from mres.config import load_config
 
     options = build_parser(__doc__).parse_intermixed_args()

@@ -33,15 +33,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
         if word.startswith("-") and "=" not in word:
             raise UserError(f"unknown option '{word}' (command line); see {parser.prog} --help")
     config = load_config(arguments.config, [*arguments.overrides, *rest])
-    _check_local_rank(arguments.local_rank)
+    if arguments.local_rank is not None:
+        from_environment = os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+        if from_environment != str(arguments.local_rank):
+            raise UserError(
+                f"--local_rank={arguments.local_rank} contradicts the environment's LOCAL_RANK={from_environment}; drop one"
+            )
     return arguments, config
-
-
-def _check_local_rank(local_rank: int | None) -> None:
-    if local_rank is None:
-        return
-    from_environment = os.environ.setdefault("LOCAL_RANK", str(local_rank))
-    if from_environment != str(local_rank):
-        raise UserError(
-            f"--local_rank={local_rank} contradicts the environment's LOCAL_RANK={from_environment}; drop one"
-        )

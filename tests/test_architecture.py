@@ -117,7 +117,7 @@ def test_files_and_functions_are_small() -> None:
 
 def test_what_answers_before_training_loads_nothing_heavy() -> None:
     heavy = ("torch", "timm", "open_clip", "deepspeed", "webdataset", "pycocotools", "matplotlib", "submitit")
-    rooms = "mres.config, mres.cli, mres.train.run, mres.evaluate.run, mres.cluster.options, mres.shards.reader"
+    rooms = "mres.config, mres.cli, mres.train.run, mres.evaluate.run, mres.cluster.request, mres.shards.reader"
     code = f"import sys, {rooms}; print([name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"

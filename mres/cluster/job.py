@@ -1,12 +1,12 @@
 """What each task of a submitted job runs: training in the environment of its rank, requeued if it is preempted."""
 
-import importlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from mres.cluster.request import SIGNAL_DELAY_S, Cluster
@@ -41,8 +41,10 @@ class TrainJob:
     def __call__(self) -> int:
         os.environ.update(task_environment(os.environ, self.local_port))
         if self.cluster == "local":
-            self._leave_terminal()
-        entry = _resolve(self.entry)
+            # Ctrl-C in the terminal reaches submit.py alone, which passes it on once; see `mres.cluster.local`.
+            os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        entry = resolve_name(self.entry)
         code = exit_on_user_error(lambda: entry(list(self.argv)))()
         if code == PREEMPTED_EXIT:
             self._requeue(int(os.environ["RANK"]))
@@ -59,11 +61,6 @@ class TrainJob:
 
         return DelayedSubmission(self)
 
-    def _leave_terminal(self) -> None:
-        """Ctrl-C in the terminal reaches submit.py alone, which passes it on once; see `mres.cluster.local`."""
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
     def _requeue(self, rank: int) -> None:
         """Ends this task; rank 0 has the job started again, unless that has happened too often."""
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -73,17 +70,13 @@ class TrainJob:
             return
         if rank == 0:
             print(f"{_reason(os.environ)}: everything is saved, requeueing", flush=True)
-            self._start_again()
+            if self.cluster == "local":
+                from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+                raise SystemExit(LOCAL_REQUEUE_RETURN_CODE)
+            requeue_slurm_job(os.environ["SLURM_JOB_ID"])
         # SystemExit leaves no result behind, which submitit would take for the end of the job.
         raise SystemExit(0)
-
-    def _start_again(self) -> None:
-        if self.cluster == "slurm":
-            requeue_slurm_job(os.environ["SLURM_JOB_ID"])
-        else:
-            from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
-
-            raise SystemExit(LOCAL_REQUEUE_RETURN_CODE)
 
 
 _REMEDY = "The same command goes on from the newest checkpoint."
@@ -110,9 +103,3 @@ def _reason(environ: Mapping[str, str]) -> str:
     if end.isdigit() and int(end) - time.time() <= SIGNAL_DELAY_S + 60:  # SLURM may signal up to a minute early
         return "the time limit is near"
     return "preempted"
-
-
-def _resolve(entry: str) -> Callable[[list[str]], int]:
-    module, _, name = entry.partition(":")
-    function: Callable[[list[str]], int] = getattr(importlib.import_module(module), name)
-    return function

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -15,10 +15,9 @@ import submitit
 from submitit.core.utils import pickle_load
 
 from mres.cluster.job import TrainJob
-from mres.cluster.request import SIGNAL_DELAY_S, JobRequest
+from mres.cluster.request import NO_LIMIT_MIN, SIGNAL_DELAY_S, JobRequest
 from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT
 
-NO_LIMIT_MIN = 365 * 24 * 60
 _POLL_S = 0.2
 
 
@@ -43,9 +42,11 @@ def run_local(job: TrainJob, request: JobRequest, folder: Path, grace_s: float =
         signal_delay_s=SIGNAL_DELAY_S,
         stderr_to_stdout=True,
     )
-    with _terminal_signals_ignored():
+    # What is started meanwhile ignores Ctrl-C and a closed terminal: submitit's controller would kill the tasks after one
+    # second, in the middle of their save.
+    with _signals_handled(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP):
         submitted = executor.submit(job)
-    return _Watch(submitted, request.tasks_per_node, grace_s).run()
+    return _LocalRun(submitted, request.tasks_per_node, grace_s).run()
 
 
 def _visible_gpus(cuda_visible_devices: str | None) -> tuple[int, ...]:
@@ -55,18 +56,18 @@ def _visible_gpus(cuda_visible_devices: str | None) -> tuple[int, ...]:
 
 
 @contextmanager
-def _terminal_signals_ignored() -> Iterator[None]:
-    """What is started meanwhile ignores Ctrl-C and a closed terminal: submitit's controller would kill the tasks after
-    one second, in the middle of their save."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+def _signals_handled(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: int
+) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
-class _Watch:
+class _LocalRun:
     """Follows a local job to its end."""
 
     def __init__(self, job: Any, num_tasks: int, grace_s: float) -> None:
@@ -80,14 +81,12 @@ class _Watch:
             path.unlink(missing_ok=True)  # a local job's id is a process id, which comes again one day
 
     def run(self) -> int:
-        before = {number: signal.signal(number, self._note_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         log = _Tail(self.logs[0])
-        try:
-            return self._follow(log)
-        finally:
-            log.show()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with _signals_handled(self._note_stop, signal.SIGINT, signal.SIGTERM):
+            try:
+                return self._follow(log)
+            finally:
+                log.show()
 
     def _follow(self, log: "_Tail") -> int:
         while not self.job.done():
@@ -104,11 +103,9 @@ class _Watch:
         self._stops += 1
 
     def _tasks(self) -> list[psutil.Process]:
-        try:
-            children: list[psutil.Process] = self.controller.children()
-        except psutil.NoSuchProcess:
-            return []
-        return children
+        with suppress(psutil.NoSuchProcess):
+            return list(self.controller.children())
+        return []
 
     def _stop(self, tasks: list[psutil.Process], log: "_Tail") -> None:
         """Lets the tasks save and end; the controller goes first, since it would start them again."""

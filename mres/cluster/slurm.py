@@ -2,17 +2,14 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from submitit import Job, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from mres.cluster.job import TrainJob
-from mres.cluster.request import SIGNAL_DELAY_S, JobRequest
+from mres.cluster.request import NO_LIMIT_MIN, SIGNAL_DELAY_S, JobRequest
 from mres.errors import UserError
-
-NO_LIMIT_MIN = 365 * 24 * 60  # what submitit reckons with where only the partition's own limit holds
 
 
 class _BatchWriter(SlurmExecutor):
@@ -54,27 +51,21 @@ def submit(job: TrainJob, request: JobRequest, name: str, folder: Path) -> "Job[
 
 
 def _writer(request: JobRequest, name: str, folder: Path) -> _BatchWriter:
-    writer = _BatchWriter(folder, max_num_timeout=request.max_requeues)
-    writer.update_parameters(**_parameters(request, name))
-    return writer
-
-
-def _parameters(request: JobRequest, name: str) -> dict[str, Any]:
     cpus = request.cpus_per_task
-    parameters: dict[str, Any] = {
-        "job_name": name,
-        "nodes": request.nodes,
-        "ntasks_per_node": request.tasks_per_node,
-        "cpus_per_task": cpus,
-        "signal_delay_s": SIGNAL_DELAY_S,
-        "stderr_to_stdout": True,
-        "wckey": None,  # submitit's own default is refused where keys are tracked
-        "additional_parameters": {"requeue" if request.max_requeues else "no-requeue": True, **request.directives},
+    writer = _BatchWriter(folder, max_num_timeout=request.max_requeues)
+    writer.update_parameters(
+        job_name=name,
+        nodes=request.nodes,
+        ntasks_per_node=request.tasks_per_node,
+        cpus_per_task=cpus,
+        signal_delay_s=SIGNAL_DELAY_S,
+        stderr_to_stdout=True,
+        wckey=None,  # submitit's own default is refused where keys are tracked
+        additional_parameters={"requeue" if request.max_requeues else "no-requeue": True, **request.directives},
         # srun does not take --cpus-per-task over from sbatch (SLURM 22.05 and later): one core a task without these.
-        "setup": [f"export SRUN_CPUS_PER_TASK={cpus}"],
-        "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", "--open-mode=append"],
-        "time": request.limit_min or NO_LIMIT_MIN,
-    }
-    if request.gpus_per_node:
-        parameters["gpus_per_node"] = request.gpus_per_node
-    return parameters
+        setup=[f"export SRUN_CPUS_PER_TASK={cpus}"],
+        srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", "--open-mode=append"],
+        time=request.limit_min or NO_LIMIT_MIN,
+        **({"gpus_per_node": request.gpus_per_node} if request.gpus_per_node else {}),
+    )
+    return writer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
@@ -40,14 +41,9 @@ def check_gpus() -> list[Finding]:
     if not torch.cuda.is_available():
         if driver is None:
             return [ok("GPUs", f"{version}; none here, training runs on the CPU over gloo")]
-        return [
-            problem(
-                "GPUs",
-                f"{version}; driver {driver} is loaded, and torch sees no GPU",
-                "CUDA_VISIBLE_DEVICES, the container's --gpus, or a torch whose CUDA "
-                f"({torch.version.cuda or 'none: a CPU build'}) the driver supports",
-            )
-        ]
+        cuda = torch.version.cuda or "none: a CPU build"
+        remedy = f"CUDA_VISIBLE_DEVICES, the container's --gpus, or a torch whose CUDA ({cuda}) the driver supports"
+        return [problem("GPUs", f"{version}; driver {driver} is loaded, and torch sees no GPU", remedy)]
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     kinds = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
@@ -81,11 +77,8 @@ def check_cores(load: Load | None) -> Finding:
     seen = f"{cores} of {there} cores may be used"
     quota = _cgroup_cores()
     if quota is not None and quota < cores:
-        return warning(
-            "cores",
-            f"{seen}, and the container's quota is {quota:g}",
-            "a larger quota, or train.threads and data.workers",
-        )
+        found = f"{seen}, and the container's quota is {quota:g}"
+        return warning("cores", found, "a larger quota, or train.threads and data.workers")
     if load is None:
         if cores == 1 < there:
             return warning("cores", seen, "`srun --cpus-per-task`, which does not inherit sbatch's")
@@ -141,31 +134,24 @@ def check_leftovers() -> list[Finding]:
 
 
 def check_limits(load: Load | None, *, gpus: bool) -> list[Finding]:
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files, stack, locked = map(_limit, (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK, resource.RLIMIT_MEMLOCK))
+    allowed = "unlimited" if files == math.inf else f"{files} allowed"
     needed = max(_LEAST_FILES, load.open_files if load else 0)
-    findings = [
-        ok("open files", f"{_limit(files)} allowed, {needed} are enough")
-        if _reaches(files, needed)
-        else problem(
-            "open files", f"{_limit(files)} allowed, up to {needed} needed", f"`ulimit -n {max(65536, needed)}`"
-        )
-    ]
-    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
-    if not _reaches(stack, _LEAST_STACK):
+    if files >= needed:
+        findings = [ok("open files", f"{allowed}, {needed} are enough")]
+    else:
+        findings = [problem("open files", f"{allowed}, up to {needed} needed", f"`ulimit -n {max(65536, needed)}`")]
+    if stack < _LEAST_STACK:
         findings.append(warning("stack", f"{stack // 1024} KiB", "`ulimit -s 8192`"))
-    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if gpus and locked != resource.RLIM_INFINITY:
+    if gpus and locked != math.inf:
         found = f"{locked // 1024} KiB may be locked: InfiniBand needs more"
         findings.append(warning("locked memory", found, "`ulimit -l unlimited`, or LimitMEMLOCK=infinity of slurmd"))
     return findings
 
 
-def _reaches(limit: int, needed: int) -> bool:
-    return limit in (resource.RLIM_INFINITY, -1) or limit >= needed
-
-
-def _limit(value: int) -> str:
-    return "unlimited" if value in (resource.RLIM_INFINITY, -1) else str(value)
+def _limit(resource_: int) -> float:
+    soft, _ = resource.getrlimit(resource_)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def check_names() -> Finding:

@@ -139,6 +139,6 @@ def _draw(expressions: list[Expression], out: Path) -> None:
         drawn = overlay(resized_image(e.image_SS3, size), resized_mask(e.mask_hh, size), TRUTH_COLOUR)
         panels.append(panel(drawn, f"{e.losses.get('loss', float('nan')):.3f}  {e.text}"))
     try:
-        Image.fromarray(grid(panels, min(_COLUMNS, len(panels)))).save(out)
+        Image.fromarray(grid(panels, _COLUMNS)).save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the contact sheet '{out}': {error}; name another with --out") from None

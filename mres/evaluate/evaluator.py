@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from mres.config import Config
@@ -44,21 +45,12 @@ class _Item:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What one forward pass takes: expressions start … start+K-1 of some images; or the message on a record that is bad."""
+    """What one forward pass takes: expressions start … start+K-1 of some images."""
 
     items: list[_Item]
     start: int
     image_BCSS: Tensor
     text_BKT: Tensor
-    bad: str | None = None
-
-
-def _pass(items: list[_Item], start: int) -> _Pass:
-    pieces = [item.text_ET[start : start + MAX_EXPRESSIONS] for item in items]
-    text_BKT = torch.zeros(len(items), max(map(len, pieces)), pieces[0].shape[1], dtype=torch.int32)
-    for row, piece in enumerate(pieces):
-        text_BKT[row, : len(piece)] = piece
-    return _Pass(items, start, torch.stack([item.image_CSS for item in items]), text_BKT)
 
 
 class Evaluator:
@@ -99,10 +91,16 @@ class Evaluator:
         work = self._passes(num_images)
         while True:
             job = next(work, None)
-            self._refuse_bad(job)
-            if not self._strategy.all_reduce_sum([float(job is not None)])[0]:
+            bad = job if isinstance(job, str) else None
+            num_busy, num_bad = self._strategy.all_reduce_sum([float(job is not None), float(bad is not None)])
+            if num_bad:
+                first = next(message for message in self._strategy.all_gather_object(bad) if message is not None)
+                raise RecordError(
+                    f"{first}; an evaluation leaves nothing out: repair the shard set, or build it without the record"
+                )
+            if not num_busy:
                 return
-            if job is None:
+            if not isinstance(job, _Pass):
                 shape = self._task.shape
                 image_1CSS = torch.zeros(1, 3, shape.side, shape.side, dtype=torch.uint8)
                 self._logits(module, image_1CSS, torch.zeros(1, 1, shape.text_length, dtype=torch.int32))
@@ -111,15 +109,8 @@ class Evaluator:
             for item, logits_Khh in zip(job.items, logits_BKhh, strict=True):
                 yield self._compare(item, job.start, logits_Khh)
 
-    def _refuse_bad(self, job: _Pass | None) -> None:
-        mine = job.bad if job is not None else None
-        if self._strategy.all_reduce_sum([float(mine is not None)])[0]:
-            first = next(bad for bad in self._strategy.all_gather_object(mine) if bad is not None)
-            raise RecordError(
-                f"{first}; an evaluation leaves nothing out: repair the shard set, or build it without the record"
-            )
-
-    def _passes(self, num_images: int) -> Iterator[_Pass]:
+    def _passes(self, num_images: int) -> Iterator[_Pass | str]:
+        """What this rank has to do; at a record that cannot be read the message on it, and nothing more."""
         world = self._strategy.world
         mine = range(world.rank, num_images, world.size)
         batches = DataLoader(
@@ -133,10 +124,13 @@ class Evaluator:
         for items in shown:
             bad = next((item for item in items if isinstance(item, str)), None)
             if bad is not None:
-                yield _Pass([], 0, torch.empty(0), torch.empty(0), bad)
+                yield bad
                 return
             for start in range(0, max(len(item.text_ET) for item in items), MAX_EXPRESSIONS):
-                yield _pass([item for item in items if len(item.text_ET) > start], start)
+                chosen = [item for item in items if len(item.text_ET) > start]
+                texts = [item.text_ET[start : start + MAX_EXPRESSIONS] for item in chosen]
+                image_BCSS = torch.stack([item.image_CSS for item in chosen])
+                yield _Pass(chosen, start, image_BCSS, pad_sequence(texts, batch_first=True))
 
     def _logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor:
         device = self._strategy.world.device

@@ -20,36 +20,26 @@ TRUTH_COLOUR, PREDICTION_COLOUR = BLUE, ORANGE
 
 _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (34, 34, 34)
-_MAX_LINES = 3
+_OPACITY, _FADE = 0.4, 0.7  # of the fill; how far the outside turns into grey
+_OUTLINE = 2  # pixels, inside the mask, with a thin white line around it
+_FONT_SIZE, _MAX_LINES = 15, 3  # of a caption, in pixels and lines
+_GAP = 8  # pixels between the pictures of a grid
 
 
-def overlay(
-    image_HW3: np.ndarray,
-    mask_HW: np.ndarray,
-    colour: Colour,
-    *,
-    alpha: float = 0.4,
-    contour: int = 2,
-    fade: float = 0.7,
-) -> np.ndarray:
+def overlay(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: Colour) -> np.ndarray:
     """A copy of `image_HW3` (uint8) with `mask_HW` (bool) filled and outlined in `colour`.
 
-    Args:
-        alpha: opacity of the fill; 0 draws the contour alone.
-        contour: width of the outline in pixels, drawn inside the mask with a thin white line around it.
-        fade: how far what lies outside the mask turns into light grey, so that the mask stands out whatever the colours
-            of the image are; 0 leaves it as it is.
+    What lies outside the mask turns into light grey, so that the mask stands out whatever the colours of the image are.
     """
     assert image_HW3.shape == (*mask_HW.shape, 3), (image_HW3.shape, mask_HW.shape)
     assert image_HW3.dtype == np.uint8, image_HW3.dtype
     assert mask_HW.dtype == np.bool_, mask_HW.dtype
     image = Image.fromarray(image_HW3)
-    inside = Image.blend(image, Image.new("RGB", image.size, colour), alpha)
-    outside = Image.blend(image, _light_grey(image), fade)
+    inside = Image.blend(image, Image.new("RGB", image.size, colour), _OPACITY)
+    outside = Image.blend(image, _light_grey(image), _FADE)
     drawn_HW3 = np.where(mask_HW[:, :, None], np.asarray(inside), np.asarray(outside))
-    if contour:
-        drawn_HW3[_grown(mask_HW, 1) & ~mask_HW] = _PAPER
-        drawn_HW3[mask_HW & ~_shrunk(mask_HW, contour)] = colour
+    drawn_HW3[_grown(mask_HW, 1) & ~mask_HW] = _PAPER
+    drawn_HW3[mask_HW & ~_shrunk(mask_HW, _OUTLINE)] = colour
     return drawn_HW3
 
 
@@ -90,13 +80,16 @@ def resized_mask(mask_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask_HW
 
 
-def panel(image_HW3: np.ndarray, caption: str, *, size: int = 15) -> np.ndarray:
-    """The image with a caption under it on white, wrapped to its width, at most three lines; `size` in pixels."""
-    margin = size // 2
-    font = _font(size)
+def panel(image_HW3: np.ndarray, caption: str) -> np.ndarray:
+    """The image with a caption under it on white, wrapped to its width, at most three lines."""
+    from matplotlib import get_data_path
+
+    margin = _FONT_SIZE // 2
+    # DejaVu Sans, which matplotlib brings along: Pillow's own font has Latin letters only.
+    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), _FONT_SIZE)
     width = image_HW3.shape[1]
     lines = _wrapped(caption, font, width - 2 * margin)
-    line_height = round(size * 1.35)
+    line_height = round(_FONT_SIZE * 1.35)
     out = Image.new("RGB", (width, image_HW3.shape[0] + len(lines) * line_height + 2 * margin), _PAPER)
     out.paste(Image.fromarray(image_HW3), (0, 0))
     draw = ImageDraw.Draw(out)
@@ -105,25 +98,18 @@ def panel(image_HW3: np.ndarray, caption: str, *, size: int = 15) -> np.ndarray:
     return np.asarray(out)
 
 
-def grid(images: Sequence[np.ndarray], columns: int, *, gap: int = 8) -> np.ndarray:
-    """Images (H×W×3 each, of any sizes) in rows of `columns` on white, `gap` pixels apart."""
+def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Images (H×W×3 each, of any sizes) in rows of at most `columns` on white."""
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(min(columns, len(images)))]
     heights = [max(image.shape[0] for image in row) for row in rows]
-    size = (sum(widths) + gap * (len(widths) + 1), sum(heights) + gap * (len(heights) + 1))
+    size = (sum(widths) + _GAP * (len(widths) + 1), sum(heights) + _GAP * (len(heights) + 1))
     out = Image.new("RGB", size, _PAPER)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            at = (gap + sum(widths[:c]) + gap * c, gap + sum(heights[:r]) + gap * r)
+            at = (sum(widths[:c]) + _GAP * (c + 1), sum(heights[:r]) + _GAP * (r + 1))
             out.paste(Image.fromarray(image), at)
     return np.asarray(out)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: Pillow's own font has Latin letters only."""
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -41,10 +41,9 @@ def predict(checkpoint: Path, image: Path, texts: Sequence[str], out: Path, thre
         Image.fromarray(mask_HW.astype(np.uint8) * 255).save(path)
         drawn = overlay(resized_image(image_HW3, size), resized_mask(mask_HW, size), PREDICTION_COLOUR)
         panels.append(panel(drawn, text))
-        yield f"{path}: “{text}”, {100 * mask_HW.mean():.1f} % of the image" + (
-            "" if mask_HW.any() else " (nothing found)"
-        )
-    Image.fromarray(grid(panels, min(_COLUMNS, len(panels)))).save(out)
+        found = "" if mask_HW.any() else " (nothing found)"
+        yield f"{path}: “{text}”, {100 * mask_HW.mean():.1f} % of the image{found}"
+    Image.fromarray(grid(panels, _COLUMNS)).save(out)
     yield f"{out}: overlay"
 
 

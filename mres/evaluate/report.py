@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,6 @@ TRIVIAL_NOTES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What a run's folder says."""
-
-    folder: Path
-    summary: Mapping[str, Any]
-    results: Sequence[ExpressionResult]
-    metrics: Sequence[Mapping[str, Any]]
-    evaluations: Sequence[Mapping[str, Any]]
-    environment: Mapping[str, Any]
-    config: str
-
-
 def write_report(run_dir: Path, shards: ShardSet) -> Path:
     """Writes `run_dir`/report/index.html and returns its path.
 
@@ -52,29 +38,21 @@ def write_report(run_dir: Path, shards: ShardSet) -> Path:
     Raises:
         ResultsError: results are missing or damaged, or were made on another set.
     """
-    run = _read_run(run_dir)
-    _check_same_data(run, shards)
-    page = _render(run, shards)
-    path = run_dir / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, page.encode())
-    return path
-
-
-def _read_run(run_dir: Path) -> _Run:
     if not run_dir.is_dir():
         raise ResultsError(f"no run at '{run_dir}'; name the folder of a run, such as runs/demo")
     summary, results = read_results(run_dir)
-    config = run_dir / "config.yaml"
-    return _Run(
-        folder=run_dir,
-        summary=summary,
-        results=results,
-        metrics=_lines(run_dir / "metrics.jsonl"),
-        evaluations=_lines(run_dir / "evaluations.jsonl"),
-        environment=_environment(run_dir / "environment.json"),
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
-    )
+    evaluated = summary["data"]
+    if (fingerprint := evaluated.get("fingerprint", shards.fingerprint)) != shards.fingerprint:
+        raise ResultsError(
+            f"'{shards.location}' is not the shard set that '{run_dir}' was evaluated on: that was "
+            f"'{evaluated.get('folder')}', fingerprint {fingerprint}; name it, or evaluate again"
+        )
+    page = _render(run_dir, summary, results, shards)
+    path = run_dir / "report" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    # A lone surrogate in an expression must not cost the report.
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
 
 
 def _environment(path: Path) -> Mapping[str, Any]:
@@ -97,20 +75,14 @@ def _lines(path: Path) -> list[Mapping[str, Any]]:
     return lines
 
 
-def _check_same_data(run: _Run, shards: ShardSet) -> None:
-    evaluated = run.summary.get("data", {})
-    fingerprint = evaluated.get("fingerprint", shards.fingerprint)
-    if fingerprint != shards.fingerprint:
-        raise ResultsError(
-            f"'{shards.location}' is not the shard set that '{run.folder}' was evaluated on: that was "
-            f"'{evaluated.get('folder')}', fingerprint {fingerprint}; name it, or evaluate again"
-        )
-
-
-def _render(run: _Run, shards: ShardSet) -> str:
+def _render(run_dir: Path, summary: Mapping[str, Any], results: Sequence[ExpressionResult], shards: ShardSet) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
+    metrics, config = _lines(run_dir / "metrics.jsonl"), run_dir / "config.yaml"
+    ious: dict[str, list[float]] = {name: [] for name in GRANULARITIES}
+    for result in results:
+        ious[result.granularity].append(result.iou)
     environment = Environment(
         loader=PackageLoader("mres.evaluate"),
         autoescape=True,
@@ -119,28 +91,24 @@ def _render(run: _Run, shards: ShardSet) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": cell, "svg": Markup, "percent": lambda value: f"{100 * value:.1f}%"}
-    page = environment.get_template("report.html.j2").render(
-        name=run.folder.resolve().name,
-        summary=run.summary,
-        both=run.summary[BOTH],
-        num_images=len({result.image_id for result in run.results}),
+    return environment.get_template("report.html.j2").render(
+        name=run_dir.resolve().name,
+        summary=summary,
+        both=summary[BOTH],
+        num_images=len({result.image_id for result in results}),
         labels=GROUP_LABELS,
-        result_table=result_rows(run.summary),
-        kind_table=kind_rows(run.summary),
-        trivial_notes=[TRIVIAL_NOTES[name] for name in run.summary.get("trivial", {}) if name in TRIVIAL_NOTES],
-        training=_training(run.metrics),
-        curves=charts.training_charts(run.metrics),
-        iou_charts=charts.iou_charts(
-            run.evaluations,
-            {name: [result.iou for result in run.results if result.granularity == name] for name in GRANULARITIES},
-        ),
-        groups=gallery(run.results, shards),
+        result_table=result_rows(summary),
+        kind_table=kind_rows(summary),
+        trivial_notes=[TRIVIAL_NOTES[name] for name in summary["trivial"] if name in TRIVIAL_NOTES],
+        training=_training(metrics),
+        curves=charts.training_charts(metrics),
+        iou_charts=charts.iou_charts(_lines(run_dir / "evaluations.jsonl"), ious),
+        groups=gallery(results, shards),
         places=CASE_GROUPS,
         colours={"truth": f"#{bytes(TRUTH_COLOUR).hex()}", "prediction": f"#{bytes(PREDICTION_COLOUR).hex()}"},
-        facts=_facts(run, shards),
-        config=run.config,
+        facts=_facts(run_dir, summary, shards),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in an expression must not cost the report
 
 
 def _training(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -168,17 +136,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _facts(run: _Run, shards: ShardSet) -> list[tuple[str, str]]:
+def _facts(run_dir: Path, summary: Mapping[str, Any], shards: ShardSet) -> list[tuple[str, str]]:
     """What was evaluated and what it ran on."""
-    counts = shards.manifest.counts
     facts = [
-        ("run folder", str(run.folder)),
-        ("checkpoint", str(run.summary.get("checkpoint", ""))),
-        ("evaluated on", str(run.summary.get("data", {}).get("folder", shards.location))),
-        ("images in the set", f"{counts.images:,}"),
+        ("run folder", str(run_dir)),
+        ("checkpoint", str(summary["checkpoint"])),
+        ("evaluated on", str(summary["data"].get("folder", shards.location))),
+        ("images in the set", f"{shards.manifest.counts.images:,}"),
         ("data fingerprint", shards.fingerprint),
     ]
-    return [(name, text) for name, text in facts if text] + list(_flat(run.environment))
+    environment = _environment(run_dir / "environment.json")
+    return [(name, text) for name, text in facts if text] + list(_flat(environment))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from mres.errors import UserError, near
 from mres.evaluate.iou import PROTOCOL, all_figures_of, iou
 from mres.io.files import write_atomically
 from mres.io.json_files import JsonError, read_json, read_jsonl
-from mres.records import GRANULARITIES, Granularity, ImageRecord, RecordError, Rle, Target, expression_id
+from mres.records import GRANULARITIES, Granularity, ImageRecord, Rle, Target, expression_id
 
 SUMMARY_NAME = "results.json"
 LINES_NAME = "results.jsonl"
@@ -67,11 +67,9 @@ class ExpressionResult:
         return iou(self.intersection, self.union)
 
     def to_json(self) -> dict[str, Any]:
-        value: dict[str, Any] = {name: getattr(self, name) for name in _TEXTS}
-        value |= {"granularity": self.granularity, "intersection": self.intersection, "union": self.union}
+        value = {name: getattr(self, name) for name in (*_TEXTS, "granularity", "intersection", "union")}
         if self.prediction is not None:
-            mask = self.prediction
-            value["prediction"] = {"size": [mask.height, mask.width], "counts": mask.counts.decode("ascii")}
+            value["prediction"] = self.prediction.to_json()
         return value
 
     @classmethod
@@ -195,15 +193,11 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[ExpressionResult]]:
     for name in (SUMMARY_NAME, LINES_NAME):
         if not (folder / name).is_file():
             raise ResultsError(f"no {name} in '{folder}'; python launch/evaluate.py writes it")
-    path = folder / SUMMARY_NAME
     try:
-        summary = read_json(path)
-        path = folder / LINES_NAME
-        results = [ExpressionResult.from_json(value, where) for where, value in read_jsonl(path)]
-    except (RecordError, JsonError) as error:
+        summary = read_json(folder / SUMMARY_NAME)
+        results = [ExpressionResult.from_json(value, where) for where, value in read_jsonl(folder / LINES_NAME)]
+    except (JsonError, OSError) as error:
         raise ResultsError(f"{error}; evaluate again") from None
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"cannot read '{path}': {error}; evaluate again") from None
     figures = {"num_expressions": len(results), **all_figures_of(results)}
     complete = isinstance(summary, dict) and summary.keys() >= {"protocol", "trivial", "checkpoint", "data"}
     if not complete or any(summary.get(key) != value for key, value in figures.items()):

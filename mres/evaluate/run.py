@@ -6,12 +6,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
-from mres.evaluate.held_out import held_out
 from mres.io.progress import track
 from mres.records import ImageRecord, RecordError
 from mres.shards.reader import ShardSet
@@ -41,11 +40,34 @@ def main(argv: Sequence[str]) -> int:
     shards = held_out(config)
     sample = constant_sample(config, shards)
     out = arguments.out or config.run_dir
-    return evaluate(config, shards, sample, arguments.checkpoint, out, as_json=arguments.json)
+    summary = evaluate(config, shards, sample, arguments.checkpoint, out)
+    if summary is not None and arguments.json:
+        print(json.dumps(summary, indent=1))
+    elif summary is not None:
+        from mres.evaluate.table import print_tables
+
+        print_tables(summary)
+    return 0
 
 
-def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Path, out: Path, *, as_json: bool) -> int:
-    """Evaluates, writes the results into `out` and prints them."""
+def held_out(config: Config) -> ShardSet:
+    """The shard set that `data.split` names.
+
+    Raises:
+        UserError: it is not set, or not a shard set.
+    """
+    folder = getattr(config.data, config.data.split)
+    if folder is None:
+        raise UserError(f"data.split={config.data.split} and data.{config.data.split} is not set; name a shard folder")
+    if not isinstance(folder, str):
+        raise UserError(
+            f"data.split={config.data.split} names {len(folder)} sets, and one is evaluated at a time; name it in data.val"
+        )
+    return open_set(folder, config.data)
+
+
+def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Path, out: Path) -> dict[str, Any] | None:
+    """Evaluates and writes the results into `out`; the content of results.json on rank 0, None elsewhere."""
     from mres.evaluate.evaluator import Evaluator
     from mres.model.task import SegmentationTask
     from mres.parallel.config import ParallelConfig
@@ -62,55 +84,36 @@ def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Pat
         task = SegmentationTask(config.model, config.loss)
         model = task.build(config.run.seed)
         restored = load_weights(model, config.model, checkpoint, config.evaluate.weights)
-        _make_folder(out)
+        try:  # before the work, not after it
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write the results into '{out}': {error}; name another folder with --out") from None
         evaluator = Evaluator(config, shards, task, build_strategy(parallel, world))
         results = evaluator.results(model.to(world.device))
-        if results is not None:
-            _write_down(config, shards, sample, results, restored.source, out, as_json=as_json)
-        return 0
+        return None if results is None else _write_down(config, shards, sample, results, restored.source, out)
     finally:
         leave_world()
 
 
-def _make_folder(out: Path) -> None:
-    """Before the work, not after it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the results into '{out}': {error}; name another folder with --out") from None
-
-
 def _write_down(
-    config: Config,
-    shards: ShardSet,
-    sample: ShardSet,
-    results: list[ExpressionResult],
-    checkpoint: str,
-    out: Path,
-    *,
-    as_json: bool,
-) -> None:
-    """Rank 0 sets the trivial answers beside the model's, writes both down and shows them."""
+    config: Config, shards: ShardSet, sample: ShardSet, results: list[ExpressionResult], checkpoint: str, out: Path
+) -> dict[str, Any]:
+    """Rank 0 sets the trivial answers beside the model's and writes both down."""
     from mres.evaluate.results import summarise, write_results
-    from mres.evaluate.table import print_tables
     from mres.evaluate.trivial import trivial_answers
 
     data = {"folder": shards.location, "fingerprint": shards.fingerprint, "split": config.data.split}
+    held_out_records = track(map(shards.annotations, range(len(shards))), len(shards), "trivial answers")
     summary = summarise(
         results,
         threshold=config.evaluate.threshold,
         checkpoint=checkpoint,
         data=data,
         weights=config.evaluate.weights,
-        trivial=trivial_answers(
-            _readable(sample), track(map(shards.annotations, range(len(shards))), len(shards), "trivial answers")
-        ),
+        trivial=trivial_answers(_readable(sample), held_out_records),
     )
     write_results(out, results, summary)
-    if as_json:
-        print(json.dumps(summary, indent=1))
-    else:
-        print_tables(summary)
+    return summary
 
 
 # The best constant mask is a mean; more images than this no longer move it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from mres.evaluate.iou import BOTH, FIGURES, GROUPS
@@ -82,15 +81,6 @@ def print_tables(summary: Mapping[str, Any], console: Console | None = None) -> 
         if number:
             console.print()
         _print(rows, console)
-
-
-def tables_as_text(summary: Mapping[str, Any]) -> str:
-    """Both tables as plain text, for logs and files."""
-    from rich.console import Console
-
-    text = StringIO()
-    print_tables(summary, Console(file=text, width=_PLAIN_WIDTH, color_system=None))
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
 def _print(rows: Rows, console: Console) -> None:

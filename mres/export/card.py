@@ -65,8 +65,8 @@ def front_matter(config: Config, origin: Facts) -> dict[str, Any]:
         "pipeline_tag": "image-segmentation",
         "tags": ["referring-expression-segmentation", "part-segmentation", load_spec(config.model.kind).name.lower()],
     }
-    results = [_indexed(summary) for summary in origin["results"]]
-    if results:
+    if origin["results"]:
+        results = [_indexed(summary) for summary in origin["results"]]
         front["model-index"] = [{"name": config.run.name, "results": results}]
     return front
 
@@ -108,11 +108,10 @@ def result_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     table = result_rows(summary)
     trivial = {name: summary["trivial"][name] for name in _BESIDE if name in summary["trivial"]}
     header = [*table.header, *(f"mIoU of “{TRIVIAL_LABELS[name]}”" for name in trivial)]
-    rows = []
-    for group, row in zip(GROUPS, table.rows, strict=True):
-        others = (figures[group]["mIoU"] for figures in trivial.values())
-        rows.append([cell(value) for value in (*row, *others)])
-    return header, rows
+    return header, [
+        [cell(value) for value in (*row, *(figures[group]["mIoU"] for figures in trivial.values()))]
+        for group, row in zip(GROUPS, table.rows, strict=True)
+    ]
 
 
 def recipe(config: Config, origin: Facts) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mres.convert.convert import convert
 from mres.convert.formats import SHARD_BYTES
@@ -87,7 +87,10 @@ def export(
             stage.commit()
     except OSError as error:
         raise CheckpointError(f"'{out}' was not written: {error}; nothing of it was left behind") from None
-    yield f"{out}: step {origin['step']:,}, {_said_of_results(origin)}; {out / 'README.md'} is the model card"
+    number = len(origin["results"])
+    left_out = origin.get("results_left_out") or "none were given"
+    figures = f"figures of {number} evaluation(s) in the card" if number else f"no figures in the card ({left_out})"
+    yield f"{out}: step {origin['step']:,}, {figures}; {out / 'README.md'} is the model card"
 
 
 def _goes_on(result: Path, error: BaseException) -> bool:
@@ -158,21 +161,12 @@ def _finish(part: Path, config: Config, origin: Facts, found: OpenedWeights) -> 
     tokenizer = load_spec(config.model.kind).tokenizer(config.model)
     if isinstance(tokenizer, Tokenizer):  # another is code, which no such file can hold
         write_durably(part / TOKENIZER_NAME, tokenizer_json(tokenizer).encode())
-    write_durably(part / ORIGIN_NAME, _json(origin))
+    try:
+        origin_json = json.dumps(origin, indent=1, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise UserError(f"what is known of the weights cannot be written as JSON: {error}") from None
+    write_durably(part / ORIGIN_NAME, f"{origin_json}\n".encode())
     seal(part, checkpoint.step, checkpoint.state, config_yaml, tensors)
     sizes = {name: facts.bytes for name, facts in read_manifest(part)[1].items()}
     num_parameters = sum(shape.numel() for shape in found.weights.shapes.values())
     write_durably(part / CARD_NAME, render_card(config, origin, sizes, num_parameters).encode())
-
-
-def _json(value: Any) -> bytes:
-    try:
-        return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
-    except ValueError as error:
-        raise UserError(f"what is known of the weights cannot be written as JSON: {error}") from None
-
-
-def _said_of_results(origin: Facts) -> str:
-    if not origin["results"]:
-        return f"no figures in the card ({origin.get('results_left_out') or 'none were given'})"
-    return f"figures of {len(origin['results'])} evaluation(s) in the card"

@@ -68,9 +68,6 @@ def _read_object(path: Path) -> Facts:
         raise UserError(f"'{path}' cannot be read: {error}; remove it, and the card does without") from None
 
 
-# ---- training
-
-
 def _training(config: Config, run: Path | None, state: Mapping[str, Any], ancestors: int) -> Facts:
     """What a run was trained on and what it started from."""
     path = run / "environment.json" if run is not None else None
@@ -129,34 +126,31 @@ def _started_from(config: Config, ancestors: int) -> Facts | None:
     return {**facts, **_training(load_config(run / "config.yaml"), run, {}, ancestors - 1)}
 
 
-# ---- results
+def _results_in(folder: Path, checkpoint: Path, kind: Kind) -> tuple[Facts, str]:
+    """What results.json in a folder says, and what it is of where that is not these weights, else ""."""
+    summary, _ = read_results(folder)
+    evaluated = Path(str(summary["checkpoint"]))
+    # The folder may have moved, but not its name and its run's.
+    mine, theirs = checkpoint.absolute().parts[-3:], evaluated.absolute().parts[-3:]
+    if mine != theirs and checkpoint.absolute() != evaluated.absolute():
+        return summary, f"of {evaluated}, not of {checkpoint}"
+    weights = summary.get("weights", "model")
+    return summary, "" if weights == kind else f"of the weights '{weights}', not of '{kind}'"
 
 
 def _own_results(run: Path, checkpoint: Path, kind: Kind) -> tuple[list[Facts], str]:
     """The figures in the run's folder, if they are of these weights; and why there are none."""
     if not (run / SUMMARY_NAME).is_file():
         return [], "the run was not evaluated"
-    summary, _ = read_results(run)
-    problem = _other_weights(summary, checkpoint, kind)
-    return ([], f"{SUMMARY_NAME} in the run's folder is {problem}") if problem else ([summary], "")
+    summary, other = _results_in(run, checkpoint, kind)
+    return ([], f"{SUMMARY_NAME} in the run's folder is {other}") if other else ([summary], "")
 
 
 def _given_results(folder: Path, checkpoint: Path, kind: Kind) -> Facts:
-    summary, _ = read_results(folder)
-    problem = _other_weights(summary, checkpoint, kind)
-    if problem:
+    summary, other = _results_in(folder, checkpoint, kind)
+    if other:
         raise ResultsError(
-            f"'{folder / SUMMARY_NAME}' is {problem}; evaluate what is exported: python launch/evaluate.py … --checkpoint "
+            f"'{folder / SUMMARY_NAME}' is {other}; evaluate what is exported: python launch/evaluate.py … --checkpoint "
             f"{checkpoint} --out {folder}"
         )
     return summary
-
-
-def _other_weights(summary: Mapping[str, Any], checkpoint: Path, kind: Kind) -> str:
-    """What figures are of, where that is not `checkpoint`; the folder may have moved, but not its name and its run's."""
-    evaluated = Path(str(summary["checkpoint"]))
-    mine, theirs = checkpoint.absolute().parts[-3:], evaluated.absolute().parts[-3:]
-    if mine != theirs and checkpoint.absolute() != evaluated.absolute():
-        return f"of {evaluated}, not of {checkpoint}"
-    weights = summary.get("weights", "model")
-    return "" if weights == kind else f"of the weights '{weights}', not of '{kind}'"

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mres.cluster.options import build_parser, make_request
-from mres.cluster.request import JobRequest, parse_directives, parse_time_limit
+from mres.cluster.request import JobRequest, build_parser, make_request, parse_directives, parse_time_limit
 from mres.config import load_config
 from mres.errors import UserError
 

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from mres.evaluate.results import ExpressionResult, summarise
-from mres.evaluate.table import cell, kind_rows, print_tables, result_rows, tables_as_text
+from mres.evaluate.table import cell, kind_rows, print_tables, result_rows
 
 RESULT = ExpressionResult("im/o/0", "im", "o", "object", "car", "colour", "the red car", 1, 4)
 RESULTS = [
@@ -44,17 +44,19 @@ def test_cells(value, shown):
     assert cell(value) == shown
 
 
-def test_plain_text_has_no_escapes_and_shows_markup_like_names_as_they_are():
-    text = tables_as_text(summary(everything=RESULTS))
+def test_plain_text_has_no_escapes_and_shows_markup_like_names_as_they_are(capsys):
+    print_tables(summary(everything=RESULTS))
+    text = capsys.readouterr().out
     assert "\x1b" not in text
     assert "[red]" in text
     assert "1,201" in text
     assert "object & part" in text
 
 
-def test_an_evaluation_without_parts_has_dashes():
+def test_an_evaluation_without_parts_has_dashes(capsys):
     only_objects = summarise(RESULTS[:2], threshold=0.5, checkpoint="c", data={})
-    (line,) = [line for line in tables_as_text(only_objects).splitlines() if line.strip().startswith("part")]
+    print_tables(only_objects)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("part")]
     assert line.split() == ["part", "0", *["–"] * 7]
 
 
