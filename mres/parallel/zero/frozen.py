@@ -23,6 +23,10 @@ class Frozen:
         self.parameters = {name: parameter for name, parameter in named.items() if not parameter.requires_grad}
         self.exact = {name: _exact(parameter) for name, parameter in self.parameters.items() if owners[name] == rank}
 
+    def find(self, model: nn.Module) -> None:
+        """Once the model has memory: what it was given are other parameters."""
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in self.parameters}
+
     def write(self, name: str, whole: Tensor) -> None:
         """Takes the whole float32 tensor; what is gathered from shards (stage 3) is gathered anew by `sync_params`."""
         if name in self.exact:

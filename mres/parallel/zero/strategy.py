@@ -63,6 +63,7 @@ class ZeroStrategy(Strategy):
             with refusals_named(self.config.ds_config):
                 _partition_parameters(deepspeed, model, settings, self.world.device)
         materialise(model, self.world.device)
+        frozen.find(model)
         buffers = [(module, name, b) for module in model.modules() for name, b in module._buffers.items()]
         self._optimizer = build_optimizer(model, groups, adamw)
         # It prints memory figures (stage 1 in bfloat16); what its logger says comes through.
