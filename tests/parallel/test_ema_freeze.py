@@ -13,6 +13,7 @@ import torch
 import toy_training as toy
 from torch import Tensor
 
+from mres.model.unires.spec import SPEC
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import Strategy
 from mres.supervise.world import World
@@ -51,7 +52,7 @@ def build(kind: str, world: World, *, seed: int = 0) -> Strategy:
         if hasattr(strategy, name):
             setattr(type(strategy), name, value)
     freeze(model, ["text", "vision.vit.blocks.0.mlp"])
-    groups = parameter_groups(model, 0.05, lr_scales(model, OptimConfig(image_lr_scale=0.1)))
+    groups = parameter_groups(model, 0.05, lr_scales(model, OptimConfig(image_lr_scale=0.1), SPEC))
     strategy.wrap(model, model.blocks(), groups, toy.ADAMW)
     strategy.track_average()
     return strategy
