@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mres.errors import UserError
+from mres.model.construction import lost_fill
 
 # Fills a whole tensor in place, from a generator of the CPU (None: from torch's global one).
 Fill = Callable[[Tensor, torch.Generator | None], object]
@@ -61,28 +62,36 @@ def initialisers(model: nn.Module) -> dict[str, Fill | Reset]:
     own layers start as torch starts them, and others by their `reset_parameters`.
 
     Raises:
-        UserError: none of these fills a parameter.
+        UserError: none of these fills a parameter, or the constructor fills it otherwise.
     """
     modules = list(model.named_modules())
     fills: dict[str, Fill | Reset] = {}
     for prefix, module in modules:
         fills |= {_join(prefix, name): fill for name, fill in _torch_initialisers(module).items()}
     resets = {prefix: _without_memory(module) for prefix, module in modules if _own_reset(module) is not None}
-    first: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    first: dict[nn.Parameter, str] = {parameter: name for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         around = [prefix for prefix in resets if name.startswith(_join(prefix, ""))]
         if around and first[parameter] == name:
             fills[name] = Reset(name, {prefix: resets[prefix] for prefix in around}, fills.get(name))
+    said: dict[str, Fill] = {}
     for prefix, module in reversed(modules):  # outer modules have the last word
         own: dict[str, Fill] = getattr(module, "initialisers", dict)()
-        fills |= {_first_name(model, first, _join(prefix, name)): fill for name, fill in own.items()}
-    for name in first.values():
-        if name not in fills:
+        said |= {_first_name(model, first, _join(prefix, name)): fill for name, fill in own.items()}
+    for parameter, name in first.items():
+        if name not in fills and name not in said:
             raise _no_start(name)
-    return fills
+        lost = lost_fill(model.get_submodule(name.rpartition(".")[0]), parameter)
+        if lost and name not in said:
+            raise UserError(
+                f"the constructor gives the model's parameter '{name}' values of its own ({lost}), which are not kept: "
+                "they are drawn by the seed and its name. Say them in a method initialisers() of the model "
+                f"({{'{name}': mres.model.initial.normal(0.02)}}, or uniform, constant), or in a reset_parameters()"
+            )
+    return fills | said
 
 
-def _first_name(model: nn.Module, first: Mapping[Tensor, str], name: str) -> str:
+def _first_name(model: nn.Module, first: Mapping[nn.Parameter, str], name: str) -> str:
     module, _, own = name.rpartition(".")
     parameter = model.get_submodule(module)._parameters.get(own)
     return name if parameter is None else first[parameter]

@@ -6,16 +6,14 @@ Shapes: B images, S side of the square, K expressions an image, T tokens, h side
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils.weak import WeakIdKeyDictionary
 
 from mres.errors import UserError
 from mres.model.config import LossConfig, ModelConfig
+from mres.model.construction import check_tensors, parameters_on_meta
 from mres.model.spec import Encoder, Tokenize, Tower, load_spec
 from mres.stream.batch import Batch, StreamShape
 
@@ -42,10 +40,11 @@ class SegmentationTask:
             seed: of what a constructor draws for a buffer.
 
         Raises:
-            UserError: an encoder or tower of the spec that the model does not have.
+            UserError: an encoder or tower of the spec that the model does not have, or tensors that cannot be trained.
         """
         with parameters_on_meta():
             model = self._construct(seed)
+        check_tensors(model)
         for part in (self.spec.image_encoder, self.spec.text_encoder, self.spec.image_weights, self.spec.text_weights):
             self._check_part(model, part)
         return model
@@ -98,23 +97,3 @@ class SegmentationTask:
                 raise UserError(
                     f"model.kind='{self._model.kind}': its spec names the submodule '{name}', and the model has {known}"
                 ) from None
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Every parameter moves there as it is registered, before its module fills it; a tied one keeps its identity."""
-
-    moved = WeakIdKeyDictionary()
-
-    def move(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta:
-            return parameter
-        if parameter not in moved:
-            moved[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-        return moved[parameter]
-
-    hook = register_module_parameter_registration_hook(move)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        hook.remove()

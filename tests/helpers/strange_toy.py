@@ -11,8 +11,8 @@ import torch
 import toy_training as toy
 from torch import Tensor, nn
 
+from mres.model.construction import parameters_on_meta
 from mres.model.initial import Fill, initial_weights, normal
-from mres.model.task import parameters_on_meta
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import Strategy
 from mres.supervise.world import World

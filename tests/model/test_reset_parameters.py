@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mres.errors import UserError
+from mres.model.construction import parameters_on_meta
 from mres.model.initial import initial_weights
-from mres.model.task import parameters_on_meta
 
 
 def drawn(model: nn.Module, seed: int = 3) -> dict[str, Tensor]:
