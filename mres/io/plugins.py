@@ -67,7 +67,7 @@ def _load(where: str, what: str) -> ModuleType:
         raise UserError(f"{what}: importing it failed: {failure(error)}") from error
 
 
-def failure(error: Exception, file: str | None = None) -> str:
+def failure(error: Exception | SystemExit, file: str | None = None) -> str:
     """What a user's code raised, and where: in `file`, if that is on the way there."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == file]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mres.errors import UserError
 from mres.model.config import LossConfig
 
 
@@ -16,7 +17,15 @@ def mask_losses(logits_BKhw: Tensor, target_BKhw: Tensor, valid_BK: Tensor, conf
     The caller divides by the number of valid expressions of the whole global batch, accumulation included, so that
     neither ranks nor micro-batches change what an expression weighs. `target` is the covered share of each logit's
     cell, 0…1. Dice with +1 smoothing (Milletari et al. 2016), so that an empty mask has a gradient too.
+
+    Raises:
+        UserError: logits of another shape than the target.
     """
+    if logits_BKhw.shape != target_BKhw.shape:
+        raise UserError(
+            f"the model's logits are of shape {tuple(logits_BKhw.shape)}, and {tuple(target_BKhw.shape)} is due (images, "
+            "expressions, height, width of the grid): what its spec's forward gives does not fit its shape"
+        )
     dtype = torch.promote_types(logits_BKhw.dtype, torch.float32)
     logits = logits_BKhw.to(dtype).flatten(2)
     target = target_BKhw.to(dtype).flatten(2)

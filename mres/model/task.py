@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,22 @@ class SegmentationTask:
         return self.spec.initial_weights(module, seed)
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
-        """What is sharded, computed again and compiled one by one."""
-        return list(self.spec.blocks(module))
+        """What is sharded, computed again and compiled one by one.
+
+        Raises:
+            UserError: a block that is no submodule, or the model, or that is there twice or within another one.
+        """
+        names = {child: name for name, child in module.named_modules()}
+        blocks, seen = list(self.spec.blocks(module)), list[str]()
+        for block in blocks:
+            name = names.get(block) if isinstance(block, nn.Module) else None
+            problem = _no_block(block, name, seen)
+            if problem or name is None:
+                raise UserError(
+                    f"model.kind='{self._model.kind}': the blocks of its spec have {problem}; they lie side by side"
+                )
+            seen.append(name)
+        return blocks
 
     def logits(self, module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Tensor:
         """uint8 images and token ids to mask logits_BKhh."""
@@ -72,7 +87,7 @@ class SegmentationTask:
     def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over the valid expressions of `batch`: "loss" (to differentiate) and its parts."""
         outputs = self.spec.forward(module, batch.image_BCSS, batch.text_BKT)
-        return self.spec.losses(outputs, batch.mask_BKhh.float() / 255, batch.valid_BK, self._loss)
+        return self._losses(outputs, batch, batch.valid_BK)
 
     def losses_of_each(self, module: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor]]:
         """The same of each of K expressions alone, as if no other were valid; the forward pass is made once."""
@@ -80,7 +95,17 @@ class SegmentationTask:
         for k in range(batch.valid_BK.shape[1]):
             valid_BK = torch.zeros_like(batch.valid_BK)
             valid_BK[:, k] = batch.valid_BK[:, k]
-            yield self.spec.losses(outputs, batch.mask_BKhh.float() / 255, valid_BK, self._loss)
+            yield self._losses(outputs, batch, valid_BK)
+
+    def _losses(self, outputs: Any, batch: Batch, valid_BK: Tensor) -> dict[str, Tensor]:
+        losses = self.spec.losses(outputs, batch.mask_BKhh.float() / 255, valid_BK, self._loss)
+        odd = [name for name, value in losses.items() if not name.startswith("loss") or value.dim()]
+        if odd or "loss" not in losses:
+            raise UserError(
+                f"model.kind='{self._model.kind}': its losses give {', '.join(losses)}{f', and {odd[0]!r} cannot be' if odd else ''}; "
+                "they are sums, scalars, under names that begin with 'loss', and 'loss' itself is one of them"
+            )
+        return losses
 
     def _construct(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -97,3 +122,14 @@ class SegmentationTask:
                 raise UserError(
                     f"model.kind='{self._model.kind}': its spec names the submodule '{name}', and the model has {known}"
                 ) from None
+
+
+def _no_block(block: Any, name: str | None, seen: list[str]) -> str | None:
+    """What is wrong with a block of that name after others."""
+    if not name:
+        return "the whole model" if name == "" else f"{block!r}, which is no submodule of the model"
+    if name in seen:
+        return f"'{name}' twice"
+    around = [(name, other) for other in seen if name.startswith(f"{other}.")]
+    around += [(other, name) for other in seen if other.startswith(f"{name}.")]
+    return f"'{around[0][0]}' inside '{around[0][1]}'" if around else None

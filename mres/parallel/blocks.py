@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mres.errors import UserError
@@ -75,21 +75,24 @@ def _selective() -> tuple[AbstractContextManager[Any], AbstractContextManager[An
 
 def _contexts(block: nn.Module, selective: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     forward, again = _selective() if selective else (nullcontext(), nullcontext())
-    return forward, _on_copies_of_buffers(block, again)
+    found = [{n: None if b is None else b.clone() for n, b in m._buffers.items()} for m in block.modules()]
+    return forward, _on_buffers(block, found, again)
 
 
 @contextmanager
-def _on_copies_of_buffers(block: nn.Module, inner: AbstractContextManager[Any]) -> Iterator[None]:
-    """What counts or averages in the forward pass must not do it twice."""
-    own = [(m._buffers, name, b) for m in block.modules() for name, b in m._buffers.items() if b is not None]
-    for buffers, name, buffer in own:
-        buffers[name] = buffer.clone()
+def _on_buffers(
+    block: nn.Module, found: list[dict[str, Tensor | None]], inner: AbstractContextManager[Any]
+) -> Iterator[None]:
+    """The second pass sees the buffers that the first one found, and does not count or average in the model's own."""
+    own = [module._buffers.copy() for module in block.modules()]
+    for module, buffers in zip(block.modules(), found, strict=True):
+        module._buffers.update(buffers)
     try:
         with inner:
             yield
     finally:
-        for buffers, name, buffer in own:
-            buffers[name] = buffer
+        for module, buffers in zip(block.modules(), own, strict=True):
+            module._buffers.update(buffers)
 
 
 def _save_or_recompute(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -28,7 +28,7 @@ class Staging:
         """Copies that share no memory with `local_shards`; they overwrite what the last call returned."""
         staged = {}
         for name, shard in shards.items():
-            if name not in self._buffers:
+            if name not in self._buffers or not _alike(self._buffers[name], shard):
                 self._buffers[name] = _host_memory(shard)
             staged[name] = self._buffers[name]
             for offset, box in shard.boxes.items():
@@ -42,6 +42,12 @@ def host_bytes(shards: Mapping[str, LocalShard]) -> int:
     """What copies of them take; of a GPU's, torch rounds every pinned box up to a power of two."""
     boxes = (box for shard in shards.values() for box in shard.boxes.values() if box.nbytes)
     return sum(1 << (box.nbytes - 1).bit_length() if box.device.type == "cuda" else box.nbytes for box in boxes)
+
+
+def _alike(one: LocalShard, other: LocalShard) -> bool:
+    """Whether one's memory can take the other: a buffer may change its shape from step to step."""
+    shapes = [{offset: box.shape for offset, box in shard.boxes.items()} for shard in (one, other)]
+    return (one.shape, one.dtype, shapes[0]) == (other.shape, other.dtype, shapes[1])
 
 
 def _host_memory(shard: LocalShard) -> LocalShard:

@@ -181,8 +181,8 @@ class Strategy(ABC):
     def diverged_buffers(self) -> list[str]:
         """The buffers that are not the same on every rank, of which a checkpoint would keep one rank's alone."""
         mine = digests(persistent_buffers(self.model))
-        found = self.all_gather_object(mine) if mine else [mine]
-        return sorted(name for name in found[0] if len({of_rank[name] for of_rank in found}) > 1)
+        found = self.all_gather_object(mine)
+        return sorted(name for name in set().union(*found) if len({of_rank.get(name) for of_rank in found}) > 1)
 
     def describe(self) -> str:
         """How and in which precision it trains, for the log."""

@@ -132,7 +132,7 @@ def _named(method: Callable[..., Any], reference: str) -> Callable[..., Any]:
     def called(*arguments: Any) -> Any:
         try:
             return method(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit would end the run as if all were well
             from mres.supervise.peer_monitor import is_of_communication
 
             if is_of_communication(error):  # another rank's fault, perhaps, which is found out elsewhere

@@ -95,6 +95,7 @@ class _Session:
             world_size=world.size,
         )
         self.last_step = config.train.total_steps(self.stream.order.steps_per_epoch)
+        self._origin = origin_of_kind(config.model.kind)  # now: its file may change or go while the run lasts
         self.log = RunLog(config.run_dir, enabled=world.is_main)
         self.progress = Progress()
         self.callbacks = Callbacks()
@@ -251,7 +252,7 @@ class _Session:
             "frozen": sorted(self.config.optim.freeze),
             "buffers": sorted(persistent_buffers(self.strategy.model)),
             "groups": [asdict(group) for group in self.groups],
-            "model": self.config.model.model_dump(mode="json") | origin_of_kind(self.config.model.kind),
+            "model": self.config.model.model_dump(mode="json") | self._origin,
         }
 
     def _evaluate(self, step: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mres.errors import UserError
 from mres.model.config import LossConfig
 from mres.model.loss import mask_losses
 
@@ -72,3 +73,8 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     exact = mask_losses(logits_BKhw.bfloat16().float(), target_BKhw, valid_BK, LossConfig())
     found = mask_losses(logits_BKhw.bfloat16(), target_BKhw, valid_BK, LossConfig())
     assert torch.equal(found["loss"], exact["loss"])
+
+
+def test_logits_of_another_shape_are_refused_though_they_are_as_many() -> None:
+    with pytest.raises(UserError, match=r"\(2, 3, 2, 8\).*\(2, 3, 4, 4\)"):
+        mask_losses(torch.zeros(2, 3, 2, 8), torch.zeros(2, 3, 4, 4), torch.ones(2, 3), LossConfig())

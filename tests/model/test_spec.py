@@ -12,6 +12,7 @@ from mres.errors import UserError
 from mres.model.config import LossConfig
 from mres.model.spec import absolute_kind, is_same_kind, load_spec, origin_of_kind
 from mres.model.task import SegmentationTask
+from mres.stream.batch import empty_batch
 from mres.train.config import OptimConfig
 from mres.train.optim import lr_scales
 
@@ -149,3 +150,41 @@ def test_losses_of_each_expression_are_those_of_all() -> None:
         each = [float(losses["loss"]) for losses in task.losses_of_each(model, batch)]
         assert sum(each) == pytest.approx(float(task.losses(model, batch)["loss"]), rel=1e-5)
     assert each[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ('{"total": x.sum()}', ["losses give total", "'loss'"]),
+        ('{"loss": x.sum(), "step": x.sum()}', ["'step'"]),
+        ('{"loss": x.sum(), "loss_each": x}', ["'loss_each'"]),
+    ],
+)
+def test_losses_that_would_be_taken_for_something_else_are_refused(
+    tmp_path: Path, losses: str, words: list[str]
+) -> None:
+    change = "SPEC = ModelSpec(", f"SPEC = ModelSpec(losses=lambda x, target, valid, config: {losses},"
+    config = load_config(None, [f"model.kind={written(tmp_path, change)}", "model.image_size=32", "model.width=16"])
+    task = SegmentationTask(config.model, LossConfig())
+    batch = empty_batch(2, 3, task.shape, shared=False)
+    with pytest.raises(UserError) as refused:
+        task.losses(task.build(0), batch)
+    assert [word for word in words if word not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("blocks", "word"),
+    [
+        ("[model, *model.blocks]", "the whole model"),
+        ("[model.blocks[0], model.blocks[0]]", "'blocks.0' twice"),
+        ("[model.blocks, model.blocks[0]]", "'blocks.0' inside 'blocks'"),
+        ("[model.blocks[0].norm, model.blocks[0]]", "'blocks.0.norm' inside 'blocks.0'"),
+        ("[nn.Identity()]", "Identity"),
+        ("['blocks.0']", "'blocks.0'"),
+    ],
+)
+def test_blocks_that_are_no_blocks_are_refused(tmp_path: Path, blocks: str, word: str) -> None:
+    kind = written(tmp_path, ("blocks=lambda model: list(model.blocks)", f"blocks=lambda model: {blocks}"))
+    task = SegmentationTask(load_config(None, [f"model.kind={kind}"]).model, LossConfig())
+    with pytest.raises(UserError, match=word):
+        task.blocks(task.outline())

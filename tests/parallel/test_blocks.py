@@ -49,6 +49,33 @@ def test_recomputing_changes_no_bit(kind: str, dropout: float) -> None:
     assert [name for name in expected if not torch.equal(gradients[name], expected[name])] == []
 
 
+class Fading(nn.Module):
+    """What it computes depends on how often it was called."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.fc, self.in_place = nn.Linear(3, 3), in_place
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        self.calls = self.calls.add_(1) if self.in_place else self.calls + 1
+        return (self.fc(x_BC) / float(self.calls)).tanh()
+
+
+@pytest.mark.parametrize("kind", ["block", "selective"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_the_second_pass_sees_the_buffers_that_the_first_one_found(kind: str, in_place: bool) -> None:
+    found = []
+    for changes in ({}, {"activation_checkpointing": kind}):
+        torch.manual_seed(0)
+        block = Fading(in_place=in_place)
+        prepare_blocks([block], options(**changes))
+        block(block(torch.ones(2, 3))).sum().backward()
+        found.append((block.fc.weight.grad, block.calls))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] == 2
+
+
 def test_dropout_was_drawn() -> None:
     assert not torch.equal(step(model_of(0.3))[0], step(model_of(0.0))[0])
 

@@ -110,6 +110,14 @@ def test_a_staged_copy_is_what_was_there_and_is_written_by_another_thread(tmp_pa
     assert not {box.data_ptr() for _, box in local_tensors(live) if box.numel()} & set(pointers)
 
 
+def test_a_buffer_that_has_changed_its_shape_or_type_is_copied_as_it_is_now() -> None:
+    staging = Staging()
+    for value in (torch.arange(3.0), torch.tensor([7.0]), torch.tensor([9], dtype=torch.int64)):
+        (staged,) = staging.copy({"queue": LocalShard.of(value)}).values()
+        assert (staged.shape, staged.dtype) == (value.shape, value.dtype)
+        assert [box.tolist() for box in staged.boxes.values()] == [value.tolist()]
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [

@@ -43,6 +43,10 @@ class Failing(Callback):
         if step == 2 and self.world.rank == 0:
             {}["nothing"]
 
+class Leaving(Callback):
+    def after_step(self, step, batch):
+        raise SystemExit(0)
+
 class NoCallback: ...
 """
 
@@ -78,6 +82,17 @@ def test_what_a_callback_raises_ends_the_run_with_its_name(tmp_path: Path, tiny_
     assert "the callback 'own.py:Failing' (train.callbacks) failed in after_step: KeyError: 'nothing'" in done.output
     assert re.search(r"own\.py:\d+\)", done.output)
     assert "Traceback" not in done.output
+
+
+def test_a_callback_that_exits_does_not_end_the_run_as_if_all_were_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    config = load_config(None, ["train.callbacks=[own.py:Leaving]", "data.train=nowhere"])
+    (leaving,) = users_callbacks(config, World(0, 1, 0, 1, torch.device("cpu")))
+    with pytest.raises(UserError, match=r"'own.py:Leaving'.*after_step: SystemExit: 0"):
+        leaving.after_step(1, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
