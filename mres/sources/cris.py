@@ -3,20 +3,12 @@
 import argparse
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mres.records import RecordError
-from mres.sources.cris_tables import (
-    EntryFile,
-    Segment,
-    check_count,
-    coco_category,
-    expressions,
-    file_source,
-    image_name,
-    segment_id,
-)
+from mres.sources.cris_tables import EntryFile, Segment, check_count, file_source, read_segment
 from mres.sources.reading import add_paths
 from mres.sources.refer_counts import PUBLISHED
 from mres.sources.source import RecordSource
@@ -70,17 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _segment(number: int, entry: dict[str, Any], where: str, notes: "Counter[str]") -> Segment:
-    sentences = entry.get("sentences")
-    found = Segment(
-        number=number,
-        image_name=image_name(entry.get("img_name"), where),
-        id=segment_id(entry.get("segment_id"), where),
-        granularity="object",
-        category=coco_category(entry.get("cat"), where),
-        expressions=expressions(sentences, where, "sentences", notes),
-        box=_box(entry.get("bbox"), where),
-    )
-    check_count(entry.get("sentences_num"), sentences, where, "sentences_num")
+    found = replace(read_segment(number, entry, where, notes), box=_box(entry.get("bbox"), where))
+    check_count(entry.get("sentences_num"), entry["sentences"], where, "sentences_num")
     return found
 
 

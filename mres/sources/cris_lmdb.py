@@ -5,24 +5,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mres.errors import UserError
 from mres.io.progress import track
 from mres.records import ImageRecord, RecordError, Rle
-from mres.sources.cris_tables import (
-    Picture,
-    Segment,
-    check_count,
-    coco_category,
-    expressions,
-    image_name,
-    make_record,
-    pictures,
-    segment_id,
-)
+from mres.sources.cris_tables import Picture, Segment, check_count, make_record, pictures, read_segment
 from mres.sources.legacy_arrow import is_legacy_arrow, loads
 from mres.sources.mask_files import read_mask
 from mres.sources.reading import add_paths, name_of
@@ -59,14 +48,18 @@ def cris_lmdb(lmdb: Path, *, split: str | None = None) -> RecordSource:
                 segments.append(_segment(number, content, _where(path, key), notes))
             except RecordError as error:
                 errors.append(error)
-    records = _LmdbRecords(path, keys, pictures(segments, path, notes), split or path.stem, notes)
+    found, split = pictures(segments, path, notes), split or path.stem
+
+    def make(number: int) -> ImageRecord:
+        return _record(found[number], path, keys, split, notes)
+
     description = {
         "format": "cris-lmdb",
         "lmdb": name_of(path),
         "values_sha256": digest.hexdigest(),
-        "split": records.split,
+        "split": split,
     }
-    return RecordSource(str(path), len(records.pictures), records.make, description, notes, errors)
+    return RecordSource(str(path), len(found), make, description, notes, errors)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,49 +155,22 @@ def _fields(content: bytes, where: str) -> dict[str, Any]:
 
 def _segment(number: int, content: bytes, where: str, notes: "Counter[str]") -> Segment:
     value = _fields(content, where)
-    sentences = value.get("sents")
-    found = Segment(
-        number=number,
-        image_name=image_name(value.get("img_name"), where),
-        id=segment_id(value.get("seg_id"), where, "seg_id"),
-        granularity="object",
-        category=coco_category(value.get("cat"), where),
-        expressions=expressions(sentences, where, "sents", notes),
-    )
-    check_count(value.get("num_sents"), sentences, where, "num_sents")
+    found = read_segment(number, value, where, notes, id_field="seg_id", sentences_field="sents")
+    check_count(value.get("num_sents"), value["sents"], where, "num_sents")
     return found
 
 
-@dataclass(frozen=True)
-class _LmdbRecords:
-    """The records of the images that an LMDB's values belong to."""
+def _record(picture: Picture, path: Path, keys: list[bytes], split: str, notes: "Counter[str]") -> ImageRecord:
+    where = f"{path}: {picture.name}"
+    with _reading(path) as transaction:
+        contents = {segment.number: _get(transaction, keys[segment.number]) for segment in picture.segments}
+    values = {number: _fields(content or b"", _where(path, keys[number])) for number, content in contents.items()}
+    image = values[picture.segments[0].number]["img"]
+    if any(value["img"] != image for value in values.values()):
+        raise RecordError(f"{where}: its values carry different images under this name")
 
-    path: Path
-    keys: list[bytes]
-    pictures: list[Picture]
-    split: str
-    notes: "Counter[str]"
+    def mask_of(segment: Segment, height: int, width: int) -> Rle:
+        return read_mask(values[segment.number]["mask"], height, width, _where(path, keys[segment.number]), notes)
 
-    def make(self, number: int) -> ImageRecord:
-        picture = self.pictures[number]
-        where = f"{self.path}: {picture.name}"
-        values = self._values(picture)
-        image = values[picture.segments[0].number]["img"]
-        if any(value["img"] != image for value in values.values()):
-            raise RecordError(f"{where}: its values carry different images under this name")
-
-        def mask_of(segment: Segment, height: int, width: int) -> Rle:
-            place = _where(self.path, self.keys[segment.number])
-            return read_mask(values[segment.number]["mask"], height, width, place, self.notes)
-
-        source = f"{self.path.resolve().parent.name} (cris)"
-        return make_record(picture, image, mask_of, where, split=self.split, source=source, notes=self.notes)
-
-    def _values(self, picture: Picture) -> dict[int, dict[str, Any]]:
-        """{number: value} of an image's segments."""
-        with _reading(self.path) as transaction:
-            contents = {segment.number: _get(transaction, self.keys[segment.number]) for segment in picture.segments}
-        return {
-            number: _fields(content or b"", _where(self.path, self.keys[number]))
-            for number, content in contents.items()
-        }
+    source = f"{path.resolve().parent.name} (cris)"
+    return make_record(picture, image, mask_of, where, split=split, source=source, notes=notes)

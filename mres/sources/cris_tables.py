@@ -108,7 +108,29 @@ def _merged(before: Target | None, target: Target, where: str, notes: "Counter[s
     return Target(target.id, target.granularity, target.category, target.mask, target.box, expressions)
 
 
-def image_name(value: Any, where: str) -> str:
+def read_segment(
+    number: int,
+    entry: dict[str, Any],
+    where: str,
+    notes: "Counter[str]",
+    *,
+    granularity: Granularity = "object",
+    category: str | None = None,
+    id_field: str = "segment_id",
+    sentences_field: str = "sentences",
+) -> Segment:
+    """The segment of entry `number`, checked; its category is that of its `cat` unless given. Raises: RecordError."""
+    return Segment(
+        number=number,
+        image_name=_image_name(entry.get("img_name"), where),
+        id=_segment_id(entry.get(id_field), where, id_field),
+        granularity=granularity,
+        category=_coco_category(entry.get("cat"), where) if category is None else category,
+        expressions=_expressions(entry.get(sentences_field), where, sentences_field, notes),
+    )
+
+
+def _image_name(value: Any, where: str) -> str:
     """A checked `img_name`: a relative path that stays in its folder."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise RecordError(f"{where}: field 'img_name': found {value!r}, expected an image's file name")
@@ -118,7 +140,7 @@ def image_name(value: Any, where: str) -> str:
     return value
 
 
-def segment_id(value: Any, where: str, field: str = "segment_id") -> str:
+def _segment_id(value: Any, where: str, field: str) -> str:
     """A checked id, a whole number or text, as text that may stand in a file name."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not text or not text.isprintable() or {"/", "\\"} & set(text):
@@ -126,7 +148,7 @@ def segment_id(value: Any, where: str, field: str = "segment_id") -> str:
     return text
 
 
-def expressions(value: Any, where: str, field: str, notes: "Counter[str]") -> tuple[Expression, ...]:
+def _expressions(value: Any, where: str, field: str, notes: "Counter[str]") -> tuple[Expression, ...]:
     """The sentences of a segment: {"sent": text, …} or the text itself; blank ones are counted and left out."""
     if not isinstance(value, list):
         raise RecordError(f"{where}: field '{field}': found {type(value).__name__}, expected a list of sentences")
@@ -151,7 +173,7 @@ def check_count(value: Any, counted: Any, where: str, field: str) -> None:
         raise RecordError(f"{where}: field '{field}': found {value!r}, but {len(counted)} sentences are listed")
 
 
-def coco_category(value: Any, where: str) -> str:
+def _coco_category(value: Any, where: str) -> str:
     """The name of a `cat`, which is a place in COCO's 80 categories."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(COCO_NAMES):
         raise RecordError(f"{where}: field 'cat': found {value!r}, expected 0 to 79, a place among COCO's categories")

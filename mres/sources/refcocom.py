@@ -14,7 +14,7 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import Granularity
 from mres.sources.coco_names import COCO_NAMES
-from mres.sources.cris_tables import EntryFile, Segment, expressions, file_source, image_name, segment_id
+from mres.sources.cris_tables import EntryFile, Segment, file_source, read_segment
 from mres.sources.reading import add_paths
 from mres.sources.source import RecordSource
 
@@ -55,8 +55,9 @@ def refcocom(root: Path, *, split: str, setting: str, images: Path | None = None
         notes["segments of part_only that object_part lacks"] = absent
 
     def parse(number: int, entry: dict[str, Any], where: str) -> Segment:
-        is_part = parts is None or _key(entry) in parts
-        return _segment(number, entry, where, "part" if is_part else "object", notes)
+        granularity: Granularity = "part" if parts is None or _key(entry) in parts else "object"
+        category = _category(entry, granularity)
+        return read_segment(number, entry, where, notes, granularity=granularity, category=category)
 
     return file_source(
         file,
@@ -118,19 +119,6 @@ def _key(entry: dict[str, Any]) -> tuple[str, str]:
 
 def _keys(file: EntryFile) -> Iterator[tuple[str, str]]:
     return (_key(entry) for entry in file.entries)
-
-
-def _segment(
-    number: int, entry: dict[str, Any], where: str, granularity: Granularity, notes: "Counter[str]"
-) -> Segment:
-    return Segment(
-        number=number,
-        image_name=image_name(entry.get("img_name"), where),
-        id=segment_id(entry.get("segment_id"), where),
-        granularity=granularity,
-        category=_category(entry, granularity),
-        expressions=expressions(entry.get("sentences"), where, "sentences", notes),
-    )
 
 
 def _category(entry: dict[str, Any], granularity: Granularity) -> str:

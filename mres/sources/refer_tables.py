@@ -143,19 +143,31 @@ def ref_source(
     _refuse_mismatch(tables, refs)
     if astray := len(tables.file.errors):
         notes["annotations of instances.json without an image or a category, left out"] = astray
-    records = _RefRecords(tables, defaultdict(list), images, split, title, tables.file.record_ids(), notes)
+    file, ids = tables.file, tables.file.record_ids()
+    refs_of: dict[Id, list[Ref]] = defaultdict(list)
     for ref in refs:
-        records.refs_of[ref.image_id].append(ref)
-    image_ids = [image_id for image_id in tables.file.images if image_id in records.refs_of]
+        refs_of[ref.image_id].append(ref)
+    image_ids = [image_id for image_id in file.images if image_id in refs_of]
+
+    def make(number: int) -> ImageRecord:
+        image_id = image_ids[number]
+        where = file.where(image_id)
+        height, width = file.size(image_id, where)
+        image = read_image(images, file.images[image_id]["file_name"], where, exact=file.names_repeat)
+        targets = tuple(_targets(tables, refs_of[image_id], height, width, notes))
+        if not targets:
+            raise RecordError(f"{where}: none of its {len(refs_of[image_id])} refs has a mask and an expression")
+        return ImageRecord(ids[image_id], image, width, height, split, title, targets)
+
     about = {
         **description,
         "refs": tables.name,
         "refs_sha256": tables.sha256,
-        "instances": tables.file.name,
-        "instances_sha256": tables.file.sha256,
+        "instances": file.name,
+        "instances_sha256": file.sha256,
         "split": split,
     }
-    return RecordSource(str(tables.path), len(image_ids), lambda number: records.make(image_ids[number]), about, notes)
+    return RecordSource(str(tables.path), len(image_ids), make, about, notes)
 
 
 def _read(path: Path) -> list[Any]:
@@ -202,58 +214,34 @@ def _refuse_mismatch(tables: RefTables, refs: Sequence[Ref]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _RefRecords:
-    """Makes the record of an image out of its refs."""
+def _targets(tables: RefTables, refs: list[Ref], height: int, width: int, notes: "Counter[str]") -> Iterator[Target]:
+    for ref in refs:
+        expressions = tuple(_expressions(ref, tables.path, notes))
+        if not expressions:
+            notes["refs without expressions, left out"] += 1
+            continue
+        if not ref.annotation_ids:
+            yield Target(ref.id, "object", NO_TARGET, _empty_mask(height, width), (0.0, 0.0, 0.0, 0.0), expressions)
+        elif masks := list(_masks(tables, ref, height, width, notes)):
+            mask = union(masks)
+            ids = {tables.annotations[id_]["category_id"] for id_ in ref.annotation_ids}
+            category = "+".join(sorted(tables.file.names[id_] for id_ in ids))
+            yield Target(ref.id, "object", category, mask, bounding_box(mask), expressions)
 
-    tables: RefTables
-    refs_of: defaultdict[Id, list[Ref]]
-    images: Path
-    split: str
-    title: str
-    record_ids: dict[Id, str]
-    notes: "Counter[str]"
 
-    def make(self, image_id: Id) -> ImageRecord:
-        file = self.tables.file
-        where = file.where(image_id)
-        height, width = file.size(image_id, where)
-        image = read_image(self.images, file.images[image_id]["file_name"], where, exact=file.names_repeat)
-        targets = tuple(self._targets(self.refs_of[image_id], height, width))
-        if not targets:
-            raise RecordError(f"{where}: none of its {len(self.refs_of[image_id])} refs has a mask and an expression")
-        return ImageRecord(self.record_ids[image_id], image, width, height, self.split, self.title, targets)
+def _masks(tables: RefTables, ref: Ref, height: int, width: int, notes: "Counter[str]") -> Iterator[Rle]:
+    for id_ in ref.annotation_ids:
+        annotation = tables.annotations[id_]
+        where = tables.file.where(ref.image_id, annotation)
+        for segmentation in _segmentations(annotation.get("segmentation")):
+            if mask := annotation_mask(segmentation, height, width, where, notes):
+                yield mask
 
-    def _targets(self, refs: list[Ref], height: int, width: int) -> Iterator[Target]:
-        for ref in refs:
-            expressions = tuple(self._expressions(ref))
-            if not expressions:
-                self.notes["refs without expressions, left out"] += 1
-                continue
-            if not ref.annotation_ids:
-                empty = _empty_mask(height, width)
-                yield Target(ref.id, "object", NO_TARGET, empty, (0.0, 0.0, 0.0, 0.0), expressions)
-            elif masks := list(self._masks(ref, height, width)):
-                mask = union(masks)
-                yield Target(ref.id, "object", self._category(ref), mask, bounding_box(mask), expressions)
 
-    def _masks(self, ref: Ref, height: int, width: int) -> Iterator[Rle]:
-        for id_ in ref.annotation_ids:
-            annotation = self.tables.annotations[id_]
-            where = self.tables.file.where(ref.image_id, annotation)
-            for segmentation in _segmentations(annotation.get("segmentation")):
-                if mask := annotation_mask(segmentation, height, width, where, self.notes):
-                    yield mask
-
-    def _category(self, ref: Ref) -> str:
-        ids = {self.tables.annotations[id_]["category_id"] for id_ in ref.annotation_ids}
-        return "+".join(sorted(self.tables.file.names[id_] for id_ in ids))
-
-    def _expressions(self, ref: Ref) -> Iterator[Expression]:
-        for number, sentence in enumerate(ref.sentences):
-            where = f"{self.tables.path}: ref {ref.id}, sentence {number}"
-            if text := _text(sentence, where, self.notes):
-                yield Expression(text)
+def _expressions(ref: Ref, path: Path, notes: "Counter[str]") -> Iterator[Expression]:
+    for number, sentence in enumerate(ref.sentences):
+        if text := _text(sentence, f"{path}: ref {ref.id}, sentence {number}", notes):
+            yield Expression(text)
 
 
 def _segmentations(segmentation: Any) -> list[Any]:
