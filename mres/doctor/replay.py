@@ -20,11 +20,11 @@ from mres.errors import UserError
 from mres.evaluate.overlay import TRUTH_COLOUR, drawing_size, grid, overlay, panel, resized_image, resized_mask
 from mres.model.task import SegmentationTask
 from mres.pretrained import load_weights
+from mres.run_folder import BAD_STEPS, ROLLBACKS, read_lines
 from mres.stream.batch import Batch
 from mres.stream.loader import Batches
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets
-from mres.train.run_log import BAD_STEPS, ROLLBACKS, read_lines
 
 _DRAWN, _COLUMNS, _SIDE = 24, 6, 224  # of the contact sheet
 

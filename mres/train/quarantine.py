@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mres.errors import UserError
-from mres.train.run_log import QUARANTINE, RunLog
+from mres.run_folder import QUARANTINE, RunLog
 
 
 def quarantine(

@@ -10,7 +10,7 @@ from pathlib import Path
 from mres.checkpoint import store
 from mres.errors import UserError
 from mres.parallel.strategy import Strategy
-from mres.train.run_log import BAD_STEPS, ROLLBACKS, RunLog, read_lines
+from mres.run_folder import BAD_STEPS, ROLLBACKS, RunLog, read_lines
 
 
 class DivergenceError(UserError):

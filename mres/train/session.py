@@ -16,12 +16,15 @@ from mres.checkpoint import store
 from mres.checkpoint.saver import Saver
 from mres.config import Config
 from mres.errors import UserError
+from mres.flops import utilisation
 from mres.model.buffers import persistent_buffers
 from mres.model.spec import origin_of_kind
 from mres.model.task import SegmentationTask
 from mres.parallel.ema import holds_average
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, ParameterGroup
+from mres.pretrained.start import check_finite, first_weights, named_sources
+from mres.run_folder import RunLog, write_start
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
 from mres.supervise.agreement import check_agreement
@@ -40,13 +43,9 @@ from mres.train.callbacks.mfu import Mfu
 from mres.train.callbacks.profile import ProfileWindows
 from mres.train.callbacks.tensorboard import TensorBoard
 from mres.train.callbacks.trace import BatchTrace
-from mres.train.flops import utilisation
 from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
 from mres.train.progress import Progress
 from mres.train.rollback import DivergenceError, last_good, note
-from mres.train.run_folder import write_start
-from mres.train.run_log import RunLog
-from mres.train.start import check_finite, first_weights, named_sources
 from mres.train.trainer import Trainer
 
 

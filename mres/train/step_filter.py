@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mres.config import Config
 from mres.parallel.strategy import Strategy
+from mres.run_folder import BAD_STEPS, RunLog
 from mres.stream.batch import Batch
 from mres.train.progress import Progress
 from mres.train.rollback import DivergenceError
-from mres.train.run_log import BAD_STEPS, RunLog
 from mres.train.spikes import NONE, REASONS, SpikeDetector
 
 _NOT_FINITE = "loss or gradient is not finite"

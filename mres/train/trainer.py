@@ -20,13 +20,13 @@ from mres.config import Config
 from mres.errors import UserError
 from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
+from mres.run_folder import RunLog
 from mres.stream.batch import Batch
 from mres.stream.loader import TrainingStream
 from mres.supervise.stop_request import StopRequest
 from mres.train.callback import Callbacks
 from mres.train.progress import Progress
 from mres.train.quarantine import quarantine
-from mres.train.run_log import RunLog
 from mres.train.schedule import average_weight, learning_rate
 from mres.train.step_filter import SkipPolicy
 

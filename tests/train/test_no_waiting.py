@@ -12,10 +12,10 @@ from mres.model.image import normalise
 from mres.model.task import SegmentationTask
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW
+from mres.run_folder import RunLog
 from mres.stream.batch import Batch
 from mres.supervise.world import join_world, leave_world
 from mres.train.optim import parameter_groups
-from mres.train.run_log import RunLog
 from mres.train.step_filter import SkipPolicy
 
 # A value that Python reads, sizes that depend on values, and a tensor made from Python's numbers (a copy that blocks).

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from tiny_run import lines
 
+from mres.run_folder import RunLog, rewind
 from mres.train.callback import Callbacks
 from mres.train.callbacks.console import Console
 from mres.train.callbacks.jsonl import Jsonl
 from mres.train.callbacks.tensorboard import TensorBoard
-from mres.train.run_log import RunLog, rewind
 
 VALUES = {
     "step": 3, "loss": 0.1 + 0.2, "lr": 1e-5, "grad_norm": 1.0, "step_s": 0.5, "data_wait_s": 0.1,

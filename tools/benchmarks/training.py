@@ -17,6 +17,7 @@ from mres.config import Config, load_config
 from mres.model.task import SegmentationTask
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW
+from mres.run_folder import RunLog
 from mres.stream.batch import Batch
 from mres.stream.epoch import SetShape
 from mres.stream.order import Order
@@ -28,7 +29,6 @@ from mres.train.callbacks.jsonl import Jsonl
 from mres.train.callbacks.tensorboard import TensorBoard
 from mres.train.optim import parameter_groups
 from mres.train.progress import Progress
-from mres.train.run_log import RunLog
 from mres.train.trainer import Trainer
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mres.run_folder import EVALUATIONS, METRICS, RunLog
 from mres.train.callback import Callback
-from mres.train.run_log import EVALUATIONS, METRICS, RunLog
 
 
 class Jsonl(Callback):

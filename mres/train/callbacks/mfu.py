@@ -6,7 +6,7 @@ from mres.train.callback import Callback
 
 
 class Mfu(Callback):
-    """`utilisation` gives a function from images a second to that share (`train/flops.py`), or None: nobody knows the peak."""
+    """`utilisation` gives a function from images a second to that share (`mres/flops.py`), or None: nobody knows the peak."""
 
     def __init__(self, utilisation: Callable[[], Callable[[float], float] | None]) -> None:
         self._make = utilisation

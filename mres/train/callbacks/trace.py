@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from mres.parallel.strategy import Strategy
+from mres.run_folder import BATCHES, RunLog
 from mres.stream.batch import Batch
 from mres.train.callback import Callback
-from mres.train.run_log import BATCHES, RunLog
 
 
 class BatchTrace(Callback):

@@ -1,13 +1,27 @@
-"""What a device can compute at most, in FLOPs a second: NVIDIA's dense figures, on a CPU a measured matrix product.
+"""Model FLOPs: what a step needs at least, and the share of the devices' peak that it gets (MFU).
 
-Utilisation (`mfu`) is measured against it. "Dense": without the doubling by structured sparsity that data sheets print.
+The rule, as in the PaLM paper: matrix products, convolutions and attention of the forward pass count, backward takes
+twice as much, so a step is three times its forward pass. What activation checkpointing computes again, what frozen
+weights save and what the optimizer does are not in it.
+
+The peak is what a device can compute at most, in FLOPs a second: NVIDIA's dense figures, on a CPU a measured matrix
+product. "Dense": without the doubling by structured sparsity that data sheets print.
+
+Shapes: B images, K expressions an image, S side of the square, T tokens.
 """
 
 import re
 import time
+from collections.abc import Callable
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from mres.config import Config
+from mres.model.task import SegmentationTask
+from mres.supervise.world import World
+
+_PASSES = 3  # forward, and backward twice
 _TERA = 1e12
 
 # TFLOPs: bfloat16, TF32, float32 without tensor cores. The first whose words are all in the device's name counts.
@@ -37,6 +51,26 @@ _PEAKS = (
 
 _CPU_SIDE = 1024
 _CPU_BUDGET_S = 0.15
+
+
+def flops_per_image(task: SegmentationTask, num_expressions: int) -> int:
+    """Of forward and backward of one image with all its expressions; counted on the meta device, in no memory."""
+    model = task.outline().eval().to("meta")  # one image is too few for the statistics of a BatchNorm
+    shape = task.shape
+    image_BCSS = torch.empty(1, 3, shape.side, shape.side, dtype=torch.uint8, device="meta")
+    text_BKT = torch.empty(1, num_expressions, shape.text_length, dtype=torch.int32, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        task.logits(model, image_BCSS, text_BKT)
+    return _PASSES * counter.get_total_flops()
+
+
+def utilisation(config: Config, task: SegmentationTask, world: World) -> Callable[[float], float] | None:
+    """A function from images a second, over all ranks, to the share of the peak of all devices; None: unknown peak."""
+    peak = peak_flops(world.device, config.parallel.compute_dtype)
+    if peak is None:
+        return None
+    flops = flops_per_image(task, config.data.expressions_per_image)
+    return lambda images_per_s: images_per_s * flops / (peak * world.size)
 
 
 def peak_flops(device: torch.device, compute_dtype: str) -> float | None:

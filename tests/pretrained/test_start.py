@@ -16,9 +16,9 @@ from mres.model.initial import initial_weights
 from mres.model.task import SegmentationTask
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, Strategy
+from mres.pretrained.start import check_finite, first_weights
 from mres.supervise.world import join_world, leave_world
 from mres.train.optim import parameter_groups
-from mres.train.start import check_finite, first_weights
 
 
 def config_of(*overrides: str) -> Config:

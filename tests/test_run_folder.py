@@ -14,10 +14,10 @@ from tiny_run import ROOT, TRAIN, write_config
 
 from mres.config import load_config
 from mres.errors import UserError
-from mres.train.run_folder import held, write_start
+from mres.run_folder import held, write_start
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from mres.train.run_folder import held\n"
+    "import sys, time; from pathlib import Path; from mres.run_folder import held\n"
     "with held(Path('run')): print('held', flush=True); time.sleep(600)"
 )
 

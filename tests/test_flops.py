@@ -8,10 +8,10 @@ from tiny_run import MODEL, TRAIN, lines, run, write_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mres import flops
 from mres.config import load_config
 from mres.model.task import SegmentationTask
 from mres.supervise.world import World
-from mres.train import flops, peak
 
 TINY = [f"model.{key}={value}" for key, value in MODEL.items()]
 
@@ -59,25 +59,25 @@ def test_more_expressions_an_image_are_cheaper_than_more_images() -> None:
     ],
 )
 def test_published_peaks(name: str, bfloat16: float, tf32: float, float32: float) -> None:
-    assert peak.published(name, "bfloat16", tf32=False) == bfloat16 * 1e12
-    assert peak.published(name, "float32", tf32=True) == tf32 * 1e12
-    assert peak.published(name, "float32", tf32=False) == float32 * 1e12
-    assert peak.published(name, "float64", tf32=False) is None
+    assert flops.published(name, "bfloat16", tf32=False) == bfloat16 * 1e12
+    assert flops.published(name, "float32", tf32=True) == tf32 * 1e12
+    assert flops.published(name, "float32", tf32=False) == float32 * 1e12
+    assert flops.published(name, "float64", tf32=False) is None
 
 
 @pytest.mark.parametrize(
     "name", ["NVIDIA A100-SXM4-80GB MIG 1g.10gb", "NVIDIA GH300", "Tesla T4", "AMD Instinct MI300X"]
 )
 def test_of_other_devices_nothing_is_claimed(name: str) -> None:
-    assert peak.published(name, "bfloat16", tf32=True) is None
+    assert flops.published(name, "bfloat16", tf32=True) is None
 
 
 def test_a_cpu_is_measured_unless_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = peak.measured(torch.float32)
+    found = flops.measured(torch.float32)
     assert found is not None
     assert 1e8 < found < 1e14
-    monkeypatch.setattr(peak, "_CPU_BUDGET_S", 1e-9)
-    assert peak.measured(torch.float32) is None
+    monkeypatch.setattr(flops, "_CPU_BUDGET_S", 1e-9)
+    assert flops.measured(torch.float32) is None
 
 
 def test_without_a_peak_there_is_no_metric(monkeypatch: pytest.MonkeyPatch) -> None:
