@@ -26,6 +26,7 @@ from mres.parallel.strategy import Strategy
 from mres.records import ImageRecord, RecordError, Target, decode_masks, encode_mask, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
+from mres.stream.batch import token_ids
 from mres.stream.image import square_image
 
 # Expressions a forward pass takes an image; an image with more is encoded again for the rest.
@@ -168,7 +169,7 @@ class _Items(Dataset[_Item | str]):
     """Images without augmentation, with every expression; the message, where a record cannot be read."""
 
     def __init__(self, shards: ShardSet, task: SegmentationTask, resize: str) -> None:
-        self._shards, self._tokenize, self._side, self._resize = shards, task.tokenizer, task.shape.side, resize
+        self._shards, self._tokenize, self._shape, self._resize = shards, task.tokenizer, task.shape, resize
 
     def __getitem__(self, index: int) -> _Item | str:
         try:
@@ -177,9 +178,10 @@ class _Items(Dataset[_Item | str]):
             return str(error)
 
     def _item(self, record: ImageRecord, where: str) -> _Item:
-        geometry = transforms.fit(record.width, record.height, self._side, self._resize)
-        image_CSS = torch.empty(3, self._side, self._side, dtype=torch.uint8)
+        geometry = transforms.fit(record.width, record.height, self._shape.side, self._resize)
+        image_CSS = torch.empty(3, self._shape.side, self._shape.side, dtype=torch.uint8)
         square_image(record, geometry, image_CSS, where)
         pairs = list(record.pairs())
-        text_ET, _ = self._tokenize([target.expressions[i].text for target, i in pairs])
+        texts = [target.expressions[i].text for target, i in pairs]
+        text_ET, _ = token_ids(self._tokenize, texts, self._shape)
         return _Item(record, geometry, image_CSS, text_ET, pairs)

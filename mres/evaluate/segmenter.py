@@ -24,6 +24,7 @@ from mres.model.task import SegmentationTask
 from mres.pretrained import load_weights, run_config
 from mres.pretrained.tokenizer_file import check_tokenizer
 from mres.stream import transforms
+from mres.stream.batch import token_ids
 from mres.stream.image import paste
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -112,7 +113,7 @@ class Segmenter:
         geometry = transforms.fit(rgb.width, rgb.height, side, self.config.data.resize)
         image_1CSS = torch.empty(1, 3, side, side, dtype=torch.uint8)
         paste(np.array(rgb), geometry, image_1CSS[0])
-        text_KT, num_cut = self.task.tokenizer(texts)
+        text_KT, num_cut = token_ids(self.task.tokenizer, texts, self.task.shape)
         if num_cut:
             length = self.task.shape.text_length
             said = f"{num_cut} expression(s) are longer than the model's {length} tokens; the end was cut off"

@@ -6,10 +6,13 @@ Shapes: B images, K expressions an image, S side of the square, h side of the gr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from mres.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,23 @@ class Batch:
         """Makes a slot empty."""
         for name in _TENSORS:
             getattr(self, name)[slot].zero_()
+
+
+def token_ids(
+    tokenize: Callable[[Sequence[str]], tuple[Tensor, int]], texts: Sequence[str], shape: StreamShape
+) -> tuple[Tensor, int]:
+    """int32 ids_KT of `texts`, and how many of these had to be cut.
+
+    Raises:
+        UserError: the model's tokenizer gives something else, which could be taken for ids of all texts.
+    """
+    ids_KT, num_cut = tokenize(texts)
+    if ids_KT.shape != (len(texts), shape.text_length) or ids_KT.is_floating_point():
+        raise UserError(
+            f"the model's tokenizer makes {ids_KT.dtype} of shape {tuple(ids_KT.shape)} of {len(texts)} texts; integers of "
+            f"shape ({len(texts)}, {shape.text_length}) are due (the text_length of its spec's shape)"
+        )
+    return ids_KT.to(torch.int32), num_cut
 
 
 _TENSORS = ("image_BCSS", "mask_BKhh", "text_BKT", "valid_BK")

@@ -16,7 +16,7 @@ from mres.errors import UserError
 from mres.records import ImageRecord, RecordError, Rle, expression_id
 from mres.rle import decode_counts
 from mres.stream import text_flip, transforms
-from mres.stream.batch import Batch, StreamShape, empty_batch
+from mres.stream.batch import Batch, StreamShape, empty_batch, token_ids
 from mres.stream.config import DataConfig, local_batch_size
 from mres.stream.draws import ExpressionDraws
 from mres.stream.image import jitter, square_image
@@ -227,7 +227,7 @@ class Batches(Dataset[Batch]):
         square_image(record, geometry, batch.image_BCSS[slot], where)
         jitter(batch.image_BCSS[slot], self._config.augment, random)
         self._fill_masks(batch, slot, [target.mask for target, _ in pairs], geometry, f"{where}: record {record.id!r}")
-        ids_kT, num_cut = self._tokenize(texts)
+        ids_kT, num_cut = token_ids(self._tokenize, texts, self._shape)
         batch.text_BKT[slot, : len(texts)] = ids_kT
         return _Drawn(record.id, tuple(expression_id(record, target, i) for target, i in pairs), num_cut)
 

@@ -121,8 +121,26 @@ def users_callbacks(config: Config, world: World) -> list[Callback]:
         callback = _named(callback_class(reference), reference)(config, world)
         for name in [name for name in vars(Callback) if not name.startswith("_")]:
             setattr(callback, name, _named(getattr(callback, name), reference))
+        callback.on_log = _only_adding(callback.on_log, reference)
         made.append(callback)
     return made
+
+
+def _only_adding(on_log: Callable[[dict[str, Any]], None], reference: str) -> Callable[[dict[str, Any]], None]:
+    """`on_log`, which may add numbers to a line of metrics and change nothing else."""
+
+    def called(metrics: dict[str, Any]) -> None:
+        before = metrics.copy()
+        on_log(metrics)
+        wrong = [name for name, value in before.items() if metrics.get(name) is not value]
+        wrong += [name for name, value in metrics.items() if not isinstance(value, int | float)]
+        if wrong:
+            raise UserError(
+                f"the callback '{reference}' (train.callbacks) makes {metrics.get(wrong[0])!r} of the metric '{wrong[0]}'; "
+                "on_log may add numbers (int, float) of its own"
+            )
+
+    return called
 
 
 def _named(method: Callable[..., Any], reference: str) -> Callable[..., Any]:

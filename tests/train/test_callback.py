@@ -47,6 +47,16 @@ class Leaving(Callback):
     def after_step(self, step, batch):
         raise SystemExit(0)
 
+class Spoiling(Callback):
+    def on_log(self, metrics):
+        if self.config.run.name == "tensor":
+            import torch
+            metrics["own"] = torch.ones(())
+        elif self.config.run.name == "other":
+            metrics["loss"] = 0.0
+        else:
+            del metrics["step"]
+
 class NoCallback: ...
 """
 
@@ -82,6 +92,18 @@ def test_what_a_callback_raises_ends_the_run_with_its_name(tmp_path: Path, tiny_
     assert "the callback 'own.py:Failing' (train.callbacks) failed in after_step: KeyError: 'nothing'" in done.output
     assert re.search(r"own\.py:\d+\)", done.output)
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(("name", "metric"), [("tensor", "own"), ("other", "loss"), ("none", "step")])
+def test_a_callback_may_add_numbers_to_metrics_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, metric: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    config = load_config(None, ["train.callbacks=[own.py:Spoiling]", "data.train=nowhere", f"run.name={name}"])
+    (spoiling,) = users_callbacks(config, World(0, 1, 0, 1, torch.device("cpu")))
+    with pytest.raises(UserError, match=rf"'own.py:Spoiling'.*'{metric}'"):
+        spoiling.on_log({"step": 1, "loss": float("nan")})
 
 
 def test_a_callback_that_exits_does_not_end_the_run_as_if_all_were_well(
