@@ -63,7 +63,7 @@ def _load(where: str, what: str) -> ModuleType:
                 f"{what}: there is no module '{error.name}'; install it, put its folder into PYTHONPATH, or name a file"
             ) from None
         raise UserError(f"{what}: importing it failed: {failure(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit would look as if all had been done
         raise UserError(f"{what}: importing it failed: {failure(error)}") from error
 
 

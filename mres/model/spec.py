@@ -37,7 +37,7 @@ class Tokenize(Protocol):
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder's names: of all of it, of its blocks (a number follows), if it has some, and of what lies below them."""
+    """An encoder's names: of all of it, of its blocks (children, the lowest first), if it has some, and of what lies below them."""
 
     prefix: str
     blocks: str | None = None

@@ -79,11 +79,12 @@ def _why_not(encoder: Encoder | None, key: str, spec: ModelSpec) -> str:
 
 def _blocks_above(model: nn.Module, encoder: Encoder, names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """How many blocks of the encoder lie between each parameter and the encoder's top."""
-    depth = len(model.get_submodule(encoder.blocks)._modules) if encoder.blocks else 0
+    numbers = {n: i for i, n in enumerate(model.get_submodule(encoder.blocks)._modules)} if encoder.blocks else {}
+    depth = len(numbers)
     for name in names:
         if encoder.blocks and _begins(name, encoder.blocks):
-            number = int(name.removeprefix(encoder.blocks + ".").split(".")[0])
-            yield name, depth - 1 - number
+            block = name.removeprefix(encoder.blocks + ".").split(".")[0]
+            yield name, depth - 1 - numbers[block] if block in numbers else depth
         else:
             yield name, depth if any(_begins(name, part) for part in encoder.below) else 0
 

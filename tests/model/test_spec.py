@@ -40,6 +40,7 @@ def written(folder: Path, *changes: tuple[str, str]) -> str:
         ('text_encoder=Encoder(prefix="words")', 'text_encoder="words"', ["piece 'text_encoder'", "Encoder"]),
         ("SPEC = ModelSpec(", "SPEC = dict(", ["of type dict", "ModelSpec"]),
         ("from pydantic", "from pydantics", ["ModuleNotFoundError", "mine.py:"]),
+        ("STRIDE = 4", "STRIDE = exit(0)", ["SystemExit: 0", "mine.py:"]),
     ],
 )
 def test_a_spec_that_lacks_a_piece_is_refused_with_the_piece_named(

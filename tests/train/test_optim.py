@@ -1,13 +1,16 @@
 """The learning rate of every step, and which parameters decay."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import MODEL
+from torch import nn
 
 from mres.errors import UserError
+from mres.model.spec import Encoder
 from mres.model.unires.config import UniresConfig
 from mres.model.unires.spec import SPEC
 from mres.model.unires.unires import UniRES
@@ -204,3 +207,10 @@ def test_the_groups_are_described() -> None:
     assert sum(counts) == sum(p.numel() for p in model.parameters())
     assert lines[4].startswith("no weight decay: ")
     assert "vision.low_group_LD, vision.high_group_GD, vision.vit.pos_embed" in lines[4]
+
+
+def test_blocks_count_by_their_order_whatever_they_are_called() -> None:
+    model = nn.ModuleDict({"tower": nn.ModuleDict({name: nn.Linear(2, 2) for name in ("stem", "2", "7")})})
+    spec = replace(SPEC, image_encoder=Encoder("tower", "tower"), text_encoder=None)
+    scales = lr_scales(model, OptimConfig(layer_decay=0.5), spec)
+    assert {name.split(".")[1]: scale for name, scale in scales.items()} == {"stem": 0.25, "2": 0.5, "7": 1.0}
