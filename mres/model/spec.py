@@ -68,10 +68,6 @@ def _forward(module: nn.Module, image_BCSS: Tensor, text_BKT: Tensor) -> Any:
     return module(normalise(image_BCSS), text_BKT)
 
 
-def _same(outputs: Any) -> Any:
-    return outputs
-
-
 def _mask_losses(outputs: Any, target_BKhh: Tensor, valid_BK: Tensor, config: LossConfig) -> dict[str, Tensor]:
     from mres.model.loss import mask_losses
 
@@ -116,7 +112,7 @@ class ModelSpec:
     tokenizer: Callable[[Any], Tokenize]
     blocks: Callable[[Any], Sequence[nn.Module]]
     forward: Callable[[nn.Module, Tensor, Tensor], Any] = _forward
-    logits: Callable[[Any], Tensor] = _same
+    logits: Callable[[Any], Tensor] = lambda outputs: outputs
     losses: Callable[[Any, Tensor, Tensor, LossConfig], dict[str, Tensor]] = _mask_losses
     initial_weights: Callable[[nn.Module, int], Iterable[tuple[str, Tensor]]] = _initial_weights
     image_encoder: Encoder | None = None

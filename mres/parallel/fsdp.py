@@ -37,11 +37,13 @@ class FsdpStrategy(NativeStrategy):
     def _spread(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         # The logits are a view and nobody writes into them, so the hook that an in-place write would drop is safe.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        # Pinned memory is for copies to a GPU; on a CPU the same steps run, and nothing is farther away.
+        to_cpu = CPUOffloadPolicy(pin_memory=self.world.device.type == "cuda")
         options: dict[str, Any] = {
             "mesh": self._mesh,
             "reshard_after_forward": self.config.reshard_after_forward,
             "mp_policy": MixedPrecisionPolicy(param_dtype=self.precision.compute, reduce_dtype=self.precision.master),
-            "offload_policy": self._offload(),
+            "offload_policy": to_cpu if self.config.offload == "cpu" else OffloadPolicy(),
         }
         tied = tied_parameters(model)
         for block in blocks:
@@ -61,12 +63,6 @@ class FsdpStrategy(NativeStrategy):
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-    def _offload(self) -> OffloadPolicy:
-        if self.config.offload == "none":
-            return OffloadPolicy()
-        # Pinned memory is for copies to a GPU; on a CPU the same steps run, and nothing is farther away.
-        return CPUOffloadPolicy(pin_memory=self.world.device.type == "cuda")
 
     def _ranks_of_a_copy(self) -> int:
         return self._mesh.size(-1)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def check_world(config: ParallelConfig, size: int, local_size: int) -> None:
     """Refuses a number of ranks that the strategy cannot run on; no process group is needed to know that.
 
+    Groups of `shard_ranks` must fill the world, and machines or be filled by them.
+
     Raises:
         UserError: names the keys of `parallel` and the ranks.
     """
@@ -27,23 +29,14 @@ def check_world(config: ParallelConfig, size: int, local_size: int) -> None:
         raise UserError(
             f"parallel.strategy=single runs on one rank and was launched on {size}; use parallel.strategy=ddp, fsdp or zero"
         )
-    if config.shard_ranks is not None:
-        check_mesh(config.shard_ranks, size, local_size)
-
-
-def check_mesh(shard_ranks: int, size: int, local_size: int) -> None:
-    """Refuses groups that do not fill the world, or of which some would lie across machines and others not.
-
-    Raises:
-        UserError: names parallel.shard_ranks and what it does not fit.
-    """
-    if size % shard_ranks:
+    shard_ranks = config.shard_ranks
+    if shard_ranks is not None and size % shard_ranks:
         fitting = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
         raise UserError(
             f"parallel.shard_ranks={shard_ranks} does not divide the {size} ranks of this run (WORLD_SIZE); "
             f"use one of {fitting}, or leave it out: all ranks share one copy"
         )
-    if shard_ranks % local_size and local_size % shard_ranks:
+    if shard_ranks is not None and shard_ranks % local_size and local_size % shard_ranks:
         raise UserError(
             f"parallel.shard_ranks={shard_ranks} would cut across machines of {local_size} ranks (LOCAL_WORLD_SIZE) "
             f"unevenly; use a divisor or a multiple of {local_size} that divides {size}"

@@ -69,8 +69,9 @@ class Strategy(ABC):
         self._cpu_group: dist.ProcessGroup | None = None
         if world.device.type == "cuda":
             self._cpu_group = _cpu_group(config.timeout_s)
-        # Saving has its own: what a background thread says there never mixes with what the training thread says.
-        self._save_group = _cpu_group(config.timeout_s, SAVES)
+        # Saving has its own, used in one thread at a time: what a background thread says there never mixes with what the
+        # training thread says.
+        self.save_group = _cpu_group(config.timeout_s, SAVES)
         self._staging = Staging()
 
     @abstractmethod
@@ -142,11 +143,6 @@ class Strategy(ABC):
         no rank waits for another.
         """
 
-    @property
-    def save_group(self) -> dist.ProcessGroup:
-        """What ranks use to write a checkpoint, in one thread at a time."""
-        return self._save_group
-
     def stage(self) -> dict[str, LocalShard]:
         """A copy of `local_shards` in host memory.
 
@@ -157,7 +153,7 @@ class Strategy(ABC):
 
     def write_staged(self, state: dict[str, LocalShard], folder: Path) -> None:
         """Writes what `stage` returned into `folder` as DCP, from any one thread; called by all ranks together."""
-        write_shards(state, folder, self._save_group)
+        write_shards(state, folder, self.save_group)
 
     def save_state(self, folder: Path) -> None:
         """Writes `local_shards` without a copy; called by all ranks together."""

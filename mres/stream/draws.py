@@ -20,11 +20,7 @@ class ExpressionDraws:
     """
 
     def __init__(self, config: DataConfig, counts: Iterable[CategoryCounts]) -> None:
-        self._k, self._part_share, self._kind_weights = (
-            config.expressions_per_image,
-            config.part_share,
-            config.kind_weights,
-        )
+        self._config = config
         self._category_weights = category_weights(counts, config.category_balance) if config.category_balance else None
 
     def draw(self, record: ImageRecord, random: np.random.Generator) -> list[tuple[Target, int]]:
@@ -35,9 +31,9 @@ class ExpressionDraws:
         pairs = list(record.pairs())
         parts = [p for p in pairs if p[0].granularity == "part"]
         objects = [p for p in pairs if p[0].granularity == "object"]
-        k = min(self._k, len(pairs))
+        k = min(self._config.expressions_per_image, len(pairs))
         # K·share is rounded by chance, so that a K of 1 too sees both granularities in the right proportion.
-        wanted = int(k * self._part_share + random.random())
+        wanted = int(k * self._config.part_share + random.random())
         num_parts = min(len(parts), max(wanted, k - len(objects)))
         drawn = self._draw(parts, num_parts, random) + self._draw(objects, k - num_parts, random)
         return [drawn[i] for i in random.permutation(len(drawn))]
@@ -45,7 +41,7 @@ class ExpressionDraws:
     def _draw(
         self, pairs: list[tuple[Target, int]], count: int, random: np.random.Generator
     ) -> list[tuple[Target, int]]:
-        if not self._kind_weights and self._category_weights is None:
+        if not self._config.kind_weights and self._category_weights is None:
             return [pairs[i] for i in random.permutation(len(pairs))[:count]]
         weights = np.array([self._weight(target, i) for target, i in pairs])
         # Exponential clocks: the `count` that ring first are a weighted draw without repeats; weight 0 rings last.
@@ -54,7 +50,7 @@ class ExpressionDraws:
         return [pairs[i] for i in np.argsort(rings, kind="stable")[:count]]
 
     def _weight(self, target: Target, expression: int) -> float:
-        weight = self._kind_weights.get(target.expressions[expression].kind, 1.0)
+        weight = self._config.kind_weights.get(target.expressions[expression].kind, 1.0)
         if self._category_weights is not None:
             weight *= self._category_weights[target.granularity].get(target.category, 1.0)
         return weight

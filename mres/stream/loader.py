@@ -118,16 +118,13 @@ class TrainingStream:
     def check_state(self, state: StreamState, step: int) -> None:
         """Refuses to go on where another run stopped: other data, seed or batch size would repeat and skip images."""
         mine = self.state(step)
-        for name, ours, theirs in (
-            ("the data (manifest hash)", mine.fingerprint, state.fingerprint),
-            ("run.seed", mine.seed, state.seed),
-            ("the images consumed (data.images_per_batch)", mine.images_consumed, state.images_consumed),
-            (
-                "the order (data.train, data.mix_temperature, data.shuffle, data.shuffle_window)",
-                mine.order,
-                state.order,
-            ),
+        for field, name in (
+            ("fingerprint", "the data (manifest hash)"),
+            ("seed", "run.seed"),
+            ("images_consumed", "the images consumed (data.images_per_batch)"),
+            ("order", "the order (data.train, data.mix_temperature, data.shuffle, data.shuffle_window)"),
         ):
+            ours, theirs = getattr(mine, field), getattr(state, field)
             if ours != theirs:
                 raise UserError(
                     f"cannot resume at step {step}: {name} was {theirs} and is now {ours}; give the run the same "

@@ -60,39 +60,21 @@ class Callback:
         """The run ends, also by an error."""
 
 
+METHODS = tuple(name for name in vars(Callback) if not name.startswith("_"))
+
+
 class Callbacks(Callback):
-    """Several as one, in their order."""
+    """Several as one: each method calls that of all of them, in their order."""
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self._callbacks = tuple(callbacks)
+        for name in METHODS:
+            if name != "close":
+                setattr(self, name, functools.partial(self._call_each, name))
 
-    def run_start(self, first_step: int) -> None:
+    def _call_each(self, name: str, *arguments: Any) -> None:
         for callback in self._callbacks:
-            callback.run_start(first_step)
-
-    def phase(self, name: str, step: int) -> None:
-        for callback in self._callbacks:
-            callback.phase(name, step)
-
-    def before_step(self, step: int) -> None:
-        for callback in self._callbacks:
-            callback.before_step(step)
-
-    def after_step(self, step: int, batch: Batch) -> None:
-        for callback in self._callbacks:
-            callback.after_step(step, batch)
-
-    def on_log(self, metrics: dict[str, float | int]) -> None:
-        for callback in self._callbacks:
-            callback.on_log(metrics)
-
-    def evaluated(self, step: int, table: Mapping[str, Any]) -> None:
-        for callback in self._callbacks:
-            callback.evaluated(step, table)
-
-    def checkpointed(self, step: int, folder: Path) -> None:
-        for callback in self._callbacks:
-            callback.checkpointed(step, folder)
+            getattr(callback, name)(*arguments)
 
     def close(self) -> None:
         with ExitStack() as stack:  # each of them, whatever another one raises
@@ -119,7 +101,7 @@ def users_callbacks(config: Config, world: World) -> list[Callback]:
     made = []
     for reference in config.train.callbacks:
         callback = _named(callback_class(reference), reference)(config, world)
-        for name in [name for name in vars(Callback) if not name.startswith("_")]:
+        for name in METHODS:
             setattr(callback, name, _named(getattr(callback, name), reference))
         callback.on_log = _only_adding(callback.on_log, reference)
         made.append(callback)

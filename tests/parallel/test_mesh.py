@@ -3,7 +3,8 @@
 import pytest
 
 from mres.errors import UserError
-from mres.parallel.mesh import check_mesh
+from mres.parallel.config import ParallelConfig
+from mres.parallel.mesh import check_world
 
 
 @pytest.mark.parametrize(
@@ -11,7 +12,7 @@ from mres.parallel.mesh import check_mesh
     [(8, 128, 8), (4, 128, 8), (1, 4, 4), (4, 4, 4), (16, 128, 8), (128, 128, 8), (2, 2, 1), (3, 9, 3)],
 )
 def test_groups_that_fit(shard_ranks: int, size: int, local_size: int) -> None:
-    check_mesh(shard_ranks, size, local_size)
+    check_world(ParallelConfig(shard_ranks=shard_ranks), size, local_size)
 
 
 @pytest.mark.parametrize(
@@ -25,5 +26,5 @@ def test_groups_that_fit(shard_ranks: int, size: int, local_size: int) -> None:
 )
 def test_groups_that_do_not(shard_ranks: int, size: int, local_size: int, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_mesh(shard_ranks, size, local_size)
+        check_world(ParallelConfig(shard_ranks=shard_ranks), size, local_size)
     assert words in str(caught.value)
