@@ -18,8 +18,8 @@ from mres.checkpoint.host_memory import available_bytes, machines_without_room
 from mres.checkpoint.retention import BEST, Best
 from mres.checkpoint.store import committed, step_folder
 from mres.checkpoint.writing import Job, NotFiniteError, Writer
+from mres.dcp.staging import host_bytes
 from mres.formats.folder import CheckpointError
-from mres.parallel.staging import host_bytes
 
 if TYPE_CHECKING:
     from mres.parallel.strategy import Strategy

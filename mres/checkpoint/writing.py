@@ -18,9 +18,9 @@ from mres.checkpoint.collective_try import CollectiveTry
 from mres.checkpoint.config import CheckpointConfig
 from mres.checkpoint.retention import Best, surplus
 from mres.checkpoint.store import aside, committed, step_folder, step_of
+from mres.dcp.local_shards import LocalShard, local_tensors
 from mres.formats.folder import DCP_METADATA, CheckpointError, FileFacts, read_manifest, seal
 from mres.io.files import REPLACED_MARK, commit_folder, free_bytes, fsync, make_folder
-from mres.parallel.local_shards import LocalShard, local_tensors
 
 if TYPE_CHECKING:
     from mres.parallel.strategy import Strategy

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mres.config import Config
 from mres.errors import UserError
-from mres.train.ranks import check_ranks
+from mres.ranks import check_ranks
 
 Cluster = Literal["slurm", "local", "debug"]
 _CLUSTERS: tuple[Cluster, ...] = ("slurm", "local", "debug")

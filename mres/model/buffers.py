@@ -23,5 +23,8 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def digests(buffers: dict[str, Tensor]) -> dict[str, str]:
     """Equal where two ranks' buffers are equal to the bit."""
-    plain = {name: buffer.detach().cpu().contiguous() for name, buffer in buffers.items()}
-    return {name: hashlib.sha256(own.view(-1).view(torch.uint8).numpy()).hexdigest() for name, own in plain.items()}
+    return {name: hashlib.sha256(_bytes(buffer)).hexdigest() for name, buffer in buffers.items()}
+
+
+def _bytes(buffer: Tensor) -> bytes:
+    return buffer.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

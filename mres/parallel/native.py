@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mres.dcp.local_shards import LocalShard, assign_owners
+from mres.dcp.staging import read_shards, refuse_strangers
 from mres.model.buffers import persistent_buffers
 from mres.parallel.batch_norm import synchronise_batch_norms
 from mres.parallel.blocks import prepare_blocks
 from mres.parallel.ema import holds_average
-from mres.parallel.local_shards import LocalShard, assign_owners
 from mres.parallel.materialise import align_replicas, materialise, write
 from mres.parallel.precision import CastParameters, cast_inputs, keep_in
-from mres.parallel.staging import read_shards, refuse_strangers
 from mres.parallel.strategy import AdamW, ParameterGroup, StepFilter, Strategy
 
 

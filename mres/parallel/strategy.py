@@ -19,12 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mres.dcp.local_shards import LocalShard
+from mres.dcp.staging import Staging, write_shards
 from mres.model.buffers import digests, persistent_buffers
 from mres.parallel.config import ParallelConfig
 from mres.parallel.ema import Average
-from mres.parallel.local_shards import LocalShard
 from mres.parallel.precision import Precision, set_backends
-from mres.parallel.staging import Staging, write_shards
 from mres.supervise.world import SAVES, World
 
 # Says, on the device, whether a step of this finite global gradient norm may be made: bool scalar of float32 scalar.

@@ -18,13 +18,13 @@ from pathlib import Path
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError, near
+from mres.ranks import check_ranks
 from mres.run_folder import held
 from mres.stream.config import local_batch_size
 from mres.stream.order import Order
 from mres.stream.sets import TrainingSets, open_set
 from mres.supervise.rank_env import local_size, read_rank_env, world_size
 from mres.train.callback import callback_class
-from mres.train.ranks import check_ranks
 from mres.train.schedule import warmup_steps
 
 

@@ -32,7 +32,7 @@ def test_training_goes_on_and_the_state_of_before_is_written(tmp_path: Path) -> 
 
 def _poisoned(root: Path, value: float) -> tuple[str, int]:
     """Rank 1 alone has a moment that is not finite, at step 2."""
-    from mres.parallel.local_shards import local_tensors
+    from mres.dcp.local_shards import local_tensors
 
     for saver in saves(root, [1], on_failure="continue"):
         strategy = saver._strategy

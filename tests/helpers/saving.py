@@ -104,7 +104,7 @@ def small_strategy(width: int = 32) -> Any:
 
 def fill(strategy: Any, value: float) -> None:
     """Every tensor that a checkpoint has of this rank."""
-    from mres.parallel.local_shards import local_tensors
+    from mres.dcp.local_shards import local_tensors
 
     for _, tensor in local_tensors(strategy.local_shards()):
         tensor.fill_(value)

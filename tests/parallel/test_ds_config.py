@@ -12,7 +12,7 @@ from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.parallel.zero.ds_config import merged, read_ds_config, refusals_named
 from mres.parallel.zero.ds_keys import PASSED, REFUSED
-from mres.train.ranks import check_ranks
+from mres.ranks import check_ranks
 
 ZERO = ["parallel.strategy=zero", "data.images_per_batch=32", "train.accumulate=2"]
 

@@ -12,10 +12,10 @@ import torch
 import toy_training as toy
 from torch import Tensor, nn
 
+from mres.dcp.local_shards import LocalShard
+from mres.dcp.staging import write_shards
 from mres.errors import UserError
 from mres.parallel.factory import build_strategy
-from mres.parallel.local_shards import LocalShard
-from mres.parallel.staging import write_shards
 from mres.parallel.strategy import ParameterGroup, Strategy
 from mres.supervise.world import join_world, leave_world
 from mres.testing import run_distributed

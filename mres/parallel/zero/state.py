@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mres.dcp.local_shards import LocalShard
 from mres.errors import UserError
 from mres.parallel.ema import Average
-from mres.parallel.local_shards import LocalShard
 from mres.parallel.native import blank_moments
 from mres.parallel.strategy import ParameterGroup
 from mres.parallel.zero.frozen import Frozen

@@ -14,16 +14,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mres.dcp.local_shards import LocalShard, assign_owners
+from mres.dcp.staging import read_shards, refuse_strangers
 from mres.errors import UserError
 from mres.model.buffers import persistent_buffers
 from mres.parallel.batch_norm import synchronise_batch_norms
 from mres.parallel.blocks import prepare_blocks
 from mres.parallel.ema import holds_average
-from mres.parallel.local_shards import LocalShard, assign_owners
 from mres.parallel.materialise import Materialiser, align_replicas, materialise
 from mres.parallel.native import build_optimizer
 from mres.parallel.precision import cast_inputs
-from mres.parallel.staging import read_shards, refuse_strangers
 from mres.parallel.strategy import AdamW, ParameterGroup, StepFilter, Strategy
 from mres.parallel.zero.ds_config import merged, read_ds_config, refusals_named
 from mres.parallel.zero.frozen import Frozen

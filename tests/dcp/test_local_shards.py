@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mres.dcp.local_shards import LocalShard, assign_owners, boxes_of_range, local_tensors
+from mres.dcp.staging import Staging, read_shards, write_shards
 from mres.errors import UserError
-from mres.parallel.local_shards import LocalShard, assign_owners, boxes_of_range, local_tensors
-from mres.parallel.staging import Staging, read_shards, write_shards
 
 shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
 shape_lists = st.lists(st.lists(st.integers(0, 40), max_size=3), max_size=30)

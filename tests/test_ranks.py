@@ -4,8 +4,8 @@ import pytest
 
 from mres.config import load_config
 from mres.errors import UserError
+from mres.ranks import check_ranks
 from mres.shards import driver
-from mres.train.ranks import check_ranks
 
 REMOTE = "data.train=s3://bucket/set"
 

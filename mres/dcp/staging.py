@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
+from mres.dcp.local_shards import LocalShard
 from mres.errors import UserError
-from mres.parallel.local_shards import LocalShard
 
 
 class Staging:
