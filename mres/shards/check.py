@@ -11,20 +11,12 @@ def check_record(record: ImageRecord, where: str) -> str:
     """Checks every field and decodes the image to its last byte; returns the suffix of the image's format.
 
     Raises:
-        RecordError: naming `where`, the record, and what is wrong with it.
-    """
-    record_from_json(record_to_json(record, "image"), record.image, where)
-    return check_image(record, where)
-
-
-def check_image(record: ImageRecord, where: str) -> str:
-    """Decodes the record's image once; returns the suffix of its format.
-
-    Raises:
-        RecordError: naming `where` and the record: not JPEG or PNG, damaged, of another size than the record says.
+        RecordError: naming `where`, the record, and what is wrong with it: a field; an image that is not JPEG or PNG,
+            damaged, or of another size than the record says.
     """
     from PIL import Image
 
+    record_from_json(record_to_json(record, "image"), record.image, where)
     where = f"{where}: record {record.id!r}: image"
     try:
         with Image.open(io.BytesIO(record.image)) as image:

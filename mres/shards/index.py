@@ -58,31 +58,16 @@ def write_index(path: Path, index_N: np.ndarray) -> None:
     np.save(path, index_N, allow_pickle=False)
 
 
-def map_index(path: Path) -> np.ndarray:
-    """The index in the file `path`, mapped, not read: processes of a machine share its pages.
+def load_index(source: Path | io.BytesIO, where: str) -> np.ndarray:
+    """The index in a file, mapped, not read (processes of a machine share its pages), or in the bytes of one.
 
     Raises:
-        UserError: not an index.
+        UserError: not an index; messages call it `where`.
     """
     try:
-        return _checked(np.load(path, mmap_mode="r", allow_pickle=False), str(path))
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"'{path}' is not an index: {error}; build the set again") from None
-
-
-def parse_index(content: bytes, where: str) -> np.ndarray:
-    """The index in `content`, the bytes of the file that messages call `where`.
-
-    Raises:
-        UserError: not an index.
-    """
-    try:
-        return _checked(np.load(io.BytesIO(content), allow_pickle=False), where)
+        index_N = np.load(source, mmap_mode="r" if isinstance(source, Path) else None, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"'{where}' is not an index: {error}; build the set again") from None
-
-
-def _checked(index_N: np.ndarray, where: str) -> np.ndarray:
     if index_N.dtype != INDEX_DTYPE or index_N.ndim != 1:
         raise UserError(f"'{where}' is not an index of this version; build the set again")
-    return index_N
+    return np.asarray(index_N)

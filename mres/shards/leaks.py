@@ -9,7 +9,7 @@ Legend: N images of the set, H held-out ones.
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,10 +91,8 @@ def find_leaks(
     for name, other in names.items():
         for leak in _compare(mine, _images(other, workers), name, max_distance):
             leaks.setdefault(leak.id, leak)
-    lines = _to_lines(leaks.values())
     sizes = {name: len(other) for name, other in names.items()}
-    found = _summary(list(leaks.values()), lines, sizes, max_distance, len(shards))
-    return _note(shards, found, lines)
+    return _note(shards, *_summary(list(leaks.values()), sizes, max_distance, len(shards)))
 
 
 def inherited(chosen: Sequence[tuple[ShardSet, frozenset[str]]]) -> tuple[LeakCheck, bytes] | None:
@@ -110,9 +108,7 @@ def inherited(chosen: Sequence[tuple[ShardSet, frozenset[str]]]) -> tuple[LeakCh
     ):
         return None
     leaks = [leak for shards, ids in chosen for leak in read_leaks(shards) if leak.id in ids]
-    lines = _to_lines(leaks)
-    images = sum(len(ids) for _, ids in chosen)
-    return _summary(leaks, lines, first.against, first.max_distance, images), lines
+    return _summary(leaks, first.against, first.max_distance, sum(len(ids) for _, ids in chosen))
 
 
 def read_leaks(shards: ShardSet) -> list[Leak]:
@@ -164,13 +160,11 @@ def _compare(mine: _Images, theirs: _Images, name: str, max_distance: int) -> It
             yield Leak(record_id, name, theirs.ids[nearest], int(distance_H[nearest]))
 
 
-def _to_lines(leaks: Iterable[Leak]) -> bytes:
-    return "".join(json.dumps(asdict(leak), ensure_ascii=False) + "\n" for leak in leaks).encode()
-
-
-def _summary(leaks: list[Leak], lines: bytes, against: dict[str, int], max_distance: int, images: int) -> LeakCheck:
+def _summary(leaks: list[Leak], against: dict[str, int], max_distance: int, images: int) -> tuple[LeakCheck, bytes]:
+    """The note on leaks, and the list of them."""
+    lines = "".join(json.dumps(asdict(leak), ensure_ascii=False) + "\n" for leak in leaks).encode()
     by_id = sum(leak.distance is None for leak in leaks)
-    return LeakCheck(
+    found = LeakCheck(
         against=against,
         max_distance=max_distance,
         images=images,
@@ -179,6 +173,7 @@ def _summary(leaks: list[Leak], lines: bytes, against: dict[str, int], max_dista
         leaks=len(leaks),
         list_sha256=bytes_sha256(lines),
     )
+    return found, lines
 
 
 def _note(shards: ShardSet, found: LeakCheck, lines: bytes) -> Manifest:

@@ -19,7 +19,7 @@ import numpy as np
 from mres.errors import UserError
 from mres.records import ImageRecord
 from mres.shards.index import checksum_rows, new_index, record_key
-from mres.shards.tar import expression_counts, json_bytes
+from mres.shards.tar import json_bytes
 
 MDS_INDEX_NAME = "index.json"
 COLUMNS = {"id": "str", "image": "bytes", "record": "json"}  # sorted by name, as the writer lays them out
@@ -34,16 +34,12 @@ class MdsShard:
         self.path = path
         self._folder = path.with_name(path.name + ".writing")
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._keys: list[int] = []
-        self._expressions: list[tuple[int, int]] = []
         self._writer = _writer_class()(out=str(self._folder), columns=COLUMNS, size_limit=None)
 
     def add(self, number: int, record: ImageRecord, suffix: str) -> None:
         """Appends record `number` of the source; `suffix` is its image's."""
         value = json.loads(json_bytes(record, f"{record_key(number)}.{suffix}"))
         self._writer.write({"id": record.id, "image": record.image, "record": value})
-        self._keys.append(number)
-        self._expressions.append(expression_counts(record))
 
     def close(self) -> None:
         """Moves the one file to its place, its description beside it."""
@@ -55,9 +51,22 @@ class MdsShard:
         description_path(self.path).write_text(json.dumps(entry))
         shutil.rmtree(self._folder)
 
-    def index(self) -> np.ndarray:
-        """The index (N,) of the closed shard."""
-        return index_mds(self.path, self._keys, np.array(self._expressions, dtype=np.int32).reshape(-1, 2))
+    def index(self, keys: list[int], expressions_N2: np.ndarray) -> np.ndarray:
+        """The index of the closed shard; arguments, result and errors as of `tar.TarShard.index`."""
+        index_N = new_index(keys, expressions_N2)
+        with self.path.open("rb") as file:
+            (count,) = np.frombuffer(file.read(4), "<u4")
+            if count != len(keys):
+                raise UserError(f"{self.path}: holds {count} samples, expected {len(keys)}")
+            offsets_N1 = np.frombuffer(file.read(4 * (len(keys) + 1)), "<u4").astype(np.int64)
+            index_N["offset"], index_N["size"] = offsets_N1[:-1], np.diff(offsets_N1)
+            for row in index_N:
+                file.seek(int(row["offset"]))
+                id_size, image_size, json_size = np.frombuffer(file.read(12), "<u4")
+                row["image_offset"], row["image_size"] = 12 + id_size, image_size
+                row["json_offset"], row["json_size"] = 12 + id_size + image_size, json_size
+        checksum_rows(self.path, index_N)
+        return index_N
 
 
 def _writer_class() -> Any:
@@ -78,21 +87,3 @@ def write_mds_index(folder: Path, names: list[str]) -> None:
     """`index.json`, by which the streaming library finds the files."""
     entries = [json.loads(description_path(folder / name).read_text()) for name in names]
     (folder / MDS_INDEX_NAME).write_text(json.dumps({"version": 2, "shards": entries}, sort_keys=True))
-
-
-def index_mds(path: Path, keys: list[int], expressions_N2: np.ndarray) -> np.ndarray:
-    """The index of an MDS file; arguments, result and errors as of `tar.index_tar`."""
-    index_N = new_index(keys, expressions_N2)
-    with path.open("rb") as file:
-        (count,) = np.frombuffer(file.read(4), "<u4")
-        if count != len(keys):
-            raise UserError(f"{path}: holds {count} samples, expected {len(keys)}")
-        offsets_N1 = np.frombuffer(file.read(4 * (len(keys) + 1)), "<u4").astype(np.int64)
-        index_N["offset"], index_N["size"] = offsets_N1[:-1], np.diff(offsets_N1)
-        for row in index_N:
-            file.seek(int(row["offset"]))
-            id_size, image_size, json_size = np.frombuffer(file.read(12), "<u4")
-            row["image_offset"], row["image_size"] = 12 + id_size, image_size
-            row["json_offset"], row["json_size"] = 12 + id_size + image_size, json_size
-    checksum_rows(path, index_N)
-    return index_N

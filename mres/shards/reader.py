@@ -4,6 +4,7 @@ Legend: N images of the set.
 """
 
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ import numpy as np
 from mres.errors import UserError
 from mres.io.files import file_sha256
 from mres.records import ImageRecord, RecordError, record_as_written
-from mres.shards.index import INDEX_NAME, map_index, parse_index, record_key
+from mres.shards.index import INDEX_NAME, load_index, record_key
 from mres.shards.manifest import Manifest, Shard, read_manifest
 from mres.shards.remote import RemoteOptions, open_storage
 from mres.shards.storage import Block, Storage, is_remote, join
@@ -38,6 +39,7 @@ class ShardSet:
     Attributes:
         manifest: what the set holds.
         location: the folder or URL, as it was given.
+        index_N: the index itself, of `INDEX_DTYPE`; not to be written to.
         block_starts: int64, positions of the first records of its blocks (runs of records of one shard).
 
     Raises:
@@ -49,10 +51,10 @@ class ShardSet:
         self.location, self._remote = str(location), remote
         own = open_storage(self.location, remote)
         self.manifest: Manifest = read_manifest(own)
-        self._index_N = _load_index(own, self.manifest)
+        self.index_N = _load_index(own, self.manifest)
         self._parts = [own, *self._open_parts()]
         self._starts = np.cumsum([0, *(shard.records for shard in self.manifest.shards)])
-        if not len(self._index_N) == self._starts[-1] == self.manifest.counts.images:
+        if not len(self.index_N) == self._starts[-1] == self.manifest.counts.images:
             raise UserError(f"'{self.location}': the manifest's number of images does not fit its index; {REMEDY}")
         with ThreadPoolExecutor(_ASKED_AT_ONCE if is_remote(self.location) else 1) as pool:
             list(pool.map(lambda shard: _check_size(self.storage_of(shard), shard), self.manifest.shards))
@@ -73,7 +75,7 @@ class ShardSet:
             yield storage
 
     def __len__(self) -> int:
-        return len(self._index_N)
+        return len(self.index_N)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.location, self._remote)
@@ -86,13 +88,8 @@ class ShardSet:
     @property
     def num_expressions_N(self) -> np.ndarray:
         """int32 (N,), expressions of each image; known from the index, no shard is opened."""
-        total_N: np.ndarray = self._index_N["num_object_expressions"] + self._index_N["num_part_expressions"]
+        total_N: np.ndarray = self.index_N["num_object_expressions"] + self.index_N["num_part_expressions"]
         return total_N
-
-    @property
-    def index_N(self) -> np.ndarray:
-        """The index itself, of `INDEX_DTYPE`; not to be written to."""
-        return self._index_N
 
     def shard_path(self, shard: Shard) -> str:
         """Where a shard of the manifest lies, for messages."""
@@ -100,7 +97,7 @@ class ShardSet:
 
     def name(self, index: int) -> str:
         """Where record `index` lies, for messages: "folder/shard-000003.tar: 00000123"."""
-        row = self._index_N[index]
+        row = self.index_N[index]
         return f"{self.shard_path(self.manifest.shards[int(row['shard'])])}: {record_key(int(row['key']))}"
 
     def read(self, index: int) -> ImageRecord:
@@ -113,16 +110,17 @@ class ShardSet:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.location} has records 0 to {len(self) - 1}, not {index}")
-        row, where = self._index_N[index], self.name(index)
+        row, where = self.index_N[index], self.name(index)
         shard, block = self._place(index)
-        content = self._bytes(shard, block, row, where)
+        span = (int(row["offset"]), int(row["size"]))
+        content = self._bytes(shard, block, *span, where)
         try:
             return parse_record(content, row, where)
         except RecordError:
             if not self.storage_of(shard).drop(shard.name, block):
                 raise
         # The cache's bytes were damaged: they are fetched once more.
-        return parse_record(self._bytes(shard, block, row, where), row, where)
+        return parse_record(self._bytes(shard, block, *span, where), row, where)
 
     def annotations(self, index: int) -> ImageRecord:
         """Record `index` without its image (`image` is empty): only the JSON is read, and no checksum covers it alone.
@@ -130,14 +128,10 @@ class ShardSet:
         Raises:
             RecordError: not a record.
         """
-        row, where = self._index_N[index], self.name(index)
+        row, where = self.index_N[index], self.name(index)
         shard, block = self._place(index)
         start = int(row["offset"]) + int(row["json_offset"])
-        try:
-            text = self.storage_of(shard).read_range(shard.name, start, int(row["json_size"]), block)
-        except OSError as error:
-            raise RecordError(f"{where}: cannot be read: {error.strerror or error}") from None
-        return _record(text, b"", where)
+        return _record(self._bytes(shard, block, start, int(row["json_size"]), where), b"", where)
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Tells the storage which records are read next."""
@@ -151,8 +145,8 @@ class ShardSet:
     def largest_block(self) -> int:
         """Bytes of the largest block: what a cache must have room for, several times."""
         last_N = np.append(self.block_starts[1:], len(self)) - 1
-        ends = self._index_N["offset"][last_N] + self._index_N["size"][last_N]
-        return int((ends - self._index_N["offset"][self.block_starts]).max())
+        ends = self.index_N["offset"][last_N] + self.index_N["size"][last_N]
+        return int((ends - self.index_N["offset"][self.block_starts]).max())
 
     def storages(self) -> list[Storage]:
         """What its bytes come from: its own folder, then those of its parts."""
@@ -171,13 +165,13 @@ class ShardSet:
         """The shard of a record and the byte range of its block."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         first = index - (index - int(self._starts[number])) % BLOCK_RECORDS
-        last = self._index_N[min(first + BLOCK_RECORDS, int(self._starts[number + 1])) - 1]
-        block = (int(self._index_N["offset"][first]), int(last["offset"]) + int(last["size"]))
+        last = self.index_N[min(first + BLOCK_RECORDS, int(self._starts[number + 1])) - 1]
+        block = (int(self.index_N["offset"][first]), int(last["offset"]) + int(last["size"]))
         return self.manifest.shards[number], block
 
-    def _bytes(self, shard: Shard, block: Block, row: np.void, where: str) -> bytes:
+    def _bytes(self, shard: Shard, block: Block, offset: int, size: int, where: str) -> bytes:
         try:
-            return self.storage_of(shard).read_range(shard.name, int(row["offset"]), int(row["size"]), block)
+            return self.storage_of(shard).read_range(shard.name, offset, size, block)
         except OSError as error:
             raise RecordError(f"{where}: cannot be read: {error.strerror or error}") from None
 
@@ -214,17 +208,18 @@ def _record(text: bytes, image: bytes, where: str) -> ImageRecord:
 
 def _load_index(storage: Storage, manifest: Manifest) -> np.ndarray:
     where, expected = join(storage.location, INDEX_NAME), manifest.index
+    source: Path | io.BytesIO = Path(where)
     try:
         if is_remote(storage.location):
             content = storage.read(INDEX_NAME)
-            size, sha256 = len(content), hashlib.sha256(content).hexdigest()
+            source, size, sha256 = io.BytesIO(content), len(content), hashlib.sha256(content).hexdigest()
         else:
             size, sha256 = storage.size(INDEX_NAME), file_sha256(Path(where))
     except OSError as error:
         raise UserError(f"'{where}' of the shard set cannot be read: {error.strerror or error}; {REMEDY}") from None
     if (size, sha256) != (expected.bytes, expected.sha256):
         raise UserError(f"'{where}' is not the index that its manifest describes ({size} bytes, sha256); {REMEDY}")
-    return parse_index(content, where) if is_remote(storage.location) else np.asarray(map_index(Path(where)))
+    return load_index(source, where)
 
 
 def _check_size(storage: Storage, shard: Shard) -> None:

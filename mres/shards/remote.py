@@ -148,7 +148,7 @@ class RemoteStorage:
         if process is None:
             return
         if process.pid == os.getpid():
-            process.close()
+            process.pool.close()
         else:
             _inherited.append(process)
 
@@ -203,14 +203,14 @@ class _Process:
         self.driver = Driver(
             storage.location, options.timeout_s, options.retries, on_retry=lambda: storage._count(self, retries=1)
         )
-        self._pool = DaemonPool(PREFETCH_THREADS)
+        self.pool = DaemonPool(PREFETCH_THREADS)
         self._pending: dict[tuple[str, Block], Future] = {}
 
     def prefetch(self, key: tuple[str, Block], fetch: _Fetch) -> None:
         """Has `fetch(*key)` done by a thread, unless it is being done."""
         with self.lock:
             if key not in self._pending:
-                self._pending[key] = self._pool.submit(self._prefetched, key, fetch)
+                self._pending[key] = self.pool.submit(self._prefetched, key, fetch)
 
     def await_prefetched(self, key: tuple[str, Block]) -> None:
         """Waits for a block whose prefetching has begun; raises what made it fail."""
@@ -218,9 +218,6 @@ class _Process:
             future = self._pending.pop(key, None)
         if future is not None and not future.cancel():
             future.result()
-
-    def close(self) -> None:
-        self._pool.close()
 
     def _prefetched(self, key: tuple[str, Block], fetch: _Fetch) -> None:
         fetch(*key)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mres.errors import UserError
-from mres.records import GRANULARITIES, ImageRecord, record_to_json
+from mres.records import ImageRecord, record_to_json
 from mres.shards.index import checksum_rows, new_index, record_key
 
 IMAGE_SUFFIXES = ("jpg", "png")
@@ -26,8 +26,6 @@ class TarShard:
         from webdataset import TarWriter  # takes seconds
 
         self.path = path
-        self._keys: list[int] = []
-        self._expressions: list[tuple[int, int]] = []
         self._file = path.open("wb")
         # Nothing of the machine or the moment enters the bytes: the same records give the same hash.
         self._writer = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
@@ -36,52 +34,38 @@ class TarShard:
         """Appends record `number` of the source; `suffix` is its image's."""
         key = record_key(number)
         self._writer.write({"__key__": key, suffix: record.image, "json": json_bytes(record, f"{key}.{suffix}")})
-        self._keys.append(number)
-        self._expressions.append(expression_counts(record))
 
     def close(self) -> None:
         self._writer.close()
         self._file.close()
 
-    def index(self) -> np.ndarray:
-        """The index (N,) of the closed shard, read from its headers."""
-        return index_tar(self.path, self._keys, np.array(self._expressions, dtype=np.int32).reshape(-1, 2))
+    def index(self, keys: list[int], expressions_N2: np.ndarray) -> np.ndarray:
+        """The index of the closed shard, read from its headers.
+
+        Args:
+            keys: the numbers of its N records, in their order.
+            expressions_N2: number of object and of part expressions of each record.
+
+        Returns:
+            Structured array (N,), see `index.INDEX_DTYPE`.
+
+        Raises:
+            UserError: the tar is damaged or holds other members than the N records.
+        """
+        index_N = new_index(keys, expressions_N2)
+        starts_N2, sizes_N2 = _members(self.path, keys)
+        index_N["offset"] = starts_N2.min(axis=1) - _BLOCK
+        index_N["size"] = (starts_N2 + sizes_N2).max(axis=1) - index_N["offset"]
+        for column, name in enumerate(("image", "json")):
+            index_N[f"{name}_offset"] = starts_N2[:, column] - index_N["offset"]
+            index_N[f"{name}_size"] = sizes_N2[:, column]
+        checksum_rows(self.path, index_N)
+        return index_N
 
 
 def json_bytes(record: ImageRecord, image_name: str) -> bytes:
     """The record as it lies in a shard."""
     return json.dumps(record_to_json(record, image_name), ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def expression_counts(record: ImageRecord) -> tuple[int, int]:
-    """How many expressions of objects and of parts a record has."""
-    counts = [sum(len(t.expressions) for t in record.targets if t.granularity == g) for g in GRANULARITIES]
-    return counts[0], counts[1]
-
-
-def index_tar(path: Path, keys: list[int], expressions_N2: np.ndarray) -> np.ndarray:
-    """The index of a tar.
-
-    Args:
-        path: the tar.
-        keys: the numbers of its N records, in their order.
-        expressions_N2: number of object and of part expressions of each record.
-
-    Returns:
-        Structured array (N,), see `index.INDEX_DTYPE`.
-
-    Raises:
-        UserError: the tar is damaged or holds other members than the N records.
-    """
-    index_N = new_index(keys, expressions_N2)
-    starts_N2, sizes_N2 = _members(path, keys)
-    index_N["offset"] = starts_N2.min(axis=1) - _BLOCK
-    index_N["size"] = (starts_N2 + sizes_N2).max(axis=1) - index_N["offset"]
-    for column, name in enumerate(("image", "json")):
-        index_N[f"{name}_offset"] = starts_N2[:, column] - index_N["offset"]
-        index_N[f"{name}_size"] = sizes_N2[:, column]
-    checksum_rows(path, index_N)
-    return index_N
 
 
 def _members(path: Path, keys: list[int]) -> tuple[np.ndarray, np.ndarray]:

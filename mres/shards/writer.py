@@ -20,7 +20,7 @@ from mres.io.files import file_sha256, remove, write_atomically
 from mres.io.json_files import MAX_TABLE_BYTES, read_json
 from mres.io.processes import Ticks, spread
 from mres.io.progress import track_count
-from mres.records import ImageRecord, RecordError
+from mres.records import GRANULARITIES, ImageRecord, RecordError
 from mres.shards.check import check_record
 from mres.shards.index import INDEX_DTYPE, INDEX_NAME, write_index
 from mres.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, IndexFile, Manifest, Shard, Tally, make_manifest
@@ -152,7 +152,10 @@ def _write_all(source: RecordSource, folder: Path, options: WriteOptions, label:
             if made is not None:
                 results[made[0]] = made[1]
                 budget.add(made[1].errors)
-    _sum_notes(source, results, known)
+    source.notes.clear()  # what this process has seen of them is in the results, as what others and earlier builds have
+    source.notes.update(known)
+    for result in results.values():
+        source.notes.update(result.notes)
     return [results[n] for n in range(count)]
 
 
@@ -162,14 +165,6 @@ def _import_writer(layout: str) -> None:
         import webdataset  # noqa: F401
     else:
         import streaming  # noqa: F401
-
-
-def _sum_notes(source: RecordSource, results: dict[int, _ShardResult], known: Counter[str]) -> None:
-    """The notes of all processes and of earlier builds, in place of what this process has seen of them."""
-    source.notes.clear()
-    source.notes.update(known)
-    for result in results.values():
-        source.notes.update(result.notes)
 
 
 class _TooManyBadError(UserError):
@@ -209,6 +204,7 @@ def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, numb
     layout = _LAYOUTS[options.layout]
     path = folder / f"shard-{number:06d}{layout.suffix}"
     result, before, shard = _ShardResult(None), Counter(source.notes), None
+    keys, expressions = list[int](), list[list[int]]()
     try:
         for item in range(first, min(len(source), first + options.images_per_shard)):
             ticks.tick()
@@ -222,19 +218,26 @@ def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, numb
             if shard is None:  # opened only once there is a record for it
                 shard = layout(path)
             shard.add(item, record, suffix)
+            keys.append(item)
+            expressions.append(_expression_counts(record))
             result.ids.append(record.id)
             result.tally.add(record)
     finally:
         if shard is not None:
             shard.close()
     if shard is not None:
-        write_index(_index_path(folder, path.name), shard.index())
+        write_index(_index_path(folder, path.name), shard.index(keys, np.array(expressions, dtype=np.int32)))
         result.shard = Shard(
             name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), records=len(result.ids)
         )
     result.notes = Counter(source.notes) - before
     result.write(_result_path(folder, number))
     return result
+
+
+def _expression_counts(record: ImageRecord) -> list[int]:
+    """How many expressions of objects and of parts a record has."""
+    return [sum(len(t.expressions) for t in record.targets if t.granularity == g) for g in GRANULARITIES]
 
 
 def _checked(source: RecordSource, item: int, options: WriteOptions) -> tuple[ImageRecord, str]:

@@ -43,15 +43,15 @@ def refcocom(root: Path, *, split: str, setting: str, images: Path | None = None
     parts = None
     if setting == "object_part":
         part_file = _read(annotations, split, "part_only")
-        parts = set(_keys(part_file))
-        if parts.isdisjoint(_keys(file)):
+        parts = set(map(_key, part_file.entries))
+        if parts.isdisjoint(map(_key, file.entries)):
             raise UserError(
                 f"'{file.path}' has no segment (image and id) of '{part_file.path}', so its parts cannot be told from "
                 f"its objects; are both files of one release?"
             )
         description["part_only_sha256"] = part_file.sha256
     notes: Counter[str] = Counter()
-    if parts is not None and (absent := len(parts - set(_keys(file)))):
+    if parts is not None and (absent := len(parts.difference(map(_key, file.entries)))):
         notes["segments of part_only that object_part lacks"] = absent
 
     def parse(number: int, entry: dict[str, Any], where: str) -> Segment:
@@ -115,10 +115,6 @@ def _same_but_for_case(path: Path) -> Iterator[Path]:
 def _key(entry: dict[str, Any]) -> tuple[str, str]:
     """An entry's image and segment; ids are numbers in some files and text in others."""
     return str(entry.get("img_name")), str(entry.get("segment_id"))
-
-
-def _keys(file: EntryFile) -> Iterator[tuple[str, str]]:
-    return (_key(entry) for entry in file.entries)
 
 
 def _category(entry: dict[str, Any], granularity: Granularity) -> str:
