@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -213,9 +213,13 @@ class Tally:
         """Takes back what `add` counted."""
         self._numbers -= Counter(_counted(record))
 
-    def merge(self, other: "Tally") -> None:
-        """Adds what another one has counted."""
-        self._numbers += other._numbers
+    @classmethod
+    def sum(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """What all of them have counted."""
+        total = cls()
+        for tally in tallies:
+            total._numbers += tally._numbers
+        return total
 
     def counts(self, quarantined: int) -> Counts:
         splits = self._table("split", "")

@@ -39,6 +39,7 @@ class ShardSet:
     Attributes:
         manifest: what the set holds.
         location: the folder or URL, as it was given.
+        storages: what its bytes come from: its own folder, then those of its parts.
         index_N: the index itself, of `INDEX_DTYPE`; not to be written to.
         block_starts: int64, positions of the first records of its blocks (runs of records of one shard).
 
@@ -52,7 +53,7 @@ class ShardSet:
         own = open_storage(self.location, remote)
         self.manifest: Manifest = read_manifest(own)
         self.index_N = _load_index(own, self.manifest)
-        self._parts = [own, *self._open_parts()]
+        self.storages: list[Storage] = [own, *self._open_parts()]
         self._starts = np.cumsum([0, *(shard.records for shard in self.manifest.shards)])
         if not len(self.index_N) == self._starts[-1] == self.manifest.counts.images:
             raise UserError(f"'{self.location}': the manifest's number of images does not fit its index; {REMEDY}")
@@ -140,7 +141,7 @@ class ShardSet:
             shard, block = self._place(index)
             by_storage.setdefault(_part(shard), []).append((shard.name, block))
         for part, ranges in by_storage.items():
-            self._parts[part].prefetch(list(dict.fromkeys(ranges)))
+            self.storages[part].prefetch(list(dict.fromkeys(ranges)))
 
     def largest_block(self) -> int:
         """Bytes of the largest block: what a cache must have room for, several times."""
@@ -148,18 +149,14 @@ class ShardSet:
         ends = self.index_N["offset"][last_N] + self.index_N["size"][last_N]
         return int((ends - self.index_N["offset"][self.block_starts]).max())
 
-    def storages(self) -> list[Storage]:
-        """What its bytes come from: its own folder, then those of its parts."""
-        return self._parts
-
     def close(self) -> None:
         """Closes files and connections; a later `read` opens them again."""
-        for storage in self._parts:
+        for storage in self.storages:
             storage.close()
 
     def storage_of(self, shard: Shard) -> Storage:
         """What a shard of the manifest is read from."""
-        return self._parts[_part(shard)]
+        return self.storages[_part(shard)]
 
     def _place(self, index: int) -> tuple[Shard, Block]:
         """The shard of a record and the byte range of its block."""

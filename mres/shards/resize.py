@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mres.records import ImageRecord, Rle, Target, encode_mask
+from mres.records import ImageRecord, Rle, encode_mask
 
 
 def shrink_record(record: ImageRecord, max_side: int, quality: int) -> ImageRecord:
@@ -29,13 +29,11 @@ def shrink_record(record: ImageRecord, max_side: int, quality: int) -> ImageReco
         content = buffer.getvalue()
     masks = _shrink_masks([target.mask for target in record.targets], height, width)
     scale_x, scale_y = width / record.width, height / record.height
-    targets = [_scaled(target, mask, scale_x, scale_y) for target, mask in zip(record.targets, masks, strict=True)]
+    targets = []
+    for target, mask in zip(record.targets, masks, strict=True):
+        x, y, w, h = target.box
+        targets.append(replace(target, mask=mask, box=(x * scale_x, y * scale_y, w * scale_x, h * scale_y)))
     return replace(record, image=content, width=width, height=height, targets=tuple(targets))
-
-
-def _scaled(target: Target, mask: Rle, scale_x: float, scale_y: float) -> Target:
-    x, y, width, height = target.box
-    return replace(target, mask=mask, box=(x * scale_x, y * scale_y, width * scale_x, height * scale_y))
 
 
 def _shrink_masks(masks: list[Rle], height: int, width: int) -> list[Rle]:

@@ -88,7 +88,9 @@ def filter_set(
     _refuse_remote(location)
     shards = ShardSet(location)
     _check_out(out, [shards], overwrite=overwrite)
-    _check_splits(shards, condition.splits or frozenset())
+    known = shards.manifest.counts.images_by_split
+    if strange := (condition.splits or frozenset()) - known.keys():
+        raise UserError(f"'{location}' has no split '{min(strange)}'; it has {', '.join(sorted(known))}")
     leaks = frozenset(leak.id for leak in read_leaks(shards)) if condition.drop_leaks else frozenset[str]()
     scan = _scan(shards, lambda record: condition.keeps(record, leaks), f"filtering {location}", workers)
     for option, ids in (("--ids", condition.ids), ("--without-ids", condition.without_ids)):
@@ -135,7 +137,7 @@ def _refuse_remote(location: str) -> None:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Scan:
     """What reading the annotations of all records gives; `tally` counts those that are kept."""
 
@@ -158,14 +160,10 @@ def _scan(shards: ShardSet, keeps: Callable[[ImageRecord], bool], label: str, wo
                 tally.add(record)
         return kept, ids, tally
 
-    keep: list[bool] = []
-    found = _Scan(np.zeros(0, bool), [], Tally())
-    for kept, ids, tally in scan_records(shards, read, workers=workers, label=label):
-        keep += kept
-        found.ids += ids
-        found.tally.merge(tally)
-    found.keep_N = np.array(keep, bool)
-    return found
+    chunks = scan_records(shards, read, workers=workers, label=label)
+    keep_N = np.array([keep for kept, _, _ in chunks for keep in kept], bool)
+    ids = [record_id for _, own, _ in chunks for record_id in own]
+    return _Scan(keep_N, ids, Tally.sum(tally for _, _, tally in chunks))
 
 
 def _write_view(
@@ -181,9 +179,7 @@ def _write_view(
         write_index(folder / INDEX_NAME, np.concatenate(indices))
         index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
         quarantined = sum(s.manifest.counts.quarantined for s, _ in chosen)
-        tally = Tally()
-        for _, scan in chosen:
-            tally.merge(scan.tally)
+        tally = Tally.sum(scan.tally for _, scan in chosen)
         manifest = make_manifest(source, {}, tally.counts(quarantined), index, shards, parts)
         leaks = inherited([(whole, scan.kept_ids()) for whole, scan in chosen])
         if leaks is not None:
@@ -193,16 +189,10 @@ def _write_view(
     return manifest
 
 
-def _check_splits(shards: ShardSet, splits: frozenset[str]) -> None:
-    known = shards.manifest.counts.images_by_split
-    if strange := splits - known.keys():
-        raise UserError(f"'{shards.location}' has no split '{min(strange)}'; it has {', '.join(sorted(known))}")
-
-
 def _check_out(out: Path, sets: Sequence[ShardSet], *, overwrite: bool) -> None:
     """Before anything is read: --overwrite must not remove the data that the view shows."""
     out = out.resolve()
-    for location in (storage.location for shards in sets for storage in shards.storages()):
+    for location in (storage.location for shards in sets for storage in shards.storages):
         if out in (folder := Path(location).resolve(), *folder.parents):
             raise UserError(f"the view cannot replace '{out}', whose records it shows; give it another folder")
     check_free(out, overwrite=overwrite)
@@ -215,7 +205,7 @@ def _parts(out: Path, chosen: Sequence[tuple[ShardSet, _Scan]]) -> tuple[list[Pa
     indices: list[np.ndarray] = []
     for whole, scan in chosen:
         rows_M = np.array(whole.index_N[scan.keep_N])
-        own = {storage.location: None for storage in whole.storages()}
+        own = {storage.location: None for storage in whole.storages}
         prints = dict(zip(own, [whole.fingerprint, *(p.sha256 for p in whole.manifest.parts)], strict=True))
         for number in np.unique(rows_M["shard"]):
             shard = whole.manifest.shards[int(number)]

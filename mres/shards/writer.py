@@ -252,9 +252,7 @@ def _checked(source: RecordSource, item: int, options: WriteOptions) -> tuple[Im
 def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results: list[_ShardResult]) -> Manifest:
     """Index, quarantine list and manifest of the finished shards."""
     index_N = _join(folder, results)
-    tally, errors = Tally(), [error for result in results for error in result.errors]
-    for result in results:
-        tally.merge(result.tally)
+    tally, errors = Tally.sum(r.tally for r in results), [error for result in results for error in result.errors]
     shards = [result.shard for result in results if result.shard]
     twins = _twins(results)
     if twins:

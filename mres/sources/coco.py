@@ -14,7 +14,7 @@ from mres.sources.coco_expressions import category_expressions, position_express
 from mres.sources.coco_file import CocoFile, annotation_mask, image_source
 from mres.sources.coco_masks import bounding_box, union
 from mres.sources.object_parts import make_target
-from mres.sources.reading import add_paths, need_folder
+from mres.sources.reading import add_choice, add_paths, need_folder
 from mres.sources.source import RecordSource
 
 SPLITS = ("train", "val")
@@ -81,7 +81,7 @@ def _checked(annotations: Path, images: Path, split: str, separate: Collection[s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_paths(parser, ("--annotations", "FILE", "the COCO JSON"), ("--images", "DIR", "the folder of its images"))
-    parser.add_argument("--split", choices=SPLITS, required=True, default=argparse.SUPPRESS, help="which of the two")
+    add_choice(parser, "--split", SPLITS, "which of the two")
     parser.add_argument("--val-images", type=int, default=50, metavar="N", help="how many images are held out")
     parser.add_argument("--seed", type=int, default=0, help="which ones are held out")
     parser.add_argument("--whole", default="car", metavar="NAME", help="what the parts belong to; '' for none")

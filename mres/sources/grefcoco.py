@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mres.errors import UserError
-from mres.sources.reading import add_paths
+from mres.sources.reading import add_choice, add_paths
 from mres.sources.refer_tables import Ref, RefTables, folder_of, ref_source, refs_of_split
 from mres.sources.source import RecordSource
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_paths(
         parser, ("--root", "DIR", "holds grefcoco/"), ("--images", "DIR", "the folder of COCO's train2014 images")
     )
-    parser.add_argument("--split", choices=SPLITS, required=True, default=argparse.SUPPRESS, help="which of them")
+    add_choice(parser, "--split", SPLITS, "which of them")
 
 
 def _without_crowds(refs: list[Ref], tables: RefTables, notes: "Counter[str]") -> Iterator[Ref]:

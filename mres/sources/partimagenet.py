@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mres.errors import UserError
-from mres.records import Expression, Target
+from mres.records import Target
 from mres.sources.coco_expressions import category_expressions, noun_of, part_expressions, plural
 from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
 from mres.sources.coco_masks import union
@@ -129,19 +129,16 @@ def _group(names: Sequence[str], masks: Sequence[AnnotatedMask]) -> Iterator[Tar
     several = len(wholes) > 1 or any(len(parts[part]) > 1 for part in _ONE_EACH & set(parts))
     texts = [text for name in names for text in category_expressions(name, None, several=several)]
     mask = union(wholes or [one.mask for one in masks])
-    yield make_target(names[0], "object", names[0], mask, _distinct(texts))
+    yield make_target(names[0], "object", names[0], mask, tuple(dict.fromkeys(texts)))
     for part, found in parts.items():
         category = f"{names[0]}:{part}"
         noun = plural(part) if several or _is_several(part, found) else part
         texts = [text for name in names for text in part_expressions(noun, plural(name) if several else name)]
-        yield make_target(category, "part", category, union([p.mask for p in found]), _distinct(texts), names[0])
+        mask, expressions = union([one.mask for one in found]), tuple(dict.fromkeys(texts))
+        yield make_target(category, "part", category, mask, expressions, names[0])
 
 
 def _is_several(part: str, found: Sequence[AnnotatedMask]) -> bool:
     """Feet, wings and tires of one object share an annotation, a polygon each; a hidden head may have two as well."""
     polygons = found[0].annotation["segmentation"]
     return part not in _ONE_EACH and (len(found) > 1 or (isinstance(polygons, list) and len(polygons) > 1))
-
-
-def _distinct(expressions: Sequence[Expression]) -> tuple[Expression, ...]:
-    return tuple(dict.fromkeys(expressions))

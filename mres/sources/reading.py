@@ -3,7 +3,7 @@
 import argparse
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -97,6 +97,11 @@ def record_ids(file_names: Mapping[Key, str], *, alike: bool) -> dict[Key, str]:
         return texts[max(own, shortest)]
 
     return {key: record_id(path) for key, path in paths.items()}
+
+
+def add_choice(parser: argparse.ArgumentParser, option: str, choices: Sequence[str], what: str) -> None:
+    """An option that must be given, one of `choices`."""
+    parser.add_argument(option, choices=choices, required=True, default=argparse.SUPPRESS, help=what)
 
 
 def add_paths(parser: argparse.ArgumentParser, *options: tuple[str, str, str]) -> None:

@@ -15,7 +15,7 @@ from mres.errors import UserError
 from mres.records import Granularity
 from mres.sources.coco_names import COCO_NAMES
 from mres.sources.cris_tables import EntryFile, Segment, file_source, read_segment
-from mres.sources.reading import add_paths
+from mres.sources.reading import add_choice, add_paths
 from mres.sources.source import RecordSource
 
 SPLITS = ("val", "testA", "testB")
@@ -73,14 +73,8 @@ def refcocom(root: Path, *, split: str, setting: str, images: Path | None = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_paths(parser, ("--root", "DIR", "the unpacked benchmark"))
-    parser.add_argument("--split", choices=SPLITS, required=True, default=argparse.SUPPRESS, help="which split")
-    parser.add_argument(
-        "--setting",
-        choices=SETTINGS,
-        required=True,
-        default=argparse.SUPPRESS,
-        help="parts alone, or objects and parts",
-    )
+    add_choice(parser, "--split", SPLITS, "which split")
+    add_choice(parser, "--setting", SETTINGS, "parts alone, or objects and parts")
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images; <root>/images by default")
 
 

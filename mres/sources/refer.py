@@ -3,10 +3,9 @@
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from mres.errors import UserError
-from mres.sources.reading import add_paths
+from mres.sources.reading import add_choice, add_paths
 from mres.sources.refer_counts import PUBLISHED, check_counts
 from mres.sources.refer_tables import RefTables, count, folder_of, ref_source, refs_of_split
 from mres.sources.source import RecordSource
@@ -59,20 +58,19 @@ def refer(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    needed: dict[str, Any] = {"required": True, "default": argparse.SUPPRESS}
     add_paths(
         parser,
         ("--root", "DIR", "holds refcoco/, refcoco+/, refcocog/"),
         ("--images", "DIR", "the folder of COCO's train2014 images"),
     )
-    parser.add_argument("--dataset", choices=tuple(SPLIT_BY), help="which of them", **needed)
+    add_choice(parser, "--dataset", tuple(SPLIT_BY), "which of them")
     parser.add_argument(
         "--split-by",
         choices=sorted({by for allowed in SPLIT_BY.values() for by in allowed}),
         help="whose split; unless given, umd's of refcocog and unc's of the others (train and val of google's share "
         "images)",
     )
-    parser.add_argument("--split", choices=SPLITS, help="test: all of testA, testB …", **needed)
+    add_choice(parser, "--split", SPLITS, "test: all of testA, testB …")
     parser.add_argument(
         "--accept-counts", action="store_true", help="go on where refs or sentences are not as many as published"
     )

@@ -94,7 +94,7 @@ class TrainingSets(Sequence[ShardSet]):
         for shards in self._sets:
             in_use = min(len(shards.block_starts), slots * (window // BLOCK_RECORDS + 2))
             largest = shards.largest_block()
-            for storage in shards.storages():
+            for storage in shards.storages:
                 storage.check_capacity(largest, in_use)
 
     def shortage(self, k: int) -> str | None:

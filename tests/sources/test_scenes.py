@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from mres.errors import UserError
 from mres.records import ImageRecord, Target, record_from_json, record_to_json
-from mres.sources.scenes import RELATIONAL_KINDS, SceneObject, SceneOptions, scene, scene_objects, scenes
+from mres.sources.scenes import RELATIONAL_KINDS, SceneObject, SceneOptions, find_scene, scene, scenes
 from mres.sources.scenes.layout import place_objects
 from mres.sources.scenes.render import label_map, visible_masks
 from mres.sources.scenes.shapes import CATEGORIES, unit_shape
@@ -26,7 +26,7 @@ Drawn = list[tuple[ImageRecord, tuple[SceneObject, ...]]]
 
 def _draw(number: int, options: SceneOptions) -> Drawn:
     chosen = {"seed": 5, "split": "train", "options": options}
-    return [(scene(i, **chosen), scene_objects(i, **chosen)) for i in range(number)]
+    return [(scene(i, **chosen), tuple(find_scene(i, **chosen).objects)) for i in range(number)]
 
 
 @pytest.fixture(scope="module")
@@ -366,5 +366,5 @@ def test_impossible_arguments_are_named() -> None:
 )
 def test_every_allowed_option_gives_a_scene(size: int, low: int, more: int, share: float, index: int) -> None:
     options = SceneOptions(image_size=size, min_objects=low, max_objects=min(6, low + more), relational_share=share)
-    objects = scene_objects(index, seed=0, split="train", options=options)
+    objects = find_scene(index, seed=0, split="train", options=options).objects
     assert options.min_objects <= len(objects) <= options.max_objects

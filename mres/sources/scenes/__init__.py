@@ -2,6 +2,6 @@
 
 from mres.sources.scenes.expressions import RELATIONAL_KINDS, SceneObject
 from mres.sources.scenes.options import SceneOptions
-from mres.sources.scenes.scene import scene, scene_objects, scenes
+from mres.sources.scenes.scene import find_scene, scene, scenes
 
-__all__ = ["RELATIONAL_KINDS", "SceneObject", "SceneOptions", "scene", "scene_objects", "scenes"]
+__all__ = ["RELATIONAL_KINDS", "SceneObject", "SceneOptions", "find_scene", "scene", "scenes"]

@@ -95,14 +95,11 @@ def _add(rng: np.random.Generator, taken: list[Expression], sayings: Sayings, ba
     kinds = balance.choose(list(new), must)
     if not kinds:
         return False
-    kind = _weighted(rng, [kind for kind in kinds if kind not in used] or kinds)
+    unused = [kind for kind in kinds if kind not in used] or kinds
+    kind = pick(rng, [kind for kind in unused for _ in range(WEIGHTS[kind])])
     text = pick(rng, new[kind])
     taken.append(Expression(text.removeprefix("the ") if rng.random() < BARE else text, kind))
     return True
-
-
-def _weighted(rng: np.random.Generator, kinds: Sequence[str]) -> str:
-    return pick(rng, [kind for kind in kinds for _ in range(WEIGHTS[kind])])
 
 
 def _shuffled(rng: np.random.Generator, values: list[T]) -> list[T]:

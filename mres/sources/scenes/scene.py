@@ -28,8 +28,11 @@ Expressions = dict[tuple[str, str | None], list[Expression]]
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """Everything about a scene but its picture, which is drawn when it is asked for."""
+class Scene:
+    """Everything about a scene but its picture, which is drawn when it is asked for.
+
+    `objects` are all of them, as the expressions see them, also those that no expression singles out.
+    """
 
     drawn: Sequence[DrawnObject]
     objects: Sequence[SceneObject]
@@ -37,13 +40,7 @@ class _Scene:
     jpeg: Callable[[], bytes]
 
 
-def scenes(
-    num_images: int,
-    *,
-    seed: int,
-    split: str,
-    options: SceneOptions = DEFAULT_OPTIONS,
-) -> Iterator[ImageRecord]:
+def scenes(num_images: int, *, seed: int, split: str, options: SceneOptions = DEFAULT_OPTIONS) -> Iterator[ImageRecord]:
     """The records 0 … num_images - 1 of a procedural data set, drawn one by one as they are asked for."""
     if num_images < 0:
         raise UserError(f"scenes: num_images={num_images}; allowed: 0 or more")
@@ -59,7 +56,7 @@ def scene(index: int, *, seed: int, split: str, options: SceneOptions = DEFAULT_
     Raises:
         UserError: for a negative index or seed, or an empty split.
     """
-    found = _find_scene(index, seed, split, options)
+    found = find_scene(index, seed, split, options)
     return ImageRecord(
         id=f"scenes-{split}-{index:06d}",
         image=found.jpeg(),
@@ -71,18 +68,7 @@ def scene(index: int, *, seed: int, split: str, options: SceneOptions = DEFAULT_
     )
 
 
-def scene_objects(
-    index: int,
-    *,
-    seed: int,
-    split: str,
-    options: SceneOptions = DEFAULT_OPTIONS,
-) -> tuple[SceneObject, ...]:
-    """All objects of scene `index`, as the expressions see them, also those that no expression singles out."""
-    return tuple(_find_scene(index, seed, split, options).objects)
-
-
-def _find_scene(index: int, seed: int, split: str, options: SceneOptions) -> _Scene:
+def find_scene(index: int, seed: int, split: str, options: SceneOptions) -> Scene:
     """The first attempt that comes out well."""
     if index < 0 or seed < 0 or not split:
         raise UserError(f"scenes: index={index}, seed={seed}, split={split!r}; allowed: 0 or more, and a name")
@@ -94,7 +80,7 @@ def _find_scene(index: int, seed: int, split: str, options: SceneOptions) -> _Sc
     raise AssertionError(f"no scene within {MAX_ATTEMPTS} attempts")
 
 
-def _attempt(rng: np.random.Generator, options: SceneOptions) -> _Scene | None:
+def _attempt(rng: np.random.Generator, options: SceneOptions) -> Scene | None:
     """A scene, unless objects lack room, one is mostly hidden, or too few expressions single one out."""
     horizon, size = rng.uniform(0.25, 0.45), options.image_size
     placed = place_objects(rng, horizon, options)
@@ -108,7 +94,7 @@ def _attempt(rng: np.random.Generator, options: SceneOptions) -> _Scene | None:
     expressions = express(rng, objects, options.relational_share)
     if sum(map(len, expressions.values())) < MIN_EXPRESSIONS:
         return None
-    return _Scene(drawn, objects, expressions, partial(picture, rng, placed, labels_DD, horizon))
+    return Scene(drawn, objects, expressions, partial(picture, rng, placed, labels_DD, horizon))
 
 
 def _measured(number: int, placed: Placed, drawn: DrawnObject, size: int) -> SceneObject:
@@ -129,7 +115,7 @@ def _measured(number: int, placed: Placed, drawn: DrawnObject, size: int) -> Sce
     )
 
 
-def _targets(scene: _Scene) -> Iterator[Target]:
+def _targets(scene: Scene) -> Iterator[Target]:
     """The objects and parts that have expressions, each object before its parts."""
     named = list(_named_masks(scene))
     rles = coco_mask.encode(np.asfortranarray(np.stack([mask_HW for _, _, mask_HW in named], axis=-1, dtype=np.uint8)))
@@ -148,7 +134,7 @@ def _targets(scene: _Scene) -> Iterator[Target]:
         )
 
 
-def _named_masks(scene: _Scene) -> Iterator[tuple[SceneObject, str | None, NDArray[np.bool_]]]:
+def _named_masks(scene: Scene) -> Iterator[tuple[SceneObject, str | None, NDArray[np.bool_]]]:
     """(object, part or None, mask) of everything that has expressions."""
     for thing, drawn in zip(scene.objects, scene.drawn, strict=True):
         if (thing.id, None) in scene.expressions:
