@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,14 +118,12 @@ def weights_state(step: int, model: dict[str, Any], kind: str) -> dict[str, Any]
     return {"step": step, "weights_only": True, "weights": kind, "model": model}
 
 
-class Selection:
-    """Some tensors of a source, under other names.
+class Selection(TensorSource):
+    """Some tensors of a source, under other names; what is not selected is not missed, and no note says so.
 
     Args:
         names: by the name here, the name there.
     """
-
-    notes: Sequence[str] = ()  # what is not selected is not missed
 
     def __init__(self, source: TensorSource, names: Mapping[str, str], state: dict[str, Any] | None) -> None:
         self._source, self._names = source, names

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mres.formats.dcp_index import Chunk, read_index
-from mres.formats.dcp_metadata import index_of
 from mres.formats.folder import DCP_METADATA, CheckpointError, FileFacts
 from mres.formats.memory import Buffer, Reader, elements
 from mres.formats.open_files import OpenFiles
+from mres.formats.pickling import Made, Name, Pickler, Record, record_class
 from mres.formats.tensors import Progress, Spec, TensorSource, split_by_bytes
 from mres.formats.torch_archive import TorchArchive
 from mres.formats.torch_archive_writer import TorchArchiveWriter
@@ -23,7 +24,7 @@ from mres.io.files import fsync, write_durably
 _FILE_BYTES = 1 << 30
 
 
-class DcpSource:
+class DcpSource(TensorSource):
     """The tensors of a DCP folder, whoever wrote it.
 
     Args:
@@ -34,8 +35,6 @@ class DcpSource:
     Raises:
         CheckpointError: it is none, or its index cannot be used.
     """
-
-    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ def write_dcp(source: TensorSource, work: Workspace, progress: Progress) -> None
     for number, names in enumerate(split_by_bytes(source.specs, _FILE_BYTES)):
         items += work.write_file(f"__0_{number}.distcp", _items(source, reader, names, progress))
     path = work.folder / DCP_METADATA
-    write_durably(path, index_of(source.specs, source.aliases, items))
+    write_durably(path, _index_of(source.specs, source.aliases, items))
     fsync(path.parent)
     work.facts[path.name] = FileFacts.of(path)
 
@@ -116,3 +115,50 @@ def _write_tensor(reader: Reader, name: str, spec: Spec, progress: Progress, fil
     archive.append(reader.read(name))
     archive.finish(written)
     progress(spec.num_bytes)
+
+
+class _Enum(Record):
+    """A member of an enum, which is made from its value."""
+
+    def __reduce__(self) -> Any:
+        return type(self), (0,)
+
+
+_DCP = "torch.distributed.checkpoint"
+_METADATA = record_class(f"{_DCP}.metadata.Metadata")
+_INDEX = record_class(f"{_DCP}.metadata.MetadataIndex")
+_TENSOR = record_class(f"{_DCP}.metadata.TensorStorageMetadata")
+_CHUNK = record_class(f"{_DCP}.metadata.ChunkStorageMetadata")
+_PROPERTIES = record_class(f"{_DCP}.metadata.TensorProperties")
+_META = record_class(f"{_DCP}.metadata.StorageMeta")
+_PLACE = record_class(f"{_DCP}.filesystem._StorageInfo")
+_MEMORY_FORMAT = record_class(f"{_DCP}.metadata._MEM_FORMAT_ENCODING", _Enum)
+
+
+def _index_of(specs: Mapping[str, Spec], aliases: Mapping[str, str], items: Sequence[Item]) -> bytes:
+    """The index of whole tensors, each an item of a file; an alias is a name for what lies there already."""
+    by_name = {item.key: item for item in items}
+    held = {**{name: name for name in specs}, **aliases}
+    tensors, places = {}, {}
+    for name, holder in held.items():
+        spec, item = specs[holder], by_name[holder]
+        start, size = (Made("torch.Size", (box,)) for box in ((0,) * len(spec.shape), spec.shape))
+        chunk = _CHUNK.of({"offsets": start, "sizes": size})
+        tensors[name] = _TENSOR.of({"properties": _properties(spec.dtype), "size": size, "chunks": [chunk]})
+        index = _INDEX.of({"fqn": name, "offset": start, "index": 0})
+        places[index] = _PLACE.of({"relative_path": item.file, "offset": item.offset, "length": item.length})
+    fields = {
+        "state_dict_metadata": tensors,
+        "planner_data": {name: (name,) for name in held},
+        "storage_data": places,
+        "storage_meta": _META.of({"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}),
+        "version": "1.0.0",
+    }
+    with io.BytesIO() as file:
+        Pickler(file).dump(_METADATA.of(fields))
+        return file.getvalue()
+
+
+def _properties(dtype: str) -> Record:
+    strided = Made("torch.serialization._get_layout", ("torch.strided",))
+    return _PROPERTIES.of((Name(f"torch.{dtype}"), strided, False, _MEMORY_FORMAT(), False))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -65,36 +65,25 @@ class _Record(Inert):
         self.fields = state
 
 
-class _Compact(_Record):
-    """What there is one of a box: its fields in the order of `keys`; a dictionary each would take most of the memory."""
+def _compact(*keys: str) -> type[_Record]:
+    """For what there is one of a box: its fields in the order of `keys`; a dictionary each would take most of the memory."""
 
-    __slots__ = ()
-    keys: ClassVar[tuple[str, ...]]
+    class Compact(_Record):
+        __slots__ = ()
 
-    def __setstate__(self, state: Any) -> None:
-        self.fields = tuple(map(state.get, self.keys))
-        state.clear()  # the machine remembers it
+        def __setstate__(self, state: Any) -> None:
+            self.fields = tuple(map(state.get, keys))
+            state.clear()  # the machine remembers it
 
-
-class _Index(_Compact):
-    __slots__ = ()
-    keys = ("fqn", "offset")
-
-
-class _Box(_Compact):
-    __slots__ = ()
-    keys = ("offsets", "sizes")
-
-
-class _Place(_Compact):
-    __slots__ = ()
-    keys = ("relative_path", "offset", "length", "transform_descriptors")
+    return Compact
 
 
 _OF_BOXES = {
-    "torch.distributed.checkpoint.metadata.MetadataIndex": _Index,
-    "torch.distributed.checkpoint.metadata.ChunkStorageMetadata": _Box,
-    "torch.distributed.checkpoint.filesystem._StorageInfo": _Place,
+    "torch.distributed.checkpoint.metadata.MetadataIndex": _compact("fqn", "offset"),
+    "torch.distributed.checkpoint.metadata.ChunkStorageMetadata": _compact("offsets", "sizes"),
+    "torch.distributed.checkpoint.filesystem._StorageInfo": _compact(
+        "relative_path", "offset", "length", "transform_descriptors"
+    ),
 }
 
 
@@ -125,7 +114,7 @@ def read_index(folder: Path, sizes: Mapping[str, int] | None = None) -> dict[str
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise RefusedError(f"it has more than {_MAX_BYTES:,} bytes, which no index of tensors has")
-        fields = _loaded(path)
+        fields = _Unpickler(path.read_bytes()).load().fields
         places = _places(fields["storage_data"], sizes)
         return {name: _tensor(name, entry.fields, places) for name, entry in fields["state_dict_metadata"].items()}
     except RefusedError as error:
@@ -133,11 +122,6 @@ def read_index(folder: Path, sizes: Mapping[str, int] | None = None) -> dict[str
     except Exception as error:  # a pickle can fail in any way
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{path} is damaged: it does not say where all tensors lie ({reason})") from None
-
-
-def _loaded(path: Path) -> Mapping[str, Any]:
-    fields: Mapping[str, Any] = _Unpickler(path.read_bytes()).load().fields
-    return fields
 
 
 def _places(stored: Mapping[Any, Any], sizes: Mapping[str, int]) -> dict[Any, tuple[str, int, int]]:

@@ -68,9 +68,8 @@ def _tag_folder(folder: Path) -> Path | None:
     if any(_OPTIM.fullmatch(path.name) for path in folder.iterdir()):
         return folder
     latest = folder / "latest"
-    if not latest.is_file() and (
-        latest.exists() or not latest.is_symlink()
-    ):  # a link that leads nowhere is read, and told
+    # A link that leads nowhere is read, and told.
+    if not latest.is_file() and (latest.exists() or not latest.is_symlink()):
         return None
     tag = latest.read_text(encoding="utf-8", errors="replace").strip()
     if not tag or Path(tag).name != tag or tag in (".", "..") or "\0" in tag:
@@ -97,13 +96,10 @@ def open_files(folder: Path) -> Files:
     first = _open(files, paths[0])
     count = _world_size(first)
     if len(paths) != count:
+        missing = f"{_of_rank(paths[0], len(paths))} is missing"
         raise CheckpointError(
             f"{folder} has the optimizer state of {len(paths)} ranks, {paths[0].name} says it was written by {count}: "
-            + (
-                f"{_of_rank(paths[0], len(paths))} is missing"
-                if len(paths) < count
-                else "files of two checkpoints lie in it"
-            )
+            f"{missing if len(paths) < count else 'files of two checkpoints lie in it'}"
         )
     optim = [first, *(_open(files, path) for path in paths[1:])]
     stage = _stage(first)

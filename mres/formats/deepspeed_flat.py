@@ -131,16 +131,12 @@ class Flats:
 
     def chain(self, key: str, ranks: Sequence[int], flats: Sequence[int]) -> Chain:
         """Flat tensors of ranks, one after another."""
-        return Chain(
-            [
-                Stored(
-                    self._files.optim[rank],
-                    self._masters[rank][flat] if key == MASTER else self._states[rank][flat][key],
-                )
-                for rank in ranks
-                for flat in flats
-            ]
-        )
+
+        def stored(rank: int, flat: int) -> Stored:
+            tensor = self._masters[rank][flat] if key == MASTER else self._states[rank][flat][key]
+            return Stored(self._files.optim[rank], tensor)
+
+        return Chain([stored(rank, flat) for rank in ranks for flat in flats])
 
     def step(self, flat: int) -> float:
         """How often AdamW moved it.

@@ -15,7 +15,7 @@ from mres.formats.deepspeed_layout import MOMENTS, Layout
 from mres.formats.folder import CONFIG, STATE, CheckpointError
 from mres.formats.memory import Buffer
 from mres.formats.stored import Chain, Stored
-from mres.formats.tensors import MODEL, OPTIM, Spec
+from mres.formats.tensors import MODEL, OPTIM, Spec, TensorSource
 from mres.formats.torch_pickle import StoredTensor
 from mres.io.json_files import JsonError, read_json
 
@@ -45,8 +45,8 @@ def open_deepspeed(folder: Path) -> DeepSpeedSource:
         raise CheckpointError(f"{found} is not as DeepSpeed writes it: {type(error).__name__} {error}") from None
 
 
-class DeepSpeedSource:
-    """A `TensorSource`; floats come as float32, and `layout` says what else a folder of ZeRO knows of its tensors."""
+class DeepSpeedSource(TensorSource):
+    """Floats come as float32, and `layout` says what else a folder of ZeRO knows of its tensors."""
 
     def __init__(self, files: Files) -> None:
         model = files.model[0].structure
@@ -72,12 +72,11 @@ class DeepSpeedSource:
         self.specs = _specs(self._plans, self._steps)
         self.aliases = {MODEL + alias: MODEL + name for alias, name in shared.items()}
         self.layout = _layout(files, list(others))
-        self.notes: list[str] = []
         if flats.left_behind:
-            self.notes.append(
+            self.notes = [
                 f"the optimizer's {', '.join(flats.left_behind)} stay behind: of its state, AdamW's {', '.join(MOMENTS)} "
                 "and step are read"
-            )
+            ]
 
     def read_into(self, name: str, target: memoryview) -> None:
         if name in self._steps:
@@ -127,11 +126,9 @@ def _other(files: Files, name: str, tensor: StoredTensor) -> Plan:
 def _extra(folder: Path) -> dict[str, Plan]:
     """What mres wrote beside DeepSpeed's files: moving averages of the weights."""
     file = open_extra(folder)
-    return (
-        {}
-        if file is None
-        else {name: Whole(Stored(file, tensor)) for name, tensor in file.structure["tensors"].items()}
-    )
+    if file is None:
+        return {}
+    return {name: Whole(Stored(file, tensor)) for name, tensor in file.structure["tensors"].items()}
 
 
 def _layout(files: Files, others: list[str]) -> Layout:

@@ -20,7 +20,7 @@ from mres.formats.deepspeed_cut import Cut, ShardCut, cuts_of
 from mres.formats.deepspeed_files import EXTRA
 from mres.formats.deepspeed_layout import MOMENTS, Layout, layout_of
 from mres.formats.deepspeed_read import DeepSpeedSource
-from mres.formats.deepspeed_structure import ModelFile, OptimFile, State
+from mres.formats.deepspeed_structure import State, model_structure, optim_structure
 from mres.formats.files_together import FilesTogether, allow_open_files
 from mres.formats.folder import CONFIG, STATE, CheckpointError
 from mres.formats.memory import Buffer, Reader
@@ -90,13 +90,9 @@ class _Writer:
 
     def write_trained(self) -> None:
         """The optimizer's files; of stages 1 and 2, what forward computes with goes into the model's file meanwhile."""
-        structures = [OptimFile(self._layout, self._cuts, self._stage, rank) for rank in range(self._world_size)]
-        for cut in (cut for cuts in self._cuts for cut in cuts):
-            states = self._write_flat(cut)
-            for structure, state in zip(structures, states, strict=True):
-                structure.add(state)
-        for file, structure in zip(self._optim, structures, strict=True):
-            file.finish(structure.build())
+        flats = [self._write_flat(cut) for cuts in self._cuts for cut in cuts]
+        for rank, (file, states) in enumerate(zip(self._optim, zip(*flats, strict=True), strict=True)):
+            file.finish(optim_structure(self._layout, self._cuts, self._stage, rank, states))
 
     def _write_flat(self, cut: Cut) -> list[State]:
         """Masters and moments of a flat tensor, by rank."""
@@ -170,26 +166,28 @@ class _Writer:
 
     def write_others(self) -> None:
         """The model's files: what is frozen, buffers, and the names of everything."""
-        structures = [ModelFile(self._layout, self._cuts, self._stage, self._shapes) for _ in self._model]
+        modules: list[dict[str, Written]] = [{} for _ in self._model]
+        frozen: list[dict[str, Written]] = [{} for _ in self._model]
         for name in self._layout.frozen:
-            for structure, written in zip(structures, self._write_frozen(name), strict=True):
-                structure.frozen[name] = written
+            for of_file, written in zip(frozen, self._write_frozen(name), strict=True):
+                of_file[name] = written
             self._files.note_if_due()
         for name in self._layout.buffers:
             spec = self._source.specs[MODEL + name]
             whole = self._whole(MODEL + name, spec.dtype)
-            for file, structure in zip(self._model, structures, strict=True):
-                structure.module[name] = _put(file, spec, whole)
+            for file, module in zip(self._model, modules, strict=True):
+                module[name] = _put(file, spec, whole)
         names = [name.removeprefix(MODEL) for name in self._source.specs if name.startswith(MODEL)]
         tied = {alias: name for alias, name in self._source.aliases.items() if alias.startswith(MODEL)}
         aliases = {alias.removeprefix(MODEL): name.removeprefix(MODEL) for alias, name in tied.items()}
-        for file, structure in zip(self._model, structures, strict=True):
+        for file, module, held in zip(self._model, modules, frozen, strict=True):
             if self._stage == 3:  # parameters are not here: something without elements stands for them
                 nothing = file.begin(Spec((0,), self._layout.compute))
-                structure.module |= {name: nothing for name in names if name not in structure.module}
+                found = {name: module.get(name, nothing) for name in names}
             else:
-                structure.module |= self._module | structure.frozen
-            file.finish(structure.build(names, aliases))
+                everything = module | self._module | held
+                found = {name: everything[name] for name in names}
+            file.finish(model_structure(self._layout, self._cuts, self._stage, self._shapes, found, held, aliases))
         self._write_averages()
 
     def _write_frozen(self, name: str) -> list[Written]:

@@ -16,21 +16,6 @@ from mres.errors import UserError
 from mres.io.files import file_sha256, fsync, write_durably
 from mres.io.json_files import JsonError, read_json
 
-__all__ = [
-    "CONFIG",
-    "DCP_METADATA",
-    "FORMAT",
-    "MANIFEST",
-    "SAFETENSORS",
-    "SAFETENSORS_INDEX",
-    "STATE",
-    "Checkpoint",
-    "CheckpointError",
-    "FileFacts",
-    "read_manifest",
-    "seal",
-]
-
 FORMAT = "mres-checkpoint-1"
 DCP_METADATA = ".metadata"  # the index of DCP's files
 MANIFEST = "MANIFEST.json"

@@ -28,7 +28,7 @@ _INDEX_MAX_BYTES = 1 << 27
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
-class SafetensorsSource:
+class SafetensorsSource(TensorSource):
     """The tensors of a .safetensors file, of a folder's model.safetensors, or of the files that its index names.
 
     Attributes:
@@ -38,10 +38,6 @@ class SafetensorsSource:
     Raises:
         CheckpointError: no such file, or not one of safetensors, or the index does not fit.
     """
-
-    state: dict[str, Any] | None = None
-    config_yaml: str | None = None
-    notes: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         files = files_of(path)
@@ -67,10 +63,9 @@ class SafetensorsSource:
 
         try:
             with path.open("rb") as file:
-                with safe_open(
-                    path, framework="numpy"
-                ):  # it calls all that cannot be opened missing, so it comes second
-                    pass  # it checks that all offsets fit
+                # It checks that all offsets fit; what cannot be opened, it calls missing, so it comes second.
+                with safe_open(path, framework="numpy"):
+                    pass
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length))
         except FileNotFoundError:
@@ -133,7 +128,11 @@ def write_safetensors(
     files = _named(list(split_by_bytes(plain, max_shard_bytes)))
     reader = Reader(source)
     for file, names in files.items():
-        _check_types(names, plain)
+        for name in names:
+            if plain[name].dtype not in _NAMES:
+                raise CheckpointError(
+                    f"{name} has type {plain[name].dtype}, which safetensors has not; convert --to dcp"
+                )
         work.write_file(file, _items(reader, {name: plain[name] for name in names}, text, progress))
     if len(files) > 1:
         total = sum(spec.num_bytes for spec in plain.values())
@@ -145,12 +144,6 @@ def write_safetensors(
         write_durably(path, json.dumps(index, indent=1).encode())
         fsync(path.parent)
         work.facts[path.name] = FileFacts.of(path)
-
-
-def _check_types(names: list[str], specs: Mapping[str, Spec]) -> None:
-    for name in names:
-        if specs[name].dtype not in _NAMES:
-            raise CheckpointError(f"{name} has type {specs[name].dtype}, which safetensors has not; convert --to dcp")
 
 
 def _named(shards: list[list[str]]) -> dict[str, list[str]]:

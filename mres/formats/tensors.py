@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 MODEL, OPTIM, EMA = "model.", "optim.", "ema."
 # Told how many bytes of tensors were written since it was called last.
@@ -45,7 +45,7 @@ class Spec:
         return "float" in self.dtype
 
 
-class TensorSource(Protocol):
+class TensorSource:
     """A checkpoint's tensors by neutral names.
 
     Attributes:
@@ -56,20 +56,11 @@ class TensorSource(Protocol):
         notes: what is there and does not come along, in sentences.
     """
 
-    @property
-    def specs(self) -> Mapping[str, Spec]: ...
-
-    @property
-    def aliases(self) -> Mapping[str, str]: ...
-
-    @property
-    def state(self) -> dict[str, Any] | None: ...
-
-    @property
-    def config_yaml(self) -> str | None: ...
-
-    @property
-    def notes(self) -> Sequence[str]: ...
+    specs: Mapping[str, Spec]
+    aliases: Mapping[str, str]
+    state: dict[str, Any] | None = None
+    config_yaml: str | None = None
+    notes: Sequence[str] = ()
 
     def read_into(self, name: str, target: memoryview) -> None:
         """Fills `target`, as many bytes as the tensor has, with its elements in their order.
@@ -77,7 +68,7 @@ class TensorSource(Protocol):
         Raises:
             CheckpointError: they cannot be read, or are not those that were written.
         """
-        ...
+        raise NotImplementedError
 
 
 def split_by_bytes(specs: Mapping[str, Spec], max_bytes: int) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,8 @@ class Workspace:
         noted = self._items.setdefault(name, [])
         if name in self.facts:
             return noted
-        with _grow(self.folder / name, noted) as file:
+        end = noted[-1].offset + noted[-1].length if noted else 0
+        with ThreadPoolExecutor(1) as hasher, closing(HashedFile(self.folder / name, end, hasher)) as file:
             pending: list[Item] = []
             for number, (key, write) in enumerate(items):
                 if number < len(noted):
@@ -111,6 +112,7 @@ class Workspace:
             file.sync()
             noted = self._items[name] = noted + pending
             self.facts[name] = file.facts()
+        fsync(self.folder)
         self._note([*map(asdict, pending), {"file": name, **asdict(self.facts[name])}])
         return noted
 
@@ -203,12 +205,3 @@ class HashedFile(AppendedFile):
 
     def facts(self) -> FileFacts:
         return FileFacts(self._size, self._digest.hexdigest())
-
-
-@contextmanager
-def _grow(path: Path, noted: list[Item]) -> Iterator[HashedFile]:
-    """The file, cut off behind its last noted item."""
-    end = noted[-1].offset + noted[-1].length if noted else 0
-    with ThreadPoolExecutor(1) as hasher, closing(HashedFile(path, end, hasher)) as file:
-        yield file
-    fsync(path.parent)

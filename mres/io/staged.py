@@ -134,11 +134,6 @@ def _left_tidy(stage: Staged, keep: Callable[[Path, BaseException], bool]) -> It
             note = f"note: what was finished is kept in '{stage.root}'; the same command goes on from it"
             print(note, file=sys.stderr, flush=True)
         else:
-            _remove(stage.root)
+            remove_folder(stage.root, last=JOURNAL)  # without it, nobody knows whose the rest is
         raise
-    _remove(stage.root)
-
-
-def _remove(root: Path) -> None:
-    """The journal last: without it, nobody knows whose the rest is."""
-    remove_folder(root, last=JOURNAL)
+    remove_folder(stage.root, last=JOURNAL)

@@ -7,7 +7,7 @@ may name nothing else. The code is not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -16,7 +16,7 @@ from mres.formats.folder import CheckpointError
 from mres.formats.legacy_torch import LegacyArchive
 from mres.formats.memory import Buffer, elements
 from mres.formats.open_files import OpenFiles
-from mres.formats.tensors import MODEL, Spec
+from mres.formats.tensors import MODEL, Spec, TensorSource
 from mres.formats.torch_archive import TorchArchive
 from mres.formats.torch_pickle import StoredTensor, TorchUnpickler
 from mres.io.unpickling import Inert
@@ -50,8 +50,8 @@ class _ScriptUnpickler(TorchUnpickler):
         return super().named(full)
 
 
-class TorchTensors:
-    """A `TensorSource` of what torch wrote: a state_dict, what has one, or the modules of a TorchScript archive.
+class TorchTensors(TensorSource):
+    """What torch wrote: a state_dict, what has one, or the modules of a TorchScript archive.
 
     Attributes:
         format: what the file is, in words.
@@ -62,9 +62,6 @@ class TorchTensors:
     """
 
     aliases: Mapping[str, str] = {}
-    state: dict[str, Any] | None = None
-    config_yaml: str | None = None
-    notes: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         self._buffer, self.format = Buffer(), "torch.save"
