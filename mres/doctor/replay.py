@@ -19,7 +19,7 @@ from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.evaluate.overlay import TRUTH_COLOUR, drawing_size, grid, overlay, panel, resized_image, resized_mask
 from mres.model.task import SegmentationTask
-from mres.pretrained import load_weights
+from mres.pretrained.whole import load_weights
 from mres.run_folder import BAD_STEPS, ROLLBACKS, read_lines
 from mres.stream.batch import Batch
 from mres.stream.loader import Batches

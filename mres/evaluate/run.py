@@ -72,7 +72,7 @@ def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Pat
     from mres.model.task import SegmentationTask
     from mres.parallel.config import ParallelConfig
     from mres.parallel.factory import build_strategy
-    from mres.pretrained import load_weights
+    from mres.pretrained.whole import load_weights
     from mres.supervise.threads import set_threads
     from mres.supervise.world import join_world, leave_world
 

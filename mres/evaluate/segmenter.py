@@ -21,8 +21,8 @@ from mres.config import Config
 from mres.errors import UserError
 from mres.evaluate.evaluator import MAX_EXPRESSIONS, predicted_masks
 from mres.model.task import SegmentationTask
-from mres.pretrained import load_weights, run_config
 from mres.pretrained.tokenizer_file import check_tokenizer
+from mres.pretrained.whole import load_weights, run_config
 from mres.stream import transforms
 from mres.stream.batch import token_ids
 from mres.stream.image import paste

@@ -101,7 +101,7 @@ def _goes_on(result: Path, error: BaseException) -> bool:
 def _open(source: Path, weights: Kind) -> tuple[OpenedWeights, Config]:
     """Raises: UserError: nothing there, damaged, without an average, or weights that do not say what they are of."""
     from mres.checkpoint.weights import open_source
-    from mres.pretrained import run_config
+    from mres.pretrained.whole import run_config
 
     found = open_source(source, weights)
     if found.state is None or found.config_yaml is None:

@@ -15,9 +15,20 @@ from torch import nn
 
 from mres.pretrained.parts import Parts
 from mres.pretrained.positions import Change, cut_words, fit_patches
-from mres.pretrained.resnet_names import POOL_POSITIONS, resnet_parts, resnet_sizes
-from mres.pretrained.text_names import WORDS, joint_text_parts, joint_text_sizes, text_parts, text_sizes
-from mres.pretrained.vit_names import CLASS, PATCHES, image_parts, image_sizes
+from mres.pretrained.tower_names import (
+    CLASS,
+    PATCHES,
+    POOL_POSITIONS,
+    WORDS,
+    joint_text_parts,
+    joint_text_sizes,
+    resnet_parts,
+    resnet_sizes,
+    text_parts,
+    text_sizes,
+    vit_parts,
+    vit_sizes,
+)
 
 Shapes = Mapping[str, torch.Size]
 
@@ -82,8 +93,8 @@ FAMILIES: dict[str, Family] = {
     "vit": Family(
         "ViT (patch_embed, pos_embed, blocks.… as timm names it, visual.conv1, visual.transformer.… as CLIP does, or "
         "vision_model.… as Hugging Face does)",
-        image_parts,
-        image_sizes,
+        vit_parts,
+        vit_sizes,
         PATCHES,
         _fit_patches,
         frozenset({"depth", "class_token", "pre_norm"}),

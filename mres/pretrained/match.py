@@ -80,7 +80,12 @@ def fit(model: nn.Module, found: Mapping[str, torch.Size], source: str, *, stric
             f"{len(unknown)} are unknown {unknown[:3]}"
         )
     for tensor, names in taken.items():
-        _check_shapes(tensor, {name: found[name] for name in names if name in found}, source)
+        for name in names:
+            if name in found and found[name] != tensor.shape:
+                raise CheckpointError(
+                    f"{source} does not fit the model: {name} has shape {list(found[name])}, the model's is "
+                    f"{list(tensor.shape)}"
+                )
     sizes = {names[0]: tensor.nbytes for tensor, names in taken.items()}
     restored = Restored(
         source,
@@ -92,14 +97,6 @@ def fit(model: nn.Module, found: Mapping[str, torch.Size], source: str, *, stric
         kept=tuple(missing),
     )
     return Fit(restored, own_names, unknown)
-
-
-def _check_shapes(mine: Tensor, found: Mapping[str, torch.Size], source: str) -> None:
-    for name, shape in found.items():
-        if shape != mine.shape:
-            raise CheckpointError(
-                f"{source} does not fit the model: {name} has shape {list(shape)}, the model's is {list(mine.shape)}"
-            )
 
 
 @torch.no_grad()

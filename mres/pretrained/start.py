@@ -12,8 +12,10 @@ from mres.config import Config
 from mres.errors import UserError
 from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
-from mres.pretrained import Matched, match_tower, match_weights
 from mres.pretrained.described import Tower
+from mres.pretrained.match import Matched
+from mres.pretrained.tower import match_tower
+from mres.pretrained.whole import match_weights
 
 
 def first_weights(

@@ -6,12 +6,12 @@ off the config that lies beside them, if one does; all of it must be what the mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mres.errors import UserError
 from mres.formats.folder import CheckpointError
@@ -67,7 +67,8 @@ def match_tower(which: Tower, model: nn.Module, config: ModelConfig, source: Pat
     library, clip = clip_parts(file.shapes)
     parts = family.parts(clip)
     if not parts:
-        raise CheckpointError(f"'{source}' has no {family.tensors}; it has {_some(file)}")
+        some = ", ".join(summary(map(plain_name, file.shapes))[:4]) or "no tensors"
+        raise CheckpointError(f"'{source}' has no {family.tensors}; it has {some}")
     if strict and which == "text" and _SIGLIP in clip:
         raise CheckpointError(
             f"the text tower in '{source}' is SigLIP's ({_SIGLIP}), in which words also attend to those after them; "
@@ -97,10 +98,6 @@ def _tower_of(which: Tower, config: ModelConfig) -> spec.Tower:
             f"checkpoint.{which}_weights has no effect: {model.name} names no {which} tower that takes files"
         )
     return tower
-
-
-def _some(file: Weights) -> str:
-    return ", ".join(summary(map(plain_name, file.shapes))[:4]) or "no tensors"
 
 
 def _check_same(tower: spec.Tower, theirs: Mapping[str, Any], config: ModelConfig, what: str, *, strict: bool) -> None:
@@ -138,14 +135,11 @@ def _matched(module: nn.Module, found: _Found, source: Path, *, strict: bool) ->
         left_behind=summary([*left, *found.file.others]),
         notes=(*_unsaid(found), *found.description.notes),
     )
-    return Matched(restored, _read(taken, found.file), fitting.own_names, f"{found.tower.prefix}.")
+    weights = ((name, part.read(found.file)) for name, part in taken.items())
+    return Matched(restored, weights, fitting.own_names, f"{found.tower.prefix}.")
 
 
 def _unsaid(found: _Found) -> tuple[str, ...]:
     sizes = [size for size in _UNSAID if size in found.tower.keys and size not in found.description.sizes]
     keys = [f"model.{found.tower.keys[size]}" for size in sizes]
     return (f"the file does not say whether {' and '.join(keys)} are its own: see to it",) if keys else ()
-
-
-def _read(parts: Parts, file: Weights) -> Iterator[tuple[str, Tensor]]:
-    return ((name, part.read(file)) for name, part in parts.items())

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mres import pretrained
 from mres.checkpoint import store
 from mres.checkpoint.saver import Saver
 from mres.config import Config
@@ -24,6 +23,7 @@ from mres.parallel.ema import holds_average
 from mres.parallel.factory import build_strategy
 from mres.parallel.strategy import AdamW, ParameterGroup
 from mres.pretrained.start import check_finite, first_weights, named_sources
+from mres.pretrained.whole import check_same_model
 from mres.run_folder import RunLog, write_start
 from mres.stream.loader import StreamState, TrainingStream
 from mres.stream.sets import TrainingSets, open_set
@@ -226,7 +226,7 @@ class _Session:
 
     def _take_up(self, checkpoint: store.Checkpoint) -> int:
         """Refuses a checkpoint of another model or stream, before anything is written; returns the step to go on at."""
-        for warning in pretrained.check_same_model(checkpoint, self.config.model):
+        for warning in check_same_model(checkpoint, self.config.model):
             self.log.say(f"warning: {warning}")
         _check_frozen(checkpoint, self.config)
         progress = Progress.from_json(checkpoint.state)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from mres.model.text import TextEncoder
 from mres.model.unires.config import UniresConfig
 from mres.model.unires.vision import VisionEncoder
-from mres.pretrained import Restored, copy_into, match_tower
 from mres.pretrained.described import Tower
+from mres.pretrained.match import copy_into
+from mres.pretrained.report import Restored
+from mres.pretrained.tower import match_tower
 
 WIDTH, HEADS, LENGTH, VOCABULARY, SIDE, PATCH = 128, 2, 24, 1024, 32, 8  # OpenAI's heads are 64 wide
 TEXT = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": WIDTH, "heads": HEADS, "layers": 3}

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from mres.checkpoint.store import CheckpointError
 from mres.model.unires.config import UniresConfig
-from mres.pretrained import match_tower
+from mres.pretrained.tower import match_tower
 
 PLAIN = {"vision_pre_norm": False, "quick_gelu": False}  # a ViT that is no CLIP's
 

@@ -14,7 +14,7 @@ from mres.config import load_config
 from mres.convert.convert import convert
 from mres.model.unires.config import UniresConfig
 from mres.model.unires.unires import UniRES
-from mres.pretrained import load_weights, run_config
+from mres.pretrained.whole import load_weights, run_config
 
 NAMES = ("single", "tied")
 

@@ -20,7 +20,8 @@ from mres.formats.folder import CheckpointError
 from mres.model.cris.config import CrisConfig
 from mres.model.cris.cris import CRIS
 from mres.model.unires.config import UniresConfig
-from mres.pretrained import copy_into, match_tower
+from mres.pretrained.match import copy_into
+from mres.pretrained.tower import match_tower
 
 JOINT = 48
 FORMS = ("archive", "openai", "open_clip.pt", "open_clip.safetensors")

@@ -9,7 +9,7 @@ from tiny_model import outline
 from tiny_run import TRAIN, run, write_config
 
 from mres.checkpoint.weights import open_source
-from mres.pretrained import match_tower
+from mres.pretrained.tower import match_tower
 
 
 @pytest.mark.slow
