@@ -38,7 +38,12 @@ class CollectiveTry:
             problem = f"{reason(error)}{self._room()}"
         outcomes = [(problem, result)] * dist.get_world_size(self._group)
         dist.all_gather_object(outcomes, (problem, result), group=self._group)
-        self._raise_first([found for found, _ in outcomes if found])
+        problems = [found for found, _ in outcomes if found]
+        for found in problems:
+            if isinstance(found, CheckpointError):
+                raise found
+        if problems:
+            raise CheckpointError(f"checkpoint {self._what} was not written: {min(map(str, problems))[:500]}")
         return [result for _, result in outcomes]  # type: ignore[misc]
 
     def on_main(self, action: Callable[[], _T]) -> _T:
@@ -54,13 +59,6 @@ class CollectiveTry:
             return f" ({free_bytes(self._what.parent) / 1e6:,.0f} MB were free there)"
         except OSError:  # a disk that is gone must not keep this rank from telling the others
             return ""
-
-    def _raise_first(self, problems: list[str | CheckpointError]) -> None:
-        for problem in problems:
-            if isinstance(problem, CheckpointError):
-                raise problem
-        if problems:
-            raise CheckpointError(f"checkpoint {self._what} was not written: {min(map(str, problems))[:500]}")
 
 
 def reason(error: BaseException) -> str:

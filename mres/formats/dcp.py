@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mres.formats.dcp_index import Chunk, read_index
-from mres.formats.folder import DCP_METADATA, CheckpointError, FileFacts
+from mres.formats.folder import DCP_METADATA, CheckpointError
 from mres.formats.memory import Buffer, Reader, elements
 from mres.formats.open_files import OpenFiles
 from mres.formats.pickling import Made, Name, Pickler, Record, record_class
@@ -18,7 +18,6 @@ from mres.formats.torch_archive import TorchArchive
 from mres.formats.torch_archive_writer import TorchArchiveWriter
 from mres.formats.torch_pickle import StoredTensor
 from mres.formats.workspace import HashedFile, Item, Workspace
-from mres.io.files import fsync, write_durably
 
 # So that a file is neither one of hundreds nor too large for a store to take at once.
 _FILE_BYTES = 1 << 30
@@ -92,29 +91,19 @@ class DcpSource(TensorSource):
 
 def write_dcp(source: TensorSource, work: Workspace, progress: Progress) -> None:
     """Writes every tensor of the source, one after another, as one process would."""
-    items: list[Item] = []
     reader = Reader(source)
+
+    def write(name: str, file: HashedFile) -> None:
+        archive, spec = TorchArchiveWriter(file), source.specs[name]
+        written = archive.begin(spec)
+        archive.append(reader.read(name))
+        archive.finish(written)
+        progress(spec.num_bytes)
+
+    items: list[Item] = []
     for number, names in enumerate(split_by_bytes(source.specs, _FILE_BYTES)):
-        items += work.write_file(f"__0_{number}.distcp", _items(source, reader, names, progress))
-    path = work.folder / DCP_METADATA
-    write_durably(path, _index_of(source.specs, source.aliases, items))
-    fsync(path.parent)
-    work.facts[path.name] = FileFacts.of(path)
-
-
-def _items(
-    source: TensorSource, reader: Reader, names: list[str], progress: Progress
-) -> Iterator[tuple[str, Callable[[HashedFile], None]]]:
-    for name in names:
-        yield name, partial(_write_tensor, reader, name, source.specs[name], progress)
-
-
-def _write_tensor(reader: Reader, name: str, spec: Spec, progress: Progress, file: HashedFile) -> None:
-    archive = TorchArchiveWriter(file)
-    written = archive.begin(spec)
-    archive.append(reader.read(name))
-    archive.finish(written)
-    progress(spec.num_bytes)
+        items += work.write_file(f"__0_{number}.distcp", ((name, partial(write, name)) for name in names))
+    work.write_index(DCP_METADATA, _index_of(source.specs, source.aliases, items))
 
 
 class _Enum(Record):
@@ -124,6 +113,7 @@ class _Enum(Record):
         return type(self), (0,)
 
 
+# The index is written without torch: a pickle of nothing but plain records.
 _DCP = "torch.distributed.checkpoint"
 _METADATA = record_class(f"{_DCP}.metadata.Metadata")
 _INDEX = record_class(f"{_DCP}.metadata.MetadataIndex")

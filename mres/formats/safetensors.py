@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mres.formats.folder import SAFETENSORS, SAFETENSORS_INDEX, CheckpointError, FileFacts
+from mres.formats.folder import SAFETENSORS, SAFETENSORS_INDEX, CheckpointError
 from mres.formats.memory import Reader, read_at
 from mres.formats.open_files import OpenFiles
 from mres.formats.tensors import ITEM_BYTES, MODEL, Progress, Spec, TensorSource, split_by_bytes
 from mres.formats.workspace import HashedFile, Workspace
-from mres.io.files import fsync, write_durably
 from mres.io.json_files import JsonError, read_json
 
 _DTYPES = {
@@ -140,10 +139,7 @@ def write_safetensors(
             "metadata": {"total_size": total},
             "weight_map": {n: file for file, names in files.items() for n in names},
         }
-        path = work.folder / SAFETENSORS_INDEX
-        write_durably(path, json.dumps(index, indent=1).encode())
-        fsync(path.parent)
-        work.facts[path.name] = FileFacts.of(path)
+        work.write_index(SAFETENSORS_INDEX, json.dumps(index, indent=1).encode())
 
 
 def _named(shards: list[list[str]]) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mres.formats.folder import FileFacts
 from mres.formats.memory import read_at
-from mres.io.files import fsync, make_folder
+from mres.io.files import fsync, make_folder, write_durably
 from mres.io.staged import Staged
 
 # What a kill may lose; each time, the disk is waited for.
@@ -115,6 +115,12 @@ class Workspace:
         fsync(self.folder)
         self._note([*map(asdict, pending), {"file": name, **asdict(self.facts[name])}])
         return noted
+
+    def write_index(self, name: str, content: bytes) -> None:
+        """A small file that says what is in the others; it is on the disk then."""
+        write_durably(self.folder / name, content)
+        fsync(self.folder)
+        self.facts[name] = FileFacts.of(self.folder / name)
 
     def append_to(self, name: str) -> AppendedFile:
         """A file that ends where its noted state is; the caller closes it."""
