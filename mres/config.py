@@ -21,7 +21,7 @@ from mres.checkpoint.config import CheckpointConfig
 from mres.errors import UserError, exit_on_user_error, near
 from mres.evaluate.config import EvaluateConfig
 from mres.model.config import DEFAULT_KIND, LossConfig, ModelConfig
-from mres.model.spec import absolute_kind, is_same_kind, load_spec
+from mres.model.spec import ModelSpec, absolute_kind, is_same_kind, load_spec
 from mres.parallel.config import ParallelConfig
 from mres.section import Section, told
 from mres.stream.config import DataConfig
@@ -84,6 +84,19 @@ def _kind(model: Any) -> str:
     return kind
 
 
+def _spec_of(kind: str, path: Path | None) -> ModelSpec:
+    """The spec of a kind, which the file at `path` names, if any."""
+    try:
+        return load_spec(kind)
+    except UserError as error:
+        if path is None or ":" not in kind:
+            raise
+        remedy = (
+            "if it has moved, say where it lies now: model.kind=… of launch/, --kind path/to/my_model.py:SPEC of tools/"
+        )
+        raise ConfigError(f"{error} ({path}); {remedy}") from None
+
+
 def _settable(config: Config) -> dict[str, Any]:
     """A dump without the keys that are refused where they would have no effect (`parallel.zero_stage` under fsdp)."""
     values = config.model_dump(mode="json")
@@ -93,18 +106,24 @@ def _settable(config: Config) -> dict[str, Any]:
     return values
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Sequence[str] = (), *, kind: str | None = None) -> Config:
     """Reads a YAML file, applies `section.key=value` overrides and checks the result.
+
+    Args:
+        kind: where the file of the model lies now, if not where the YAML file says; its other keys stay.
 
     Raises:
         ConfigError: unreadable file, unknown key (with near names), wrong value, keys that contradict each other.
     """
     values = _read(path) if path is not None else {}
+    if kind is not None and isinstance(values.setdefault("model", {}), dict):
+        values["model"]["kind"] = kind
     split = [(override, *_split(override)) for override in overrides]
-    kind = next((text for _, keys, text in reversed(split) if keys == ("model", "kind")), _kind(values.get("model")))
-    if not is_same_kind(kind, _kind(values.get("model"))):
+    before = _kind(values.get("model"))
+    chosen = next((text for _, keys, text in reversed(split) if keys == ("model", "kind")), before)
+    if not is_same_kind(chosen, before):
         values.pop("model", None)  # the file's keys are another kind's
-    known = dict(known_keys(load_spec(kind).config))
+    known = dict(known_keys(_spec_of(chosen, path if chosen == before and kind is None else None).config))
     source = _Source(path, tuple(keys for _, keys, _ in split), known)
     parsed = [(override, keys, _parse(override, text, known.get(".".join(keys)))) for override, keys, text in split]
     for _, keys, value in parsed:

@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-shard-size", metavar="SIZE", help="weights of more than this are several files (default: 5GB)"
     )
+    p.add_argument(
+        "--kind", metavar="FILE.py:SPEC", help="a model of one's own: where its file lies now, if it has moved"
+    )
     return p
 
 
@@ -59,6 +62,7 @@ def main() -> int:
         results=arguments.results,
         weights=arguments.weights,
         overwrite=arguments.overwrite,
+        kind=arguments.kind,
         max_shard_bytes=parse_options(FORMATS["safetensors"], None, arguments.max_shard_size).max_shard_bytes,
     )
     try:

@@ -19,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("overlay.png"), help="overlay; masks go beside it as NAME-mask-1.png …"
     )
     p.add_argument("--threshold", type=float, help="probability from which a pixel is foreground; default: the run's")
+    p.add_argument(
+        "--kind", metavar="FILE.py:SPEC", help="a model of one's own: where its file lies now, if it has moved"
+    )
     return p
 
 
@@ -27,7 +30,8 @@ def main() -> int:
     arguments = parser().parse_args()
     from mres.evaluate.predict import predict
 
-    for line in predict(arguments.checkpoint, arguments.image, arguments.text, arguments.out, arguments.threshold):
+    given = arguments.checkpoint, arguments.image, arguments.text, arguments.out, arguments.threshold, arguments.kind
+    for line in predict(*given):
         print(line)
     return 0
 

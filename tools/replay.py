@@ -23,6 +23,9 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, help="weights for the losses; default: the run's newest of before the step"
     )
     p.add_argument("--out", type=Path, help="contact sheet; default: RUN/replay-step-N.png or RUN/replay-batch-N.png")
+    p.add_argument(
+        "--kind", metavar="FILE.py:SPEC", help="a model of one's own: where its file lies now, if it has moved"
+    )
     return p
 
 
@@ -38,7 +41,8 @@ def main() -> int:
 
     name = f"replay-step-{step}.png" if batch is None else f"replay-batch-{batch}.png"
     out = arguments.out or arguments.run / name
-    for line in replay(arguments.run, step=step, batch=batch, checkpoint=arguments.checkpoint, out=out):
+    given, kind = arguments.checkpoint, arguments.kind
+    for line in replay(arguments.run, step=step, batch=batch, checkpoint=given, out=out, kind=kind):
         print(line)
     return 0
 

@@ -12,13 +12,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, with the results of an evaluation")
     p.add_argument("--data", type=Path, metavar="FOLDER", help="the shard set that was evaluated; default: data.val")
     p.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw a contact sheet of typical images")
+    p.add_argument(
+        "--kind", metavar="FILE.py:SPEC", help="a model of one's own: where its file lies now, if it has moved"
+    )
     return p
 
 
 @exit_on_user_error
 def main() -> int:
     arguments = parser().parse_args()
-    data = arguments.data or _held_out(arguments.run_dir)
+    data = arguments.data or _held_out(arguments.run_dir, arguments.kind)
     from mres.evaluate.report import write_report
     from mres.shards.reader import ShardSet
 
@@ -32,14 +35,14 @@ def main() -> int:
     return 0
 
 
-def _held_out(run_dir: Path) -> Path:
+def _held_out(run_dir: Path, kind: str | None) -> Path:
     """`data.val` of the run's own config."""
     from mres.config import load_config
 
     if not run_dir.is_dir():
         raise UserError(f"no run at '{run_dir}'; name the folder of a run, such as runs/demo")
     path = run_dir / "config.yaml"
-    val = load_config(path).data.val if path.is_file() else None
+    val = load_config(path, kind=kind).data.val if path.is_file() else None
     if val is None:
         raise UserError(f"'{path}' names no data.val; name the shard set that was evaluated: --data FOLDER")
     return Path(val)

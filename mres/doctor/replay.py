@@ -41,18 +41,21 @@ class Expression:
     mask_hh: np.ndarray
 
 
-def replay(run: Path, *, step: int | None, batch: int | None, checkpoint: Path | None, out: Path) -> Iterator[str]:
+def replay(
+    run: Path, *, step: int | None, batch: int | None, checkpoint: Path | None, out: Path, kind: str | None = None
+) -> Iterator[str]:
     """Yields lines on a global batch of the run in folder `run`, and writes a contact sheet (PNG) to `out`.
 
     Args:
         step: of the run, from 1; one in bad_steps.jsonl means the batch that was skipped then.
         batch: or the batch's number in the stream, from 0, as bad_steps.jsonl has it.
         checkpoint: weights to compute losses with; default: the run's newest of before the step.
+        kind: of a model of one's own, where its file has moved.
 
     Raises:
         UserError: no run, no such step, no weights, or data that are not there any more.
     """
-    config = load_config(run / "config.yaml")
+    config = load_config(run / "config.yaml", kind=kind)
     sets = TrainingSets.open(config.data)
     order = sets.order(config.data, config.run.seed)
     planned = config.train.total_steps(order.steps_per_epoch)

@@ -20,7 +20,9 @@ _DRAWN_SIDE = 384
 _COLUMNS = 3
 
 
-def predict(checkpoint: Path, image: Path, texts: Sequence[str], out: Path, threshold: float | None) -> Iterator[str]:
+def predict(
+    checkpoint: Path, image: Path, texts: Sequence[str], out: Path, threshold: float | None, kind: str | None = None
+) -> Iterator[str]:
     """Writes the overlay and a mask (0/255 PNG, the image's size) an expression; yields a line on each file.
 
     Raises:
@@ -28,7 +30,7 @@ def predict(checkpoint: Path, image: Path, texts: Sequence[str], out: Path, thre
     """
     _check(texts, threshold, out)
     rgb = read_image(image)
-    segmenter = load(checkpoint)
+    segmenter = load(checkpoint, kind=kind)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", TextCut)
         masks_KHW = segmenter.segment(rgb, texts, threshold=threshold)

@@ -13,7 +13,7 @@ from mres.evaluate.iou import GROUPS
 from mres.evaluate.table import GROUP_LABELS, cell, result_rows
 from mres.evaluate.trivial import TRIVIAL_LABELS
 from mres.export.origin import Facts
-from mres.model.spec import ModelSpec, load_spec
+from mres.model.spec import ModelSpec, load_spec, origin_of_kind
 
 CARD_NAME = "README.md"
 _BESIDE = ("constant_mask", "same_category")  # trivial answers that a figure is to be compared with
@@ -39,6 +39,7 @@ def render_card(config: Config, origin: Facts, files: Mapping[str, int], num_par
         front_matter=yaml.safe_dump(front_matter(config, origin), sort_keys=False, allow_unicode=True).rstrip(),
         config=config,
         spec=spec,
+        kind=_kind(config, origin),
         shape=spec.shape(config.model),
         origin=origin,
         files=files,
@@ -46,6 +47,12 @@ def render_card(config: Config, origin: Facts, files: Mapping[str, int], num_par
         recipe=recipe(config, origin),
         tables=[(summary, *result_table(summary)) for summary in origin["results"]],
     )
+
+
+def _kind(config: Config, origin: Facts) -> dict[str, str]:
+    """The kind that was trained, and file and SHA-256 of one that does not come with mres; no folders."""
+    known = {"kind": config.model.kind, **origin_of_kind(config.model.kind), **origin.get("model", {})}
+    return {key.removeprefix("kind_"): PurePath(value).name for key, value in known.items()}
 
 
 def short_name(folder: str) -> str:

@@ -45,6 +45,7 @@ def export(
     weights: Kind = "model",
     overwrite: bool = False,
     max_shard_bytes: int = SHARD_BYTES,
+    kind: str | None = None,
 ) -> Iterator[str]:
     """Writes the folder `out`, which appears at the end, checked, or not at all; yields a line on each step.
 
@@ -55,6 +56,7 @@ def export(
         weights: "ema" for the moving average in the place of the weights.
         overwrite: replace what an earlier export or conversion made.
         max_shard_bytes: of more than that, several files.
+        kind: of a model of one's own, where its file has moved.
 
     Raises:
         UserError: source, target or results cannot be used, or what a program needs is not installed.
@@ -65,10 +67,13 @@ def export(
     for to in programs:
         check_packages(to)
     check_target(out, overwrite=overwrite)
-    found, config = _open(source, weights)
+    found, config = _open(source, weights, kind)
     check_apart(found.path.resolve(), out.resolve())
     from mres.export.origin import origin_of
+    from mres.pretrained.whole import notes_on_kind
 
+    for note in notes_on_kind(found.state or {}, config.model):
+        yield f"warning: {note}"
     origin = {
         **origin_of(found, config, weights, results),
         "exported_with": package_versions(_PACKAGES),
@@ -82,7 +87,7 @@ def export(
                 stage.begin()
             part = convert(found.path, stage.result, "safetensors", weights=weights, max_shard_bytes=max_shard_bytes)
             if programs:
-                yield from _add_programs(part, programs, origin)
+                yield from _add_programs(part, programs, origin, config.model.kind)
             _finish(part, config, origin, found)
             stage.commit()
     except OSError as error:
@@ -98,7 +103,7 @@ def _goes_on(result: Path, error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and result.with_name(f"{result.name}.incomplete").exists()
 
 
-def _open(source: Path, weights: Kind) -> tuple[OpenedWeights, Config]:
+def _open(source: Path, weights: Kind, kind: str | None) -> tuple[OpenedWeights, Config]:
     """Raises: UserError: nothing there, damaged, without an average, or weights that do not say what they are of."""
     from mres.checkpoint.weights import open_source
     from mres.pretrained.whole import run_config
@@ -109,16 +114,16 @@ def _open(source: Path, weights: Kind) -> tuple[OpenedWeights, Config]:
             f"'{found.path}' does not say what model and step it is of; export from the run's folder, or convert it "
             "(tools/convert.py --to safetensors), which needs neither"
         )
-    return found, run_config(found.path)
+    return found, run_config(found.path, kind)
 
 
-def _add_programs(part: Path, programs: Sequence[ProgramFormat], origin: Facts) -> Iterator[str]:
+def _add_programs(part: Path, programs: Sequence[ProgramFormat], origin: Facts, kind: str) -> Iterator[str]:
     """Writes the programs of what was just exported and holds each beside it."""
     from mres.evaluate.segmenter import load
     from mres.export.parity import compare
     from mres.export.programs import ParityError, open_program, trace, write_program
 
-    segmenter = load(part, device="cpu")
+    segmenter = load(part, device="cpu", kind=kind)
     name = segmenter.task.spec.name
     with _told(f"torch.export cannot trace the model ({name})"):
         traced = trace(segmenter)

@@ -94,7 +94,7 @@ def _describe(folder: str, fingerprint: str | None, config: Config) -> Facts:
     try:
         manifest = open_set(folder, config.data).manifest
     except UserError as error:
-        return {**facts, "unknown": f"the set was not at hand when the card was written ({error})"}
+        return {**facts, "unknown": "the set was not at hand when the card was written", "error": str(error)}
     if fingerprint is None:
         return {**facts, "unknown": "the checkpoint does not say which set it was"}
     if manifest.sha256 != fingerprint:
@@ -133,7 +133,7 @@ def _results_in(folder: Path, checkpoint: Path, kind: Kind) -> tuple[Facts, str]
     # The folder may have moved, but not its name and its run's.
     mine, theirs = checkpoint.absolute().parts[-3:], evaluated.absolute().parts[-3:]
     if mine != theirs and checkpoint.absolute() != evaluated.absolute():
-        return summary, f"of {evaluated}, not of {checkpoint}"
+        return summary, f"of {'/'.join(theirs)}, not of {'/'.join(mine)}"
     weights = summary.get("weights", "model")
     return summary, "" if weights == kind else f"of the weights '{weights}', not of '{kind}'"
 

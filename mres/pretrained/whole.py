@@ -17,7 +17,7 @@ from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.formats.folder import CONFIG, Checkpoint, CheckpointError
 from mres.model.config import DEFAULT_KIND, ModelConfig
-from mres.model.spec import is_same_kind, load_spec, origin_of_kind
+from mres.model.spec import KINDS, is_same_kind, load_spec, origin_of_kind
 from mres.pretrained.families import change_of_positions
 from mres.pretrained.match import Matched, copy_into, fit
 from mres.pretrained.positions import Change
@@ -54,7 +54,7 @@ def match_weights(
     """
     found = open_source(source, kind)
     if strict and found.state is not None:
-        _check_same(found.state.get("model", {}), config, found.path, fit_positions=fit_positions)
+        _check_same(found.state.get("model", {}), config, found.path, fit_positions=fit_positions, may_change=True)
     changes = _changes(found.weights.shapes, model, config, str(found.path)) if fit_positions else {}
     shapes = found.weights.shapes | {name: change.shape for name, change in changes.items()}
     fitting = fit(model, shapes, str(found.path), strict=strict)
@@ -62,7 +62,7 @@ def match_weights(
         fitting.restored,
         changed=tuple(change.note for change in changes.values()),
         left_behind=summary(fitting.unknown),
-        notes=_notes((found.state or {}).get("model", {}), config),
+        notes=notes_on_kind(found.state or {}, config),
     )
     return Matched(restored, _changed(found.weights, changes), fitting.own_names)
 
@@ -86,13 +86,13 @@ def _changed(weights: Weights, changes: Mapping[str, Change]) -> Iterator[tuple[
 
 def check_same_model(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...]:
     """Refuses a checkpoint of another model, naming the keys that differ; returns what else there is to say."""
-    theirs = checkpoint.state.get("model", {})
-    _check_same(theirs, config, checkpoint.folder, fit_positions=False)
-    return _notes(theirs, config)
+    _check_same(checkpoint.state.get("model", {}), config, checkpoint.folder)
+    return notes_on_kind(checkpoint.state, config)
 
 
-def _notes(theirs: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
-    """Whether a model's own file is another than it was."""
+def notes_on_kind(state: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """Whether a model's own file is another than it was when `state` was saved."""
+    theirs = state.get("model", {})
     origin = origin_of_kind(config.kind)
     if theirs.get("kind_sha256") in (None, origin.get("kind_sha256")):
         return ()
@@ -101,13 +101,36 @@ def _notes(theirs: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
     )
 
 
-def _check_same(theirs: Mapping[str, Any], config: ModelConfig, where: Path, *, fit_positions: bool) -> None:
+def _kind_then(theirs: Mapping[str, Any]) -> str:
+    return str(theirs.get("kind", DEFAULT_KIND))
+
+
+def _is_of_kind(theirs: Mapping[str, Any], kind: str, *, may_change: bool) -> bool:
+    """Whether `kind` is the model's own: a file of the same name, or the same bytes under whatever name.
+
+    may_change: other bytes under another name will do, of which the keys and tensors are compared.
+    """
+    then = _kind_then(theirs)
+    if is_same_kind(then, kind) or then in KINDS or kind in KINDS:
+        return is_same_kind(then, kind)
+    same_name = then.rpartition(":")[2] == kind.rpartition(":")[2]
+    return same_name and (may_change or theirs.get("kind_sha256") == origin_of_kind(kind)["kind_sha256"])
+
+
+def _check_same(
+    theirs: Mapping[str, Any],
+    config: ModelConfig,
+    where: Path,
+    *,
+    fit_positions: bool = False,
+    may_change: bool = False,
+) -> None:
     """A key that the source does not have yet was at its default."""
     spec, mine = load_spec(config.kind), config.model_dump(mode="json")
     defaults = {name: field.default for name, field in type(config).model_fields.items() if not field.is_required()}
     theirs = {**defaults, "kind": DEFAULT_KIND, **theirs}
     free = spec.free_keys | (spec.fitted_keys if fit_positions else set()) | {"kind"}
-    differ = [] if is_same_kind(theirs["kind"], config.kind) else ["kind"]
+    differ = [] if _is_of_kind(theirs, config.kind, may_change=may_change) else ["kind"]
     differ += [key for key in mine if key not in free and theirs.get(key) != mine[key]]
     if differ:
         shown = ", ".join(f"model.{k} was {theirs.get(k)!r} and is now {mine[k]!r}" for k in differ[:4])
@@ -135,8 +158,10 @@ def run_config(source: Path, kind: str | None = None) -> Config:
         )
     theirs = (found.state or {}).get("model", {})
     _check_importable(kind or theirs.get("kind", DEFAULT_KIND), theirs, found.path)
+    if kind is not None and not _is_of_kind(theirs, kind, may_change=True):
+        raise CheckpointError(f"{found.path} is of another model: {_kind_then(theirs)!r}, not '{kind}'")
     if found.path.is_dir():
-        return load_config(found.path / CONFIG, [] if kind is None else [f"model.kind={kind}"])
+        return load_config(found.path / CONFIG, kind=kind)
     values = yaml.safe_load(found.config_yaml)
     if kind is not None:
         values["model"]["kind"] = kind
@@ -158,5 +183,5 @@ def _check_importable(kind: str, theirs: Mapping[str, Any], where: Path) -> None
         then = f"; it was {theirs['kind_file']}, SHA-256 {theirs['kind_sha256']}" if "kind_sha256" in theirs else ""
         raise CheckpointError(
             f"'{where}' is of a model of its own: {error}{then}; put it back, or say where it lies now "
-            "(mres.load(…, kind='path/to/my_model.py:SPEC'), or model.kind=… on the command line)"
+            "(--kind path/to/my_model.py:SPEC of tools/, kind='path/to/my_model.py:SPEC' of mres.load)"
         ) from None

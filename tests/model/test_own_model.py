@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import tiny_run
 import yaml
-from commands import ROOT
+from commands import ROOT, command
+from PIL import Image
 
 import mres
 from mres.config import load_config
 from mres.errors import UserError
 from mres.export.folder import export
+from mres.io.files import file_sha256
 from mres.model.config import LossConfig, ModelConfig
 from mres.model.spec import KINDS, load_spec
 from mres.model.task import SegmentationTask
@@ -33,7 +35,9 @@ def test_the_page_explains_every_piece() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_trained_resumed_evaluated_exported_and_loaded(tmp_path: Path, tiny_shards: Path) -> None:
+def test_it_is_trained_resumed_evaluated_exported_and_loaded(
+    tmp_path: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "mine.py"
     file.write_text(FILE.read_text(encoding="utf-8"), encoding="utf-8")
     config = {**tiny_run.tiny_config(tiny_shards), "model": {"kind": "mine.py:SPEC", "image_size": 32, "width": 16}}
@@ -48,21 +52,54 @@ def test_it_is_trained_resumed_evaluated_exported_and_loaded(tmp_path: Path, tin
     assert done.codes == [0], done.output
 
     list(export(tmp_path / "runs" / "own", tmp_path / "exported", programs=["torch"], weights="ema"))
-    assert "**own model**, trained with mres" in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "**own model**, trained with mres" in card
+    assert 'mres.load("path/to/this/folder", kind="mine.py:SPEC")' in card
+    assert file_sha256(file) in card
+    assert str(tmp_path) not in card
     image = np.zeros((40, 60, 3), np.uint8)
     masks = mres.load(tmp_path / "exported").segment(image, ["the red car", "its wheel"])
 
-    moved = tmp_path / "elsewhere" / "mine.py"
+    moved = tmp_path / "elsewhere" / "other.py"
     moved.parent.mkdir()
     file.rename(moved)
     with pytest.raises(UserError) as refused:
         mres.load(tmp_path / "exported")
-    assert all(word in str(refused.value) for word in (str(file), "SHA-256", "kind="))
+    assert all(word in str(refused.value) for word in (str(file), "SHA-256", "kind=", "--kind"))
     again = mres.load(tmp_path / "exported", kind=f"{moved}:SPEC")
     assert np.array_equal(again.segment(image, ["the red car", "its wheel"]), masks)
+    monkeypatch.syspath_prepend(str(moved.parent))
+    assert np.array_equal(
+        mres.load(tmp_path / "exported", kind="other:SPEC").segment(image, ["the red car"]), masks[:1]
+    )
+    with pytest.raises(UserError, match=r"is of another model: .*mine\.py:SPEC', not 'unires'"):
+        mres.load(tmp_path / "exported", kind="unires")
+    check_tools(tmp_path, f"{moved}:SPEC")
+    changed = (
+        moved.read_text(encoding="utf-8").replace("width: int", "girth: int").replace("config.width", "config.girth")
+    )
+    moved.with_name("girth.py").write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=r"model\.width"):
+        mres.load(tmp_path / "exported", kind=f"{moved.with_name('girth.py')}:SPEC")
     moved.write_text(moved.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     with pytest.warns(UserWarning, match="has changed since these weights were trained"):
         mres.load(tmp_path / "exported", kind=f"{moved}:SPEC")
+
+
+def check_tools(folder: Path, kind: str) -> None:
+    """The tools take the model's file from elsewhere, as their messages say."""
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "photo.png")
+    for arguments in (
+        ["predict.py", "--checkpoint", "runs/own", "--image", "photo.png", "--text", "the red car"],
+        ["export.py", "runs/own", "again"],
+        ["replay.py", "runs/own", "--step", "2"],
+    ):
+        name, *more = arguments
+        refused = command(f"tools/{name}", *more, folder=folder)
+        assert refused.returncode == 2, refused.stderr
+        assert "--kind" in refused.stderr
+        done = command(f"tools/{name}", *more, "--kind", kind, folder=folder)
+        assert done.returncode == 0, done.stderr
 
 
 # ---- the model is data
