@@ -248,3 +248,12 @@ def test_fields_of_metrics_are_documented() -> None:
     fields = {key.value for key in dictionary.keys if isinstance(key, ast.Constant)}
     assert "grad_norm" in fields
     assert fields <= set(spans(ROOT / "docs" / "training.md"))
+
+
+@pages()
+def test_files_of_the_code_that_pages_name_are_there(page: Path) -> None:
+    """A path with a folder, from the root or from mres/; those of examples are the reader's own."""
+    named = {span for span in spans(page) if re.fullmatch(r"(\w+/)+\w+\.py", span)}
+    examples = {span for span in named if span.startswith(("path/", "new/", "mine/"))}
+    gone = [span for span in named - examples if not any((root / span).is_file() for root in (ROOT, ROOT / "mres"))]
+    assert gone == []
