@@ -24,7 +24,9 @@ FILE, PAGE = ROOT / "docs" / "own_model.py", ROOT / "docs" / "own-model.md"
 
 
 def test_the_page_shows_the_file() -> None:
-    shown = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[0]  # the ones after it are of single pieces
+    shown = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[
+        0
+    ]  # the ones after it are of single pieces
     assert shown == FILE.read_text(encoding="utf-8")
     assert 60 <= len(shown.splitlines()) <= 100
 
