@@ -270,7 +270,7 @@ def _near(keys: tuple[str, ...], known: dict[str, FieldInfo]) -> str:
     """The known key that was probably meant: by spelling or by another framework's name, in its section or in any."""
     section = ".".join(keys[:-1])
     here = {name: field for name, field in known.items() if name.rpartition(".")[0] == section}
-    as_deep = [name for name in known if name.count(".") == len(keys) - 1]
+    as_deep = [] if here else [name for name in known if name.count(".") == len(keys) - 1]
     inside = f" in {section}" if section else ""
     allowed = f"allowed{inside}: {', '.join(name.rpartition('.')[2] for name in here)}"
     return near(keys[-1], _by_last(here), _by_last(known), otherwise=near(".".join(keys), as_deep, otherwise=allowed))

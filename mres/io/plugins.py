@@ -54,7 +54,10 @@ def _is_of(module: ModuleType, value: Any) -> bool:
 def _load(where: str, what: str) -> ModuleType:
     path = Path(where)
     if path.suffix == ".py" and not path.is_file():
-        raise UserError(f"{what}: there is no file '{where}' (from '{Path.cwd()}')")
+        others = {other.name: str(other) for other in path.parent.glob("*.py")}
+        hint = near(path.name, others, otherwise="put it there or name another")
+        raise UserError(f"{what}: there is no file '{where}' (from '{Path.cwd()}'); {hint}")
+    file = str(path.resolve()) if path.suffix == ".py" else None
     try:
         return _load_file(path.resolve()) if path.suffix == ".py" else importlib.import_module(where)
     except ModuleNotFoundError as error:
@@ -62,9 +65,9 @@ def _load(where: str, what: str) -> ModuleType:
             raise UserError(
                 f"{what}: there is no module '{error.name}'; install it, put its folder into PYTHONPATH, or name a file"
             ) from None
-        raise UserError(f"{what}: importing it failed: {failure(error)}") from error
+        raise UserError(f"{what}: importing it failed: {failure(error, file)}") from error
     except (Exception, SystemExit) as error:  # an exit would look as if all had been done
-        raise UserError(f"{what}: importing it failed: {failure(error)}") from error
+        raise UserError(f"{what}: importing it failed: {failure(error, file)}") from error
 
 
 def failure(error: Exception | SystemExit, file: str | None = None) -> str:
@@ -73,7 +76,7 @@ def failure(error: Exception | SystemExit, file: str | None = None) -> str:
     own = [frame for frame in frames if frame.filename == file]
     at = error if isinstance(error, SyntaxError) else (own or frames)[-1]
     place = f" ({at.filename}:{at.lineno})" if at.filename else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{error}{place}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}{place}"
 
 
 def _load_file(path: Path) -> ModuleType:

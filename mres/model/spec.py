@@ -6,9 +6,11 @@ Shapes: B images, K expressions an image, S side of the square, T tokens, h side
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from typing_extensions import Self
 
 from mres.errors import UserError, near
 from mres.io.plugins import load_object, origin
@@ -123,6 +125,40 @@ class ModelSpec:
     free_keys: frozenset[str] = frozenset()
     fitted_keys: frozenset[str] = frozenset()
 
+    def __new__(cls, **pieces: Any) -> Self:
+        """Names the piece that a dataclass's own TypeError would call an argument."""
+        known = {piece.name: piece.default is MISSING for piece in fields(cls)}
+        for name in pieces:
+            if name not in known:
+                raise UserError(f"the ModelSpec has no piece '{name}'; {near(name, known.keys())}")
+        lacking = [name for name, is_required in known.items() if is_required and name not in pieces]
+        if pieces and lacking:
+            raise UserError(f"the ModelSpec lacks the piece '{lacking[0]}', {_DUE[lacking[0]]}")
+        return super().__new__(cls)
+
+
+# What each piece must be, for people.
+_DUE = {
+    "name": "a text",
+    "citation": "a text",
+    "config": "a class derived from mres.model.config.ModelConfig",
+    "build": "a function of the config that returns the module",
+    "shape": "a function of the config that returns a StreamShape",
+    "tokenizer": "a function of the config that returns a tokenizer",
+    "blocks": "a function of the module that returns a list of its submodules",
+    "forward": "a function of the module, images and token ids that returns outputs",
+    "logits": "a function of the outputs that returns logits",
+    "losses": "a function of outputs, target, valid and the loss section that returns losses by name",
+    "initial_weights": "a function of the module and a seed that yields names and values",
+    "image_encoder": "an Encoder or None",
+    "text_encoder": "an Encoder or None",
+    "no_decay": "a tuple of texts",
+    "image_weights": "a Tower or None",
+    "text_weights": "a Tower or None",
+    "free_keys": "a frozenset of texts",
+    "fitted_keys": "a frozenset of texts",
+}
+
 
 def load_spec(kind: str) -> ModelSpec:
     """The spec of `model.kind`; a file is run once a process.
@@ -133,7 +169,7 @@ def load_spec(kind: str) -> ModelSpec:
     if kind not in KINDS and ":" not in kind:
         hint = near(kind, KINDS.keys(), otherwise=f"allowed: {', '.join(KINDS)}")
         raise UserError(
-            f"model.kind='{kind}': {hint}, or a model of your own: path/to/my_model.py:SPEC, package.module:SPEC"
+            f"model.kind='{kind}': {hint} (a model of your own: path/to/my_model.py:SPEC or package.module:SPEC)"
         )
     found = load_object(KINDS.get(kind, kind), "model.kind")
     if not isinstance(found, ModelSpec):
@@ -152,7 +188,8 @@ def _check_piece(name: str, annotation: str, value: Any, kind: str) -> None:
         wanted = {"str": str, "tuple": tuple, "frozenset": frozenset, "Encoder": Encoder | None, "Tower": Tower | None}
         good = isinstance(value, wanted[annotation.split("[")[0].split(" ")[0]])
     if not good:
-        raise UserError(f"model.kind='{kind}': its piece '{name}' is {value!r}, and a {annotation} is due")
+        shown = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        raise UserError(f"model.kind='{kind}': its piece '{name}' is {shown}, and {_DUE[name]} is due")
 
 
 def absolute_kind(kind: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.io.plugins import failure, load_object
 
 if TYPE_CHECKING:
@@ -86,13 +86,20 @@ def callback_class(reference: str) -> type[Callback]:
     """The class that an entry of `train.callbacks` names.
 
     Raises:
-        UserError: there is none, or it is no `Callback`.
+        UserError: there is none, it is no `Callback`, or a method that would never be called has nearly a hook's name.
     """
     found = load_object(reference, "train.callbacks")
     if not (isinstance(found, type) and issubclass(found, Callback)):
         raise UserError(
             f"train.callbacks='{reference}' is no callback: it must be a class derived from mres.train.callback.Callback"
         )
+    for name in dir(found):
+        is_own = not name.startswith("_") and not hasattr(Callback, name) and callable(getattr(found, name))
+        if is_own and (hint := near(name, METHODS, otherwise="")):
+            raise UserError(
+                f"train.callbacks='{reference}': its method '{name}' would never be called; {hint} (a method for the class's "
+                f"own use begins with _)"
+            )
     return found
 
 

@@ -124,6 +124,11 @@ class TrainConfig(Section):
         json_schema_extra=only_with("profile", "memory_snapshot"),
     )
 
+    @field_validator("callbacks", mode="before")
+    @classmethod
+    def _one_or_more(cls, callbacks: object) -> object:
+        return (callbacks,) if isinstance(callbacks, str) else callbacks
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         for key, window in {"profile": self.profile, "memory_snapshot": self.memory_snapshot}.items():

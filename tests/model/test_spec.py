@@ -33,9 +33,10 @@ def written(folder: Path, *changes: tuple[str, str]) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("    blocks=lambda model: list(model.blocks),\n", "", ["TypeError", "'blocks'", "mine.py:"]),
-        ("blocks=lambda model: list(model.blocks)", "blocks=7", ["piece 'blocks' is 7"]),
-        ("config=OwnConfig", "config=dict", ["piece 'config'", "ModelConfig"]),
+        ("    blocks=lambda model: list(model.blocks),\n", "", ["lacks the piece 'blocks'", "mine.py:"]),
+        ("blocks=lambda", "block=lambda", ["has no piece 'block'; did you mean 'blocks'?", "mine.py:"]),
+        ("blocks=lambda model: list(model.blocks)", "blocks=7", ["piece 'blocks' is 7, and a function of the module"]),
+        ("config=OwnConfig", "config=dict", ["is the class dict", "piece 'config'", "ModelConfig"]),
         ('no_decay=("words",)', 'no_decay="words"', ["piece 'no_decay'", "tuple"]),
         ('text_encoder=Encoder(prefix="words")', 'text_encoder="words"', ["piece 'text_encoder'", "Encoder"]),
         ("SPEC = ModelSpec(", "SPEC = dict(", ["of type dict", "ModelSpec"]),
@@ -54,9 +55,10 @@ def test_a_spec_that_lacks_a_piece_is_refused_with_the_piece_named(
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("unries", ["'unires'"]),
+        ("unries", ["did you mean 'unires'? (a model of your own"]),
         ("mine", ["unires", "path/to/my_model.py:SPEC"]),
         ("none.py:SPEC", ["no file", "none.py"]),
+        (OWN.replace("own_model", "own_modle"), ["no file", "did you mean", "docs/own_model.py"]),
         (OWN.replace("SPEC", "SPEK"), ["'SPEC'"]),
     ],
 )
@@ -71,6 +73,8 @@ def test_a_kinds_own_keys_are_strict_and_printed(monkeypatch: pytest.MonkeyPatch
     kind = "model.kind=docs/own_model.py:SPEC"
     with pytest.raises(ConfigError, match=r"'model\.widht'.*did you mean 'model\.width'"):
         load_config(None, [kind, "model.widht=3"])
+    with pytest.raises(ConfigError, match=r"'model\.width'.*allowed in model: kind, "):
+        load_config(None, ["model.width=3"])  # near model.kind by its section alone
     with pytest.raises(ConfigError, match=r"model\.width = 20: .*multiple of 8"):
         load_config(None, [kind, "model.width=20"])
     printed = command("mres.config", "configs/demo.yaml", kind).stdout  # another kind's keys in the file do not stay

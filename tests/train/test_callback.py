@@ -135,6 +135,20 @@ def test_what_is_no_callback_is_refused(
         callback_class(reference)
 
 
+def test_a_method_with_nearly_a_hooks_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = "from mres.train.callback import Callback\nclass Own(Callback):\n"
+    (tmp_path / "near.py").write_text(f"{head}    def on_logs(self, metrics): ...\n")
+    with pytest.raises(UserError, match=r"'on_logs' would never be called; did you mean 'on_log'"):
+        callback_class("near.py:Own")
+    (tmp_path / "far.py").write_text(f"{head}    def _on_logs(self): ...\n    def words(self): ...\n")
+    assert callback_class("far.py:Own").__name__ == "Own"
+
+
+def test_one_callback_needs_no_brackets() -> None:
+    assert load_config(None, ["train.callbacks=mine/x.py:Y"]).train.callbacks == ("mine/x.py:Y",)
+
+
 def test_all_are_closed_though_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = "from mres.train.callback import Callback\nclass Bad(Callback):\n    def close(self): 1 / 0\n"
