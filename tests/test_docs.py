@@ -123,7 +123,7 @@ def options_of_shard_commands() -> frozenset[str]:
     formats = argparse.ArgumentParser(conflict_handler="resolve")
     for source in SOURCES.values():
         source.add_arguments(formats)
-    commands = [["build", "jsonl"], ["info"], ["verify"], ["leakcheck"], ["filter"], ["merge"]]
+    commands = [["build", "scenes"], ["build", "jsonl"], ["info"], ["verify"], ["leakcheck"], ["filter"], ["merge"]]
     helps = [formats.format_help(), *(help_of("tools/shard.py", *command) for command in commands)]
     return frozenset().union(*map(options_in, helps))
 
@@ -210,7 +210,7 @@ def test_configs_and_overrides_of_commands_are_accepted(page: Path, tmp_path: Pa
 def code_texts() -> list[str]:
     """Every text in the code, with … where a value comes in."""
     texts = []
-    for path in [*ROOT.glob("mres/**/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("launch/*.py")]:
+    for path in [*ROOT.glob("mres/**/*.py"), *ROOT.glob("tools/**/*.py"), *ROOT.glob("launch/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [p.value if isinstance(p, ast.Constant) else "…" for p in node.values]

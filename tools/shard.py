@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mres.errors import UserError, exit_on_user_error
-from mres.sources.registry import SOURCES
+from mres.sources.registry import SOURCES, SourceFormat
+
+# What the demo draws is no format of others: it lies beside this command (tools/scenes/).
+BUILDS = {"scenes": SourceFormat("scenes.command", "scenes", "procedural scenes"), **SOURCES}
 
 
 def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -16,7 +19,7 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="make a shard set from annotations and images")
     sources = build.add_subparsers(dest="source", required=True)
-    for name, entry in SOURCES.items():
+    for name, entry in BUILDS.items():
         defaults = argparse.ArgumentDefaultsHelpFormatter
         source = sources.add_parser(name, help=entry.help, description=entry.help, formatter_class=defaults)
         source.add_argument("out", type=Path, help="the folder to make")
@@ -111,7 +114,7 @@ def _build(arguments: argparse.Namespace) -> int:
         layout=arguments.format,
     )
     check_free(arguments.out.resolve(), overwrite=arguments.overwrite)
-    source = SOURCES[arguments.source].open(arguments)
+    source = BUILDS[arguments.source].open(arguments)
     manifest = write_shards(source, arguments.out, options)
     for message, number in source.notes.items():
         print(f"note: {message}: {number}")

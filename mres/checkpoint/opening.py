@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -25,6 +25,9 @@ from mres.formats.folder import (
 from mres.formats.safetensors import SafetensorsSource
 from mres.formats.tensors import EMA, MODEL, Spec, TensorSource
 
+if TYPE_CHECKING:
+    from mres.formats.weights import Weights
+
 # Which of a checkpoint's weights: those that were trained, or their moving average.
 Kind = Literal["model", "ema"]
 
@@ -35,6 +38,29 @@ class Opened:
 
     path: Path
     source: TensorSource
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedWeights:
+    """Weights and what is known about them, which of files that mres did not write is nothing.
+
+    `path` is a checkpoint's folder or a .safetensors file; `state` has the step and the model section.
+    """
+
+    path: Path
+    weights: Weights
+    state: dict[str, Any] | None
+    config_yaml: str | None
+
+
+def open_weights(path: Path, kind: Kind = "model") -> OpenedWeights:
+    """`weights_of` what `open_checkpoint` finds at `path`, raising as they do, as tensors of torch."""
+    from mres.formats.weights import Weights
+
+    opened = open_checkpoint(path)
+    found = weights_of(opened, kind)
+    # What was verified keeps its own state, of which the weights' is a part.
+    return OpenedWeights(opened.path, Weights(found), opened.source.state, found.config_yaml)
 
 
 def open_checkpoint(path: Path) -> Opened:

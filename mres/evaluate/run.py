@@ -73,8 +73,7 @@ def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Pat
     from mres.parallel.config import ParallelConfig
     from mres.parallel.factory import build_strategy
     from mres.pretrained.whole import load_weights
-    from mres.supervise.threads import set_threads
-    from mres.supervise.world import join_world, leave_world
+    from mres.supervise.world import join_world, leave_world, set_threads
 
     # Every rank holds the whole model and takes its share of the images; only gather and agree cross ranks.
     parallel = ParallelConfig(strategy="ddp")

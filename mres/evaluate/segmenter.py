@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from mres.checkpoint.weights import Kind
+from mres.checkpoint.opening import Kind
 from mres.config import Config
 from mres.errors import UserError
 from mres.evaluate.evaluator import MAX_EXPRESSIONS, predicted_masks

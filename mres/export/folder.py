@@ -28,7 +28,7 @@ from mres.io.staged import staged
 from mres.supervise.software import package_versions
 
 if TYPE_CHECKING:
-    from mres.checkpoint.weights import Kind, OpenedWeights
+    from mres.checkpoint.opening import Kind, OpenedWeights
     from mres.config import Config
     from mres.export.origin import Facts
     from mres.export.programs import ProgramFormat
@@ -105,10 +105,10 @@ def _goes_on(result: Path, error: BaseException) -> bool:
 
 def _open(source: Path, weights: Kind, kind: str | None) -> tuple[OpenedWeights, Config]:
     """Raises: UserError: nothing there, damaged, without an average, or weights that do not say what they are of."""
-    from mres.checkpoint.weights import open_source
+    from mres.checkpoint.opening import open_weights
     from mres.pretrained.whole import run_config
 
-    found = open_source(source, weights)
+    found = open_weights(source, weights)
     if found.state is None or found.config_yaml is None:
         raise CheckpointError(
             f"'{found.path}' does not say what model and step it is of; export from the run's folder, or convert it "

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mres.checkpoint.weights import Kind, OpenedWeights
+from mres.checkpoint.opening import Kind, OpenedWeights
 from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.evaluate.results import SUMMARY_NAME, ResultsError, read_results

@@ -1,4 +1,4 @@
-"""A program beside the model that it was made of, on drawn scenes and what is said about them.
+"""A program beside the model that it was made of, on drawn pictures and questions about them.
 
 Shapes: B images, K expressions an image, S side of the model's square, T tokens, h side of the grid of logits.
 """
@@ -10,18 +10,19 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mres.evaluate.evaluator import predicted_masks
 from mres.evaluate.iou import intersection_union, iou
 from mres.evaluate.segmenter import Question, Segmenter, TextCut
-from mres.sources.scenes.scene import scene
 
 # Float32 in another order of summation: measured differences are below 1e-4.
 MAX_DIFFERENCE = 1e-3
 MIN_IOU = 0.99
 _MIN_FOREGROUND = 0.01
+_COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 220)}
 # Images and expressions of each; one of either, and more than a program was traced with.
 SIZES = ((1, 1), (1, 3), (1, 12), (3, 5))
 
@@ -57,11 +58,16 @@ def compare(segmenter: Segmenter, run: Run) -> Iterable[Compared]:
 
 
 def _question(segmenter: Segmenter, index: int, expressions: int) -> Question:
-    record = scene(index, seed=0, split="parity")
-    texts = itertools.cycle([target.expressions[i].text for target, i in record.pairs()])
+    """A picture of boxes, and what may be asked of one: whether it is true is the same to both."""
+    draw = np.random.default_rng(index)
+    pixels_HW3 = np.full((96, 128, 3), 96, np.uint8)
+    for colour in _COLOURS.values():
+        y, x = draw.integers(0, 64, 2)
+        pixels_HW3[y : y + 32, x : x + 48] = colour
+    texts = itertools.cycle(f"the {place}{name} box" for place in ("", "left side of the ") for name in _COLOURS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextCut)  # cut or not, both get the same
-        return segmenter.question(record.image, list(itertools.islice(texts, expressions)))
+        return segmenter.question(pixels_HW3, list(itertools.islice(texts, expressions)))
 
 
 def _compared(segmenter: Segmenter, run: Run, questions: list[Question]) -> Compared:

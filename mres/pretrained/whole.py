@@ -12,10 +12,11 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mres.checkpoint.weights import Kind, Weights, open_source
+from mres.checkpoint.opening import Kind, open_weights
 from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.formats.folder import CONFIG, Checkpoint, CheckpointError
+from mres.formats.weights import Weights
 from mres.model.config import DEFAULT_KIND, ModelConfig
 from mres.model.spec import KINDS, is_same_kind, load_spec, origin_of_kind
 from mres.pretrained.families import change_of_positions
@@ -52,7 +53,7 @@ def match_weights(
     Raises:
         CheckpointError: nothing there, damaged, or of another model (the first differing keys or tensors are named).
     """
-    found = open_source(source, kind)
+    found = open_weights(source, kind)
     if strict and found.state is not None:
         _check_same(found.state.get("model", {}), config, found.path, fit_positions=fit_positions, may_change=True)
     changes = _changes(found.weights.shapes, model, config, str(found.path)) if fit_positions else {}
@@ -150,7 +151,7 @@ def run_config(source: Path, kind: str | None = None) -> Config:
             cannot be imported.
         ConfigError: the config is not one of this version of mres.
     """
-    found = open_source(source)
+    found = open_weights(source)
     if found.config_yaml is None:
         raise CheckpointError(
             f"'{found.path}' does not say what model it is of (no config in its header); name the run's folder, "

@@ -17,7 +17,7 @@ class SourceFormat:
     """A format.
 
     Attributes:
-        module: of `mres.sources`.
+        module: its dotted name.
         function: what makes the source, in that module.
         help: what the format is.
     """
@@ -28,11 +28,11 @@ class SourceFormat:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Adds its options."""
-        import_module(f"mres.sources.{self.module}").add_arguments(parser)
+        import_module(self.module).add_arguments(parser)
 
     def open(self, arguments: argparse.Namespace) -> RecordSource:
         """The source that the options describe. Raises: UserError: what is wrong with the whole of the data."""
-        function = getattr(import_module(f"mres.sources.{self.module}"), self.function)
+        function = getattr(import_module(self.module), self.function)
         source: RecordSource = function(
             **{name: getattr(arguments, name) for name in inspect.signature(function).parameters}
         )
@@ -40,22 +40,31 @@ class SourceFormat:
 
 
 SOURCES = {
-    "scenes": SourceFormat("scenes.command", "scenes", "procedural scenes"),
-    "jsonl": SourceFormat("mres_jsonl", "mres_jsonl", "MRES JSONL: your own data"),
-    "coco": SourceFormat("coco", "coco_parts", "COCO-format part annotations without objects (car parts and the like)"),
-    "paco": SourceFormat("paco", "paco", "PACO-LVIS: objects and parts on COCO images"),
+    "jsonl": SourceFormat("mres.sources.mres_jsonl", "mres_jsonl", "MRES JSONL: your own data"),
+    "coco": SourceFormat(
+        "mres.sources.coco", "coco_parts", "COCO-format part annotations without objects (car parts and the like)"
+    ),
+    "paco": SourceFormat("mres.sources.paco", "paco", "PACO-LVIS: objects and parts on COCO images"),
     "partimagenet": SourceFormat(
-        "partimagenet", "partimagenet", "PartImageNet: parts of 11 super-categories on ImageNet images"
+        "mres.sources.partimagenet", "partimagenet", "PartImageNet: parts of 11 super-categories on ImageNet images"
     ),
-    "pascalpart": SourceFormat("pascal_part", "pascal_part", "Pascal-Part as VLPart's COCO-style train.json"),
-    "lvis": SourceFormat("lvis", "lvis", "LVIS v1: objects on COCO images"),
+    "pascalpart": SourceFormat(
+        "mres.sources.pascal_part", "pascal_part", "Pascal-Part as VLPart's COCO-style train.json"
+    ),
+    "lvis": SourceFormat("mres.sources.lvis", "lvis", "LVIS v1: objects on COCO images"),
     "instances": SourceFormat(
-        "coco_instances", "coco_instances", "COCO-style instance masks (COCO, Objects365 with masks)"
+        "mres.sources.coco_instances", "coco_instances", "COCO-style instance masks (COCO, Objects365 with masks)"
     ),
-    "instructpart": SourceFormat("instructpart", "instructpart", "InstructPart: parts that an instruction asks for"),
-    "cris": SourceFormat("cris", "cris", "CRIS's JSON of a split, with a folder of mask files"),
-    "cris-lmdb": SourceFormat("cris_lmdb", "cris_lmdb", "CRIS's LMDB of a split (CRIS, ETRIS, DETRIS)"),
-    "refer": SourceFormat("refer", "refer", "RefCOCO, RefCOCO+, RefCOCOg and RefCLEF in the layout of the REFER API"),
-    "grefcoco": SourceFormat("grefcoco", "grefcoco", "gRefCOCO: expressions for no, one or several objects"),
-    "refcocom": SourceFormat("refcocom", "refcocom", "RefCOCOm, the part benchmark of MRES"),
+    "instructpart": SourceFormat(
+        "mres.sources.instructpart", "instructpart", "InstructPart: parts that an instruction asks for"
+    ),
+    "cris": SourceFormat("mres.sources.cris", "cris", "CRIS's JSON of a split, with a folder of mask files"),
+    "cris-lmdb": SourceFormat("mres.sources.cris_lmdb", "cris_lmdb", "CRIS's LMDB of a split (CRIS, ETRIS, DETRIS)"),
+    "refer": SourceFormat(
+        "mres.sources.refer", "refer", "RefCOCO, RefCOCO+, RefCOCOg and RefCLEF in the layout of the REFER API"
+    ),
+    "grefcoco": SourceFormat(
+        "mres.sources.grefcoco", "grefcoco", "gRefCOCO: expressions for no, one or several objects"
+    ),
+    "refcocom": SourceFormat("mres.sources.refcocom", "refcocom", "RefCOCOm, the part benchmark of MRES"),
 }

@@ -33,8 +33,7 @@ from mres.supervise.flight_recorder import make_folder
 from mres.supervise.heartbeat import Heartbeat
 from mres.supervise.stop_request import StopRequest
 from mres.supervise.supervised import supervised
-from mres.supervise.threads import set_threads
-from mres.supervise.world import World
+from mres.supervise.world import World, set_threads
 from mres.train.callback import Callback, Callbacks, users_callbacks
 from mres.train.callbacks.console import Console
 from mres.train.callbacks.heartbeat import HeartbeatCallback

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from saving import CONFIG_YAML, in_process, limit_file_size, on_ranks, save_all, save_on_full_disk
 
 from mres.checkpoint import store
+from mres.checkpoint.opening import open_weights
 from mres.checkpoint.store import CheckpointError
-from mres.checkpoint.weights import open_source
 from mres.formats.folder import seal
 
 
@@ -45,7 +45,7 @@ def test_what_was_saved_is_there(saved: Path) -> None:
     (found,) = store.newest(saved)
     assert isinstance(found, store.Checkpoint)
     assert (found.step, found.state, found.weights_only) == (10, {"step": 10, "model": {}}, False)
-    weights = dict(open_source(found.folder).weights)
+    weights = dict(open_weights(found.folder).weights)
     assert {name: tuple(value.shape) for name, value in weights.items()} == {"weight": (32, 32), "bias": (32,)}
     assert all(torch.equal(value, torch.full_like(value, 10)) for value in weights.values())
 

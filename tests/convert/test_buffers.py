@@ -8,7 +8,7 @@ import torch
 import toy_training as toy
 from saving import in_process
 
-from mres.checkpoint.weights import open_source
+from mres.checkpoint.opening import open_weights
 from mres.convert.convert import convert
 from mres.formats.dcp import DcpSource
 from mres.formats.folder import seal
@@ -54,7 +54,7 @@ def test_there_and_back(saved: Path, to: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["model", "ema"])
 def test_an_export_has_them_as_they_are(saved: Path, kind: str, tmp_path: Path) -> None:
     exported = convert(saved, tmp_path / "export", "safetensors", weights=kind)  # type: ignore[arg-type]
-    weights, source = dict(open_source(exported).weights), DcpSource(saved)
+    weights, source = dict(open_weights(exported).weights), DcpSource(saved)
     for name in strange.BUFFERS:
         expected = read_tensor(source, f"model.{name}")
         assert torch.equal(weights[name], expected), name

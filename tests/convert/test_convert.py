@@ -16,8 +16,8 @@ from saving import CONTEXT, in_process, killed_at, limit_file_size
 from torch import Tensor
 
 from mres.checkpoint import store
+from mres.checkpoint.opening import open_weights
 from mres.checkpoint.store import CheckpointError
-from mres.checkpoint.weights import open_source
 from mres.convert.convert import convert
 from mres.formats.dcp import DcpSource
 from mres.formats.weights import read_tensor
@@ -31,7 +31,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    return dict(open_source(path).weights)
+    return dict(open_weights(path).weights)
 
 
 @pytest.mark.parametrize("name", ["single", "tied"])
@@ -40,8 +40,8 @@ def test_there_and_back_is_bit_for_bit(runs: Path, name: str, tmp_path: Path) ->
     back = convert(exported / "model.safetensors", tmp_path / "back", "dcp")
     again = convert(tmp_path / "back", tmp_path / "again", "safetensors")
     assert (exported, back) == (tmp_path / "export", tmp_path / "back" / LAST)
-    original = dict(open_source(runs / name / "checkpoints" / LAST).weights)
-    assert same(original, dict(open_source(back).weights))
+    original = dict(open_weights(runs / name / "checkpoints" / LAST).weights)
+    assert same(original, dict(open_weights(back).weights))
     assert same(original, weights(again))
     assert any("low_filter" in key for key in original)
     assert any("high_filter" in key for key in original) == (name == "single"), (

@@ -12,12 +12,12 @@ import pytest
 from commands import PATIENCE_S, command
 from made_run import make_run
 from PIL import Image
+from scenes import scenes
 
 from mres.evaluate.report import write_report
 from mres.evaluate.results import ResultsError, read_results, summarise, write_results
 from mres.shards.reader import ShardSet
 from mres.shards.writer import write_shards
-from mres.sources.scenes import scenes
 from mres.sources.source import RecordSource
 
 VOID = {"meta", "link", "img", "br", "hr", "path", "use", "circle", "rect"}

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from scenes import scenes
 
 from mres.evaluate.iou import figures_of
 from mres.evaluate.trivial import TRIVIAL_LABELS, trivial_answers
 from mres.records import Expression, ImageRecord, Target, decode_masks, encode_mask, expression_id
-from mres.sources.scenes import scenes
 
 SIDE = 8
 

@@ -68,7 +68,7 @@ def write_coco(
     return ["--annotations", str(folder / "annotations.json"), "--images", str(folder / "images")]
 
 
-def open_source(name: str, *options: str) -> RecordSource:
+def open_weights(name: str, *options: str) -> RecordSource:
     """A source as the command line opens it."""
     parser = argparse.ArgumentParser()
     SOURCES[name].add_arguments(parser)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scenes import RELATIONAL_KINDS, scenes
 
 from mres.config import Config
 from mres.evaluate.iou import figures_of, intersection_union
@@ -14,7 +15,6 @@ from mres.evaluate.trivial import trivial_answers
 from mres.records import ImageRecord, Target, decode_masks, encode_mask, expression_id
 from mres.shards.reader import ShardSet
 from mres.shards.writer import write_shards
-from mres.sources.scenes import RELATIONAL_KINDS, scenes
 from mres.sources.source import RecordSource
 
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mres.checkpoint.opening import open_weights
 from mres.checkpoint.store import CheckpointError
-from mres.checkpoint.weights import open_source
 from mres.config import load_config
 from mres.convert.convert import convert
 from mres.model.unires.config import UniresConfig
@@ -36,7 +36,7 @@ def model_of(runs: Path, name: str, **changes: object) -> tuple[UniRES, UniresCo
 
 
 def saved(runs: Path, name: str) -> dict[str, Tensor]:
-    return dict(open_source(runs / name / "checkpoints" / "step-00000002").weights)
+    return dict(open_weights(runs / name / "checkpoints" / "step-00000002").weights)
 
 
 @pytest.mark.parametrize("name", NAMES)

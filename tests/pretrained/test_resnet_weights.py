@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_run import TRAIN, run, tiny_config
 from torch import Tensor, nn
 
-from mres.checkpoint.weights import open_source
+from mres.checkpoint.opening import open_weights
 from mres.formats.folder import CheckpointError
 from mres.model.cris.config import CrisConfig
 from mres.model.cris.cris import CRIS
@@ -157,7 +157,7 @@ def test_a_run_starts_from_openais_archive(tmp_path: Path, tiny_shards: Path) ->
     assert done.output.count("(OpenAI CLIP, TorchScript archive)") == 2
     model = CRIS(config)
     expected = dict(match_tower("text", model, config, path)) | dict(match_tower("image", model, config, path))
-    saved = dict(open_source(tmp_path / "runs" / "run").weights)
+    saved = dict(open_weights(tmp_path / "runs" / "run").weights)
     still = {name for name, _ in model.named_parameters() if name.startswith(("vision.tower.", "text."))}
     assert still <= expected.keys()
     assert all(torch.equal(saved[name], expected[name]) for name in still)

@@ -8,7 +8,7 @@ from clip_files import config_of, write_clip
 from tiny_model import outline
 from tiny_run import TRAIN, run, write_config
 
-from mres.checkpoint.weights import open_source
+from mres.checkpoint.opening import open_weights
 from mres.pretrained.tower import match_tower
 
 
@@ -26,6 +26,6 @@ def test_both_towers_of_openais_archive_under_sharding(tmp_path: Path, tiny_shar
     assert "interpolated from 4×4 to 6×6" in done.output
     model = outline(config)
     expected = dict(match_tower("text", model, config, path)) | dict(match_tower("image", model, config, path))
-    saved = dict(open_source(tmp_path / "runs" / "run" / "checkpoints" / "step-00000002").weights)
+    saved = dict(open_weights(tmp_path / "runs" / "run" / "checkpoints" / "step-00000002").weights)
     assert all(torch.equal(saved[name], value) for name, value in expected.items())
     assert {name for name in saved if name.startswith(("text.", "vision.vit."))} == expected.keys()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_coco import annotation, area_of, by_id, only_record, open_source, rectangle, run_lengths, texts, write_coco
+from made_coco import annotation, area_of, by_id, only_record, open_weights, rectangle, run_lengths, texts, write_coco
 
 from mres.errors import UserError
 from mres.sources.coco_expressions import noun_of, plural, possessive
@@ -17,7 +17,7 @@ PERSON, LIGHT, CABINET = 1, 2, 3
 def test_single_objects_and_groups(tmp_path: Path) -> None:
     items = [annotation(i, PERSON, [rectangle(x, 5, 3, 10)], iscrowd=0) for i, x in enumerate([2, 15, 17, 30], start=1)]
     items += [annotation(9, LIGHT, [rectangle(0, 0, 2, 4)]), annotation(10, CABINET, [rectangle(8, 0, 2, 4)])]
-    source = open_source("instances", *write_coco(tmp_path, CATEGORIES, items))
+    source = open_weights("instances", *write_coco(tmp_path, CATEGORIES, items))
     record = only_record(source)
     assert record.id == "000000000001"
     assert {t.id: (texts(t)[0], area_of(t)) for t in record.targets} == {
@@ -34,20 +34,20 @@ def test_single_objects_and_groups(tmp_path: Path) -> None:
 def test_a_crowd_is_told_as_a_whole(tmp_path: Path) -> None:
     crowd = {"size": [20, 40], "counts": run_lengths(20, 0, 10, 10)["counts"]}
     items = [annotation(1, PERSON, [rectangle(0, 0, 5, 10)], iscrowd=0), annotation(2, PERSON, crowd, iscrowd=1)]
-    source = open_source("instances", *write_coco(tmp_path, CATEGORIES, items))
+    source = open_weights("instances", *write_coco(tmp_path, CATEGORIES, items))
     assert {t.id: (texts(t)[0], area_of(t)) for t in only_record(source).targets} == {"person": ("the people", 150)}
     assert source.notes == {"groups with a crowd region, referred to as a whole only": 1}
 
 
 def test_a_crowd_alone_is_plural(tmp_path: Path) -> None:
     items = [annotation(2, LIGHT, run_lengths(20, 0, 10, 10), iscrowd=1)]
-    record = only_record(open_source("instances", *write_coco(tmp_path, CATEGORIES, items)))
+    record = only_record(open_weights("instances", *write_coco(tmp_path, CATEGORIES, items)))
     assert texts(by_id(record)["traffic light"]) == ["the traffic lights", "traffic lights"]
 
 
 def test_slivers_are_left_out(tmp_path: Path) -> None:
     items = [annotation(1, PERSON, [rectangle(0, 0, 5, 10), [1, 2, 3, 4]]), annotation(2, PERSON, [[1, 2, 3, 4]])]
-    source = open_source("instances", *write_coco(tmp_path, CATEGORIES, items))
+    source = open_weights("instances", *write_coco(tmp_path, CATEGORIES, items))
     assert texts(only_record(source).targets[0]) == ["the person", "person"]
     assert sum(source.notes.values()) == 3
 
@@ -56,21 +56,21 @@ def test_boxes_without_masks_are_refused(tmp_path: Path) -> None:
     item = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "iscrowd": 0, "isfake": 0, "area": 16}
     options = write_coco(tmp_path, CATEGORIES, [item], ("images/v1/patch8/objects365_v1_00420917.jpg",))
     with pytest.raises(UserError, match=r"has 1 annotations and none has a mask .*promptable segmenter, as MRES-32M's"):
-        open_source("instances", *options)
+        open_weights("instances", *options)
 
 
 @pytest.mark.parametrize("stored", ["images/v1/patch8/o_1.jpg", "patch8/o_1.jpg", "o_1.jpg"])
 def test_images_lie_below_any_of_their_folders(stored: str, tmp_path: Path) -> None:
     items = [annotation(1, PERSON, [rectangle(0, 0, 5, 10)])]
     options = write_coco(tmp_path, CATEGORIES, items, ("images/v1/patch8/o_1.jpg",), stored=(stored,))
-    record = only_record(open_source("instances", *options))
+    record = only_record(open_weights("instances", *options))
     assert (record.id, record.image) == ("o_1", (tmp_path / "images" / stored).read_bytes())
 
 
 def test_a_category_without_a_noun_is_refused(tmp_path: Path) -> None:
     options = write_coco(tmp_path, [*CATEGORIES, "(x)"], [annotation(1, PERSON, [rectangle(0, 0, 5, 10)])])
     with pytest.raises(UserError, match=r"nothing can be called '\(x\)'"):
-        open_source("instances", *options)
+        open_weights("instances", *options)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_every_instance_is_in_the_group_and_no_text_stands_for_two(
     tmp_path_factory: pytest.TempPathFactory, corners: list[tuple[int, int]]
 ) -> None:
     items = [annotation(i, PERSON, run_lengths(x, y, 6, 6)) for i, (x, y) in enumerate(corners, start=1)]
-    record = only_record(open_source("instances", *write_coco(tmp_path_factory.mktemp("set"), CATEGORIES, items)))
+    record = only_record(open_weights("instances", *write_coco(tmp_path_factory.mktemp("set"), CATEGORIES, items)))
     covered = {(x + dx, y + dy) for x, y in corners for dx in range(6) for dy in range(6)}
     assert area_of(by_id(record)["person"]) == len(covered)
     said = [text for target in record.targets for text in texts(target)]

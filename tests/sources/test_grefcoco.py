@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_coco import by_id, decode, open_source, rectangle_mask, texts
+from made_coco import by_id, decode, open_weights, rectangle_mask, texts
 from made_refer import DOG, annotation, rectangle, ref, write_data
 
 from mres.errors import UserError
@@ -82,7 +82,7 @@ def test_a_ref_to_nothing_has_an_empty_mask_that_can_be_written(tmp_path: Path) 
 def test_the_command_line_reads_the_same(tmp_path: Path) -> None:
     read(tmp_path, split="testA")
     images = str(tmp_path / "train2014")
-    (record,) = open_source("grefcoco", "--root", str(tmp_path), "--images", images, "--split", "testA")
+    (record,) = open_weights("grefcoco", "--root", str(tmp_path), "--images", images, "--split", "testA")
     assert isinstance(record, ImageRecord)
     assert [target.id for target in record.targets] == ["7"]  # a single number as its annotation
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_coco import by_id, decode, only_record, open_source, texts
+from made_coco import by_id, decode, only_record, open_weights, texts
 from PIL import Image
 
 from mres.errors import UserError
@@ -42,7 +42,7 @@ def write(folder: Path, parts: Any, image: str = "12.jpg", mask: str = "12-coffe
 
 
 def test_a_part_with_its_six_texts(tmp_path: Path) -> None:
-    source = open_source("instructpart", *write(tmp_path, [HANDLE]))
+    source = open_weights("instructpart", *write(tmp_path, [HANDLE]))
     record = only_record(source)
     assert (record.id, record.width, record.height, record.source) == ("12", 48, 32, "instructpart")
     (target,) = record.targets
@@ -58,7 +58,7 @@ def test_a_part_with_its_six_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("image", "mask"), [("12-coffee_cup-handle.jpg", "12-coffee_cup-handle.png"), ("12.jpg",) * 2])
 def test_where_images_and_masks_are_looked_for(image: str, mask: str, tmp_path: Path) -> None:
-    source = open_source("instructpart", *write(tmp_path, [HANDLE], image, mask))
+    source = open_weights("instructpart", *write(tmp_path, [HANDLE], image, mask))
     if mask == "12.jpg":
         with pytest.raises(RecordError, match=r"12-coffee_cup-handle.jpg' cannot be read"):
             only_record(source)
@@ -69,7 +69,7 @@ def test_where_images_and_masks_are_looked_for(image: str, mask: str, tmp_path: 
 
 def test_a_part_listed_twice_has_all_texts(tmp_path: Path) -> None:
     again = {**HANDLE, "instruction": ["Grab it here.", TEXTS[0]]}
-    record = only_record(open_source("instructpart", *write(tmp_path, [HANDLE, again])))
+    record = only_record(open_weights("instructpart", *write(tmp_path, [HANDLE, again])))
     target = by_id(record)["coffee cup:handle"]
     assert texts(target) == [*TEXTS, "Grab it here."]
     assert target.expressions[-1].kind == "instruction"
@@ -88,20 +88,20 @@ def test_a_part_listed_twice_has_all_texts(tmp_path: Path) -> None:
 )
 def test_a_bad_part_is_named(parts: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=message):
-        only_record(open_source("instructpart", *write(tmp_path, parts)))
+        only_record(open_weights("instructpart", *write(tmp_path, parts)))
 
 
 def test_an_image_without_a_mask_is_named(tmp_path: Path) -> None:
     options = write(tmp_path, [HANDLE])
     Image.new("L", (48, 32)).save(tmp_path / "masks/12-coffee_cup-handle.jpg")
     with pytest.raises(RecordError, match="none of its masks covers a pixel"):
-        only_record(open_source("instructpart", *options))
+        only_record(open_weights("instructpart", *options))
     (tmp_path / "images/12.jpg").write_bytes(b"no picture")
     with pytest.raises(RecordError, match="not a JPEG or PNG image"):
-        only_record(open_source("instructpart", *options))
+        only_record(open_weights("instructpart", *options))
     (tmp_path / "images/12.jpg").unlink()
     with pytest.raises(RecordError, match=r"image '12.jpg': no such file in '.*images'"):
-        only_record(open_source("instructpart", *options))
+        only_record(open_weights("instructpart", *options))
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_what_is_not_instructpart_is_refused(content: str, message: str, tmp_pat
     options = write(tmp_path, [HANDLE])
     (tmp_path / "data_train.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        open_source("instructpart", *options)
+        open_weights("instructpart", *options)
 
 
 def test_missing_folders_are_named(tmp_path: Path) -> None:
     options = write(tmp_path, [HANDLE])
     with pytest.raises(UserError, match=r"no folder at '/nowhere' \(--masks\)"):
-        open_source("instructpart", *options, "--masks", "/nowhere")
+        open_weights("instructpart", *options, "--masks", "/nowhere")
     with pytest.raises(UserError, match=r"no annotations at .* \(--annotations\)"):
-        open_source("instructpart", "--annotations", str(tmp_path / "data_test.json"))
+        open_weights("instructpart", "--annotations", str(tmp_path / "data_test.json"))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_coco import annotation, only_record, open_source, rectangle, texts, write_coco
+from made_coco import annotation, only_record, open_weights, rectangle, texts, write_coco
 
 from mres.errors import UserError
 
@@ -29,7 +29,7 @@ def write_lvis(folder: Path, annotations: list[dict[str, Any]], unsure: list[int
 
 def test_objects_by_their_nouns(tmp_path: Path) -> None:
     items = [annotation(1, CAR, [rectangle(0, 5, 5, 10)]), annotation(2, PERSON, [rectangle(30, 0, 4, 9), [1, 2]])]
-    source = open_source("lvis", *write_lvis(tmp_path, items, unsure=[]), "--split", "val")
+    source = open_weights("lvis", *write_lvis(tmp_path, items, unsure=[]), "--split", "val")
     record = only_record(source)
     assert (record.id, record.source, record.split) == ("000000391895", "lvis", "val")
     assert [(t.id, texts(t)) for t in record.targets] == [
@@ -42,7 +42,7 @@ def test_objects_by_their_nouns(tmp_path: Path) -> None:
 
 def test_what_is_not_exhaustively_annotated_is_left_out(tmp_path: Path) -> None:
     items = [annotation(1, CAR, [rectangle(0, 5, 5, 10)]), annotation(2, PERSON, [rectangle(30, 0, 4, 9)])]
-    source = open_source("lvis", *write_lvis(tmp_path, items, unsure=[PERSON]))
+    source = open_weights("lvis", *write_lvis(tmp_path, items, unsure=[PERSON]))
     assert [t.id for t in only_record(source).targets] == ["car"]
     assert source.notes == {"annotations of objects of which their image has more, not annotated, left out": 1}
 
@@ -50,4 +50,4 @@ def test_what_is_not_exhaustively_annotated_is_left_out(tmp_path: Path) -> None:
 def test_files_of_coco_are_refused(tmp_path: Path) -> None:
     options = write_coco(tmp_path, CATEGORIES, [annotation(1, CAR, [rectangle(0, 5, 5, 10)])])
     with pytest.raises(UserError, match=r"not an LVIS file: .*not_exhaustive_category_ids.* format instances"):
-        open_source("lvis", *options)
+        open_weights("lvis", *options)

@@ -11,7 +11,7 @@ from made_coco import (
     by_id,
     decode,
     only_record,
-    open_source,
+    open_weights,
     rectangle_mask,
     run_lengths,
     texts,
@@ -60,7 +60,7 @@ TWO_CARS = [
 
 
 def test_an_object_alone_and_its_parts(tmp_path: Path) -> None:
-    record = only_record(open_source("paco", *data_set(tmp_path, ONE_CAR), "--split", "val"))
+    record = only_record(open_weights("paco", *data_set(tmp_path, ONE_CAR), "--split", "val"))
     assert (record.id, record.source, record.split) == ("000000000001", "paco-lvis", "val")
     found = by_id(record)
     assert {id_: (t.granularity, t.category, t.parent) for id_, t in found.items()} == {
@@ -76,7 +76,7 @@ def test_an_object_alone_and_its_parts(tmp_path: Path) -> None:
 
 
 def test_two_of_a_kind_are_told_together_and_by_position(tmp_path: Path) -> None:
-    found = by_id(only_record(open_source("paco", *data_set(tmp_path, TWO_CARS))))
+    found = by_id(only_record(open_weights("paco", *data_set(tmp_path, TWO_CARS))))
     left, right = "car.2", "car.1"
     assert {id_: (texts(t)[0], area_of(t), t.parent) for id_, t in found.items()} == {
         "car": ("the cars", 128, None),
@@ -97,7 +97,7 @@ def test_two_of_a_kind_are_told_together_and_by_position(tmp_path: Path) -> None
 
 
 def test_no_text_stands_for_two_targets(tmp_path: Path) -> None:
-    record = only_record(open_source("paco", *data_set(tmp_path, TWO_CARS)))
+    record = only_record(open_weights("paco", *data_set(tmp_path, TWO_CARS)))
     said = [text for target in record.targets for text in texts(target)]
     assert len(said) == len(set(said))
 
@@ -105,7 +105,7 @@ def test_no_text_stands_for_two_targets(tmp_path: Path) -> None:
 def test_instances_side_by_side_are_told_together_only(tmp_path: Path) -> None:
     close = [paco(1, CAR, run_lengths(10, 0, 8, 8)), paco(2, CAR, run_lengths(12, 9, 8, 8))]
     close.append(paco(3, WHEEL, run_lengths(10, 6, 2, 2), owner=1))
-    source = open_source("paco", *data_set(tmp_path, close))
+    source = open_weights("paco", *data_set(tmp_path, close))
     assert list(by_id(only_record(source))) == ["car"]
     assert source.notes["instances that nothing but their group refers to"] == 2
 
@@ -115,19 +115,19 @@ def test_objects_that_are_not_all_annotated_are_left_out(tmp_path: Path) -> None
     value = json.loads((tmp_path / "annotations.json").read_text())
     value["images"][0] |= {"not_exhaustive_category_ids": [CAR, WHEEL], "neg_category_ids": []}
     (tmp_path / "annotations.json").write_text(json.dumps(value))
-    source = open_source("paco", *options)
+    source = open_weights("paco", *options)
     assert list(by_id(only_record(source))) == ["dog", "dog:leg"]
     assert source.notes["annotations of objects of which their image has more, not annotated, left out"] == 5
 
 
 def test_counts_are_compared_with_the_published_ones(tmp_path: Path) -> None:
     options = data_set(tmp_path, ONE_CAR)
-    assert open_source("paco", *options).notes["images of the file, though PACO-LVIS train was published with 45790"]
-    assert not open_source("paco", *options, "--split", "mine").notes
+    assert open_weights("paco", *options).notes["images of the file, though PACO-LVIS train was published with 45790"]
+    assert not open_weights("paco", *options, "--split", "mine").notes
 
 
 def test_the_description_says_what_it_was_made_from(tmp_path: Path) -> None:
-    description = open_source("paco", *data_set(tmp_path, ONE_CAR)).description
+    description = open_weights("paco", *data_set(tmp_path, ONE_CAR)).description
     assert description["format"] == "paco"
     assert description["annotations"] == f"{tmp_path.name}/annotations.json"
     assert len(description["annotations_sha256"]) == 64
@@ -141,13 +141,13 @@ def test_a_part_of_no_object_of_its_kind_is_named(owner: Any, tmp_path: Path) ->
     with pytest.raises(
         RecordError, match=r"annotation 3: field 'obj_ann_id' is .*expected the id of a car in its image"
     ):
-        only_record(open_source("paco", *data_set(tmp_path, items)))
+        only_record(open_weights("paco", *data_set(tmp_path, items)))
 
 
 def test_a_part_of_an_empty_object_is_left_out(tmp_path: Path) -> None:
     empty = {"size": [20, 40], "counts": [800]}
     items = [*TWO_CARS[5:], paco(1, CAR, empty), paco(3, WHEEL, run_lengths(31, 6, 2, 2), owner=1)]
-    source = open_source("paco", *data_set(tmp_path, items))
+    source = open_weights("paco", *data_set(tmp_path, items))
     assert list(by_id(only_record(source))) == ["dog", "dog:leg"]
     assert source.notes["masks that cover no pixel, left out"] == 1
     assert source.notes["parts of objects whose mask covers no pixel, left out"] == 1
@@ -155,7 +155,7 @@ def test_a_part_of_an_empty_object_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stored", ["train2017/000000000001.jpg", "000000000001.jpg"])
 def test_images_are_found_by_path_and_by_name(stored: str, tmp_path: Path) -> None:
-    record = only_record(open_source("paco", *data_set(tmp_path, ONE_CAR, stored=(stored,))))
+    record = only_record(open_weights("paco", *data_set(tmp_path, ONE_CAR, stored=(stored,))))
     assert record.image == (tmp_path / "images" / stored).read_bytes()
 
 
@@ -163,7 +163,7 @@ def test_images_of_one_name_are_found_by_path_only(tmp_path: Path) -> None:
     items = [*ONE_CAR, annotation(9, DOG, run_lengths(0, 0, 4, 4), 2, obj_ann_id=9)]
     options = data_set(tmp_path, items, file_names=("a/1.jpg", "b/1.jpg"))
     (tmp_path / "images/b/1.jpg").rename(tmp_path / "images/1.jpg")
-    first, second = open_source("paco", *options)
+    first, second = open_weights("paco", *options)
     assert not isinstance(first, RecordError)
     assert first.id == "a/1"
     assert isinstance(second, RecordError)
@@ -172,7 +172,7 @@ def test_images_of_one_name_are_found_by_path_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../1.jpg", "/etc/1.jpg"])
 def test_a_path_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
-    source = open_source("paco", *data_set(tmp_path, ONE_CAR, file_names=(name,), stored=("1.jpg",)))
+    source = open_weights("paco", *data_set(tmp_path, ONE_CAR, file_names=(name,), stored=("1.jpg",)))
     with pytest.raises(RecordError, match="leaves the folder of the images"):
         only_record(source)
 
@@ -180,12 +180,12 @@ def test_a_path_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
 def test_what_is_not_paco_is_refused(tmp_path: Path) -> None:
     options = write_coco(tmp_path, CATEGORIES, ONE_CAR)
     with pytest.raises(UserError, match="not a PACO file: it has no 'part_categories', only annotations, categories"):
-        open_source("paco", *options)
+        open_weights("paco", *options)
     options = write_coco(tmp_path, [*CATEGORIES, "car:"], ONE_CAR, **EXTRA)
     with pytest.raises(UserError, match="the category 'car:' is not of the form 'object' or 'object:part'"):
-        open_source("paco", *options)
+        open_weights("paco", *options)
     options = write_coco(tmp_path, CATEGORIES, [], **EXTRA)
     with pytest.raises(UserError, match=r"has no annotated image \(1 images\)"):
-        open_source("paco", *options)
+        open_weights("paco", *options)
     with pytest.raises(UserError, match=r"no folder at '/nowhere' \(--images\)"):
-        open_source("paco", *options[:3], "/nowhere")
+        open_weights("paco", *options[:3], "/nowhere")

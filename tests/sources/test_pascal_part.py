@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from made_coco import annotation, area_of, by_id, only_record, open_source, run_lengths, texts, write_coco
+from made_coco import annotation, area_of, by_id, only_record, open_weights, run_lengths, texts, write_coco
 
 from mres.errors import UserError
 
@@ -20,7 +20,7 @@ def test_parts_without_objects_are_told_together(tmp_path: Path) -> None:
         annotation(3, LEG, run_lengths(30, 8, 3, 6), iscrowd=0),
         annotation(4, PLATE, run_lengths(20, 0, 3, 2), iscrowd=0),
     ]
-    source = open_source("pascalpart", *write_coco(tmp_path, CATEGORIES[:3], items, NAMES))
+    source = open_weights("pascalpart", *write_coco(tmp_path, CATEGORIES[:3], items, NAMES))
     record = only_record(source)
     assert (record.id, record.source) == ("2008_000002", "pascal-part")
     found = by_id(record)
@@ -44,7 +44,7 @@ def test_parts_belong_to_the_object_that_holds_them(tmp_path: Path) -> None:
         annotation(5, LEG, run_lengths(5, 10, 2, 10)),
         annotation(6, LEG, run_lengths(15, 10, 2, 10)),  # in neither
     ]
-    source = open_source("pascalpart", *write_coco(tmp_path, CATEGORIES, items, NAMES))
+    source = open_weights("pascalpart", *write_coco(tmp_path, CATEGORIES, items, NAMES))
     found = by_id(only_record(source))
     assert {id_: (texts(t)[0], area_of(t), t.parent) for id_, t in found.items()} == {
         "person": ("the people", 400, None),
@@ -59,4 +59,4 @@ def test_parts_belong_to_the_object_that_holds_them(tmp_path: Path) -> None:
 def test_what_is_not_pascal_part_is_refused(tmp_path: Path) -> None:
     options = write_coco(tmp_path, ["person", "car"], [annotation(1, 1, run_lengths(0, 0, 2, 2))])
     with pytest.raises(UserError, match=r"no category is 'object:part' \(it has person, car …\)"):
-        open_source("pascalpart", *options)
+        open_weights("pascalpart", *options)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_coco import by_id, decode, open_source, rectangle_mask, run_lengths, texts
+from made_coco import by_id, decode, open_weights, rectangle_mask, run_lengths, texts
 from made_refer import DOG, PERSON, annotation, rectangle, ref, write_data
 
 from mres.errors import UserError
@@ -67,7 +67,7 @@ def test_refs_become_targets_of_their_images(protocol: int, tmp_path: Path) -> N
 def test_the_command_line_reads_the_same(tmp_path: Path) -> None:
     write(tmp_path)
     options = ["--root", str(tmp_path), "--dataset", "refcoco", "--images", str(tmp_path / "train2014")]
-    source = open_source("refer", *options, "--split", "val", "--accept-counts")
+    source = open_weights("refer", *options, "--split", "val", "--accept-counts")
     (record,) = source
     assert isinstance(record, ImageRecord)
     assert (decode(by_id(record)["104"].mask) == rectangle_mask(1, 1, 8, 8)).all()
@@ -82,7 +82,7 @@ def test_the_command_line_reads_the_same(tmp_path: Path) -> None:
         "instances_sha256": "",
     }
     with pytest.raises(UserError, match="--accept-counts"):
-        open_source("refer", *options, "--split", "val")
+        open_weights("refer", *options, "--split", "val")
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from made_jsonl import (
     start,
     write,
 )
+from scenes import SceneOptions, scenes
 
 from mres.shards.reader import ShardSet
-from mres.sources.scenes import SceneOptions, scenes
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import EVALUATE, TRAIN, Done, lines, losses, run, write_config
 
-from mres.checkpoint.weights import open_source
+from mres.checkpoint.opening import open_weights
 from mres.convert.convert import convert
 from mres.formats.folder import CheckpointError
 
@@ -37,7 +37,7 @@ def trained(folder: Path) -> Path:
 
 
 def test_a_checkpoint_holds_both(trained: Path) -> None:
-    weights, average = dict(open_source(trained).weights), dict(open_source(trained, "ema").weights)
+    weights, average = dict(open_weights(trained).weights), dict(open_weights(trained, "ema").weights)
     assert weights.keys() == average.keys()
     same = {name for name in weights if torch.equal(weights[name], average[name])}
     assert {name for name in weights if name.startswith("text.")} <= same
@@ -57,27 +57,27 @@ def test_the_evaluation_during_training_is_the_command_with_the_average(trained:
 
 
 def test_the_average_is_exported(trained: Path, tmp_path: Path) -> None:
-    average = dict(open_source(trained, "ema").weights)
+    average = dict(open_weights(trained, "ema").weights)
     for form in ("safetensors", "dcp"):
         exported = convert(trained, tmp_path / form, form, weights="ema")
-        source = open_source(exported, "ema")
+        source = open_weights(exported, "ema")
         assert source.state is not None
         assert source.state["weights"] == "ema"
         assert all(torch.equal(value, average[name]) for name, value in source.weights)
     file = tmp_path / "safetensors" / "model.safetensors"
-    again = open_source(convert(file, tmp_path / "again", "dcp"), "ema")
+    again = open_weights(convert(file, tmp_path / "again", "dcp"), "ema")
     assert all(torch.equal(value, load_file(file)[name]) for name, value in again.weights)
     plain = convert(trained, tmp_path / "plain", "safetensors")
     for path in (plain, plain / "model.safetensors"):
         with pytest.raises(CheckpointError, match="holds no moving average"):
-            open_source(path, "ema")
+            open_weights(path, "ema")
 
 
 def test_an_average_changes_nothing_of_training(trained: Path, folder: Path) -> None:
     assert train(folder, "run.name=without", *OPTIONS[:2], OPTIONS[3], "train.deterministic=true").codes == [0]
     assert losses(folder / "runs" / "without") == losses(folder / "runs" / "run")
     with pytest.raises(CheckpointError, match=r"was trained without optim\.ema_decay"):
-        open_source(folder / "runs" / "without", "ema")
+        open_weights(folder / "runs" / "without", "ema")
 
 
 def test_going_on_with_and_without_an_average(trained: Path, folder: Path) -> None:
@@ -85,13 +85,13 @@ def test_going_on_with_and_without_an_average(trained: Path, folder: Path) -> No
     done = train(folder, *OPTIONS, *more)
     assert done.codes == [0], done.output
     assert "one begins here" not in done.output
-    kept = dict(open_source(folder / "runs" / "more" / "checkpoints" / "step-00000009", "ema").weights)
+    kept = dict(open_weights(folder / "runs" / "more" / "checkpoints" / "step-00000009", "ema").weights)
     assert train(folder, *OPTIONS[:2], OPTIONS[3], *more, "run.name=off").codes == [0]
     off = folder / "runs" / "off" / "checkpoints" / "step-00000009"
     done = train(folder, *OPTIONS, "run.name=anew", f"checkpoint.resume={off}", "train.steps=10")
     assert "it has no moving average of the weights: one begins here" in done.output
     assert losses(folder / "runs" / "more") == losses(folder / "runs" / "off")
-    anew = dict(open_source(folder / "runs" / "anew" / "checkpoints" / "step-00000010", "ema").weights)
+    anew = dict(open_weights(folder / "runs" / "anew" / "checkpoints" / "step-00000010", "ema").weights)
     assert any(not torch.equal(value, kept[name]) for name, value in anew.items())
 
 

@@ -7,8 +7,8 @@ from typing import TypeVar
 import numpy as np
 
 from mres.records import Expression
-from mres.sources.scenes.expressions import RELATIONAL_KINDS, SceneObject, part_wordings, references, wordings
-from mres.sources.scenes.layout import pick
+from scenes.expressions import RELATIONAL_KINDS, SceneObject, part_wordings, references, wordings
+from scenes.layout import pick
 
 PER_OBJECT = 6
 OBJECT_EXPRESSIONS = 16  # of an image at most; its parts get as many as its objects

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scenes import RELATIONAL_KINDS, SceneObject, SceneOptions, find_scene, scene, scenes
+from scenes.layout import place_objects
+from scenes.render import label_map, visible_masks
+from scenes.shapes import CATEGORIES, unit_shape
 
 from mres.errors import UserError
 from mres.records import ImageRecord, Target, record_from_json, record_to_json
-from mres.sources.scenes import RELATIONAL_KINDS, SceneObject, SceneOptions, find_scene, scene, scenes
-from mres.sources.scenes.layout import place_objects
-from mres.sources.scenes.render import label_map, visible_masks
-from mres.sources.scenes.shapes import CATEGORIES, unit_shape
 
 Drawn = list[tuple[ImageRecord, tuple[SceneObject, ...]]]
 

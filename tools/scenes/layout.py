@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from mres.sources.scenes.options import SceneOptions
-from mres.sources.scenes.shapes import CATEGORIES, COLOURS, Polygon, Rgb, Shape, extent, unit_shape
+from scenes.options import SceneOptions
+from scenes.shapes import CATEGORIES, COLOURS, Polygon, Rgb, Shape, extent, unit_shape
 
 SMALL, LARGE = (0.25, 0.30), (0.43, 0.52)  # side of a square as large as the object's box
 ROOMY = 4  # objects that fit at these sizes; where there may be more, all are smaller

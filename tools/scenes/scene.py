@@ -10,11 +10,11 @@ from pycocotools import mask as coco_mask
 
 from mres.errors import UserError
 from mres.records import Expression, ImageRecord, Rle, Target
-from mres.sources.scenes.choice import express
-from mres.sources.scenes.expressions import SceneObject
-from mres.sources.scenes.layout import Placed, place_objects
-from mres.sources.scenes.options import SceneOptions
-from mres.sources.scenes.render import DrawnObject, label_map, picture, visible_masks
+from scenes.choice import express
+from scenes.expressions import SceneObject
+from scenes.layout import Placed, place_objects
+from scenes.options import SceneOptions
+from scenes.render import DrawnObject, label_map, picture, visible_masks
 
 SOURCE = "scenes"
 DEFAULT_OPTIONS = SceneOptions()

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from functools import partial
 
 from mres.errors import UserError
-from mres.sources.scenes.options import SceneOptions
 from mres.sources.source import RecordSource
+from scenes.options import SceneOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def scenes(num_images: int, seed: int, split: str, image_size: int, relational_share: float) -> RecordSource:
     """Raises: UserError for numbers out of range."""
-    from mres.sources.scenes.scene import scene
+    from scenes.scene import scene
 
     if num_images < 1:
         raise UserError(f"--num-images {num_images}; allowed: 1 or more")

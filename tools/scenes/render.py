@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mres.sources.scenes.layout import Placed, pick
-from mres.sources.scenes.shapes import Rgb, paint_rgb
+from scenes.layout import Placed, pick
+from scenes.shapes import Rgb, paint_rgb
 
 JPEG_QUALITY = 92
 NOISE = 2.5  # standard deviation of the pixel noise, in grey levels
