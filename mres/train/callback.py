@@ -68,11 +68,8 @@ class Callbacks(Callback):
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self._callbacks = tuple(callbacks)
-        for name in METHODS:
-            if name != "close":
-                setattr(self, name, functools.partial(self._call_each, name))
 
-    def _call_each(self, name: str, *arguments: Any) -> None:
+    def _each(self, name: str, *arguments: Any) -> None:
         for callback in self._callbacks:
             getattr(callback, name)(*arguments)
 
@@ -80,6 +77,10 @@ class Callbacks(Callback):
         with ExitStack() as stack:  # each of them, whatever another one raises
             for callback in reversed(self._callbacks):
                 stack.callback(callback.close)
+
+
+for _name in set(METHODS) - {"close"}:
+    setattr(Callbacks, _name, functools.partialmethod(Callbacks._each, _name))
 
 
 def callback_class(reference: str) -> type[Callback]:
