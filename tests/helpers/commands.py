@@ -85,6 +85,7 @@ def _run(words: list[str], folder: Path, environ: dict[str, str], out: Path, err
 
 def become(words: list[str], folder: Path, out: Path, err: Path) -> None:
     """Makes this process the command: its folder, its stdout and stderr (which may be one file), its arguments."""
+    multiprocessing.set_start_method(None, force=True)  # not the server's that it was forked from: Python's own
     os.chdir(folder)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), descriptor)
