@@ -54,7 +54,7 @@ class _Flight:
         started = time.perf_counter()
         try:
             self.folder = self._writer.write(self._job)
-        except BaseException as error:  # raised where the save is settled
+        except BaseException as error:  # raised where the save is waited for
             self.error = error
         self.write_s = time.perf_counter() - started
 

@@ -8,13 +8,13 @@ Only a folder of that name counts, and only if its files match its MANIFEST.json
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mres.formats.folder import FORMAT, MANIFEST, SAFETENSORS, Checkpoint, CheckpointError
 from mres.formats.verifying import verify
 
-__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "committed", "locate", "newest", "verify"]
+__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "committed", "locate", "newest", "newest_sound", "verify"]
 
 # What a new checkpoint is about to replace counts until that is there.
 _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
@@ -66,6 +66,21 @@ def newest(root: Path, *, optimizer: bool = True, at_most: int | None = None) ->
         return
 
 
+def newest_sound(
+    root: Path,
+    *,
+    optimizer: bool = True,
+    at_most: int | None = None,
+    tell: Callable[[CheckpointError], object] = lambda error: None,
+) -> Checkpoint | None:
+    """The first good one on the way of `newest`; `tell` hears of the damaged ones before it."""
+    for found in newest(root, optimizer=optimizer, at_most=at_most):
+        if isinstance(found, Checkpoint):
+            return found
+        tell(found)
+    return None
+
+
 def locate(path: Path, *, optimizer: bool = True) -> Checkpoint:
     """The checkpoint that a user means by a run's folder, its checkpoints/ folder or a checkpoint's own folder.
 
@@ -77,12 +92,10 @@ def locate(path: Path, *, optimizer: bool = True) -> Checkpoint:
     if (path / MANIFEST).is_file():
         found = verify(path)
         return _complete(found) if optimizer else found
-    problems = []
+    problems: list[CheckpointError] = []
     for root in (path / "checkpoints", path):
-        for candidate in newest(root, optimizer=optimizer):
-            if isinstance(candidate, Checkpoint):
-                return candidate
-            problems.append(str(candidate))
+        if sound := newest_sound(root, optimizer=optimizer, tell=problems.append):
+            return sound
     raise CheckpointError(_nothing_at(path, problems))
 
 
@@ -95,12 +108,12 @@ def _complete(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def _nothing_at(path: Path, problems: list[str]) -> str:
+def _nothing_at(path: Path, problems: list[CheckpointError]) -> str:
     if not path.exists():
         return f"no such checkpoint or run: '{path}'"
     if (path / SAFETENSORS).is_file():
         return f"'{path}' has no {MANIFEST} to check it with; name '{path / SAFETENSORS}' to take it as it is"
-    detail = f" ({'; '.join(problems)})" if problems else ""
+    detail = f" ({'; '.join(map(str, problems))})" if problems else ""
     return (
         f"no finished checkpoint in '{path}'{detail}; name a run's folder, one of its checkpoints/step-*, an exported "
         "folder or a .safetensors file"

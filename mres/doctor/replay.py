@@ -111,9 +111,8 @@ def global_batch(config: Config, sets: TrainingSets, order: Order, task: Segment
 def _weights_before(run: Path, step: int | None) -> Path:
     root = run / "checkpoints"
     for at_most in (None if step is None else step - 1, None):
-        for found in store.newest(root, optimizer=False, at_most=at_most):
-            if isinstance(found, store.Checkpoint):
-                return found.folder
+        if found := store.newest_sound(root, optimizer=False, at_most=at_most):
+            return found.folder
     raise UserError(f"no sound checkpoint in '{root}' to compute losses with; name one with --checkpoint")
 
 

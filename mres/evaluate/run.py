@@ -75,7 +75,7 @@ def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Pat
     from mres.pretrained.whole import load_weights
     from mres.supervise.world import join_world, leave_world, set_threads
 
-    # Every rank holds the whole model and takes its share of the images; only gather and agree cross ranks.
+    # Every rank holds the whole model and takes its share of the images; only objects and counts cross ranks.
     parallel = ParallelConfig(strategy="ddp")
     world = join_world(parallel.timeout_s)
     try:

@@ -21,6 +21,11 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for buffer, name in found.items()}
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, each by one plain name: what a checkpoint has of a model."""
+    return {**dict(model.named_parameters()), **persistent_buffers(model)}
+
+
 def digests(buffers: dict[str, Tensor]) -> dict[str, str]:
     """Equal where two ranks' buffers are equal to the bit."""
     return {name: hashlib.sha256(_bytes(buffer)).hexdigest() for name, buffer in buffers.items()}

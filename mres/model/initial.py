@@ -102,9 +102,7 @@ def _torch_initialisers(module: nn.Module) -> dict[str, Fill]:
         return {}
     if isinstance(module, nn.LayerNorm | nn.GroupNorm):
         return {"weight": constant(1.0), "bias": constant(0.0)}
-    if isinstance(module, nn.Embedding):
-        return {"weight": normal(1.0)}
-    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d):
+    if isinstance(module, nn.Linear | nn.Conv2d):
         fill = uniform(1 / math.sqrt(module.weight[0].numel()))
         return {"weight": fill, "bias": fill}
     return {}

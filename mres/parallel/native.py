@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from mres.dcp.local_shards import LocalShard, assign_owners
 from mres.dcp.staging import read_shards, refuse_strangers
-from mres.model.buffers import persistent_buffers
+from mres.model.buffers import named_tensors
 from mres.parallel.batch_norm import synchronise_batch_norms
 from mres.parallel.blocks import prepare_blocks
 from mres.parallel.ema import holds_average
@@ -67,15 +67,11 @@ class NativeStrategy(Strategy):
         self._optimizer = build_optimizer(model, groups, adamw)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        named = self._named()
+        named = named_tensors(self.model)
         for name, whole in weights:
             write(named[name], whole)
         if self.world.size > 1:
             align_replicas(named.values())
-
-    def _named(self) -> dict[str, Tensor]:
-        """Parameters and buffers."""
-        return {**dict(self.model.named_parameters()), **persistent_buffers(self.model)}
 
     def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
@@ -129,9 +125,8 @@ class NativeStrategy(Strategy):
 
     def load_state(self, folder: Path, *, optimizer: bool) -> None:
         average = self.average is not None and optimizer and holds_average(folder)
-        named = dict(self.model.named_parameters())
-        moving = {name for name, parameter in named.items() if parameter.requires_grad}
-        refuse_strangers(folder, self._named(), moving if optimizer else None)
+        moving = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        refuse_strangers(folder, named_tensors(self.model), moving if optimizer else None)
         state = self._state(optimizer=optimizer, average=average)
         read_shards({name: LocalShard.of(tensor) for name, tensor in state.items()}, folder, self._cpu_group)
         if self.average is not None and not average:
@@ -139,7 +134,7 @@ class NativeStrategy(Strategy):
 
     def _state(self, *, optimizer: bool, average: bool) -> dict[str, Tensor]:
         """The live tensors by their neutral names."""
-        state = {f"model.{name}": tensor for name, tensor in self._named().items()}
+        state = {f"model.{name}": tensor for name, tensor in named_tensors(self.model).items()}
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:
                 continue

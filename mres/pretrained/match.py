@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mres.formats.folder import CheckpointError
-from mres.model.buffers import persistent_buffers
+from mres.model.buffers import named_tensors, persistent_buffers
 from mres.pretrained.report import Restored, groups_of
 
 
@@ -102,7 +102,7 @@ def fit(model: nn.Module, found: Mapping[str, torch.Size], source: str, *, stric
 @torch.no_grad()
 def copy_into(model: nn.Module, matched: Matched) -> Restored:
     """Fills a model that has memory."""
-    named = {**dict(model.named_parameters()), **persistent_buffers(model)}
+    named = named_tensors(model)
     for name, value in matched:
         named[name].copy_(value)
     return matched.restored

@@ -60,7 +60,7 @@ def join_world(timeout_s: int) -> World:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = datetime.timedelta(seconds=timeout_s)
-        # Alone there is nobody to meet: no address, no port.
+        # Alone there is no rendezvous: no address, no port.
         store: dist.Store = dist.HashStore() if env.size == 1 else rendezvous(env.rank, env.size, timeout_s)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=env.rank, world_size=env.size)
         _wait_no_longer(timeout)

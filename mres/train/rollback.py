@@ -38,10 +38,7 @@ def last_good(
         raise UserError(str(trouble))
     if rollbacks >= allowed:
         raise UserError(f"{trouble}; the run went back {rollbacks} times before (train.max_rollbacks={allowed})")
-    found: store.Checkpoint | None = None
-    if strategy.world.is_main:
-        there = store.newest(root, at_most=trouble.began)
-        found = next((checkpoint for checkpoint in there if isinstance(checkpoint, store.Checkpoint)), None)
+    found = store.newest_sound(root, at_most=trouble.began) if strategy.world.is_main else None
     found = strategy.all_gather_object(found)[0]
     if found is None:
         raise UserError(

@@ -236,11 +236,9 @@ class _Session:
         return checkpoint.step
 
     def _find(self) -> store.Checkpoint | None:
-        for found in store.newest(self.root):
-            if isinstance(found, store.Checkpoint):
-                return found
-            self.log.say(f"warning: {found}; looking for an older one")
-        return None
+        return store.newest_sound(
+            self.root, tell=lambda error: self.log.say(f"warning: {error}; looking for an older one")
+        )
 
     def _state(self, step: int) -> dict[str, Any]:
         return {

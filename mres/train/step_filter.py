@@ -53,9 +53,9 @@ class _Step:
 class SkipPolicy:
     """Refuses steps that are not finite or spikes, and ends the course of a run that has too many of them."""
 
-    def __init__(self, config: Config, strategy: Strategy, log: RunLog) -> None:
-        self._config, self._strategy, self._log = config, strategy, log
-        self._progress = Progress()
+    def __init__(self, config: Config, strategy: Strategy, log: RunLog, progress: Progress) -> None:
+        """`progress` is what was counted before; it goes on being counted in place."""
+        self._config, self._strategy, self._log, self._progress = config, strategy, log, progress
         self._unread: deque[_Step] = deque()
         self._in_a_row = 0
         self._spike_steps: deque[int] = deque()
@@ -64,14 +64,6 @@ class SkipPolicy:
         self._spikes: SpikeDetector | None = None
         if factor is not None:
             self._spikes = SpikeDetector(factor, config.train.spike_window, strategy.world.device)
-
-    def start(self, progress: Progress) -> None:
-        """Begins, or begins again, with what was counted before; it goes on being counted in place."""
-        self._progress = progress
-        self._unread.clear()
-        self._spike_steps.clear()
-        self._in_a_row, self._trouble = 0, None
-        if self._spikes is not None:
             self._spikes.load(progress.recent)
 
     def judge(self, step: int, loss: Tensor) -> Judgement:

@@ -66,6 +66,11 @@ class _Window:
 class Trainer:
     """Runs steps first_step … last_step-1 of a run."""
 
+    # Of one `fit`.
+    _progress: Progress
+    _skips: SkipPolicy
+    _window: _Window
+
     def __init__(
         self,
         config: Config,
@@ -82,10 +87,7 @@ class Trainer:
         self._config, self._strategy, self._task, self._stream = config, strategy, task, stream
         self._run_log, self._stop, self._saver, self._evaluate = log, stop, saver, evaluate
         self._callbacks = callbacks
-        self._skips = SkipPolicy(config, strategy, log)
-        self._window = _Window()
         self._said_cut = False
-        self._progress = Progress()
 
     def fit(self, first_step: int, last_step: int, progress: Progress) -> int:
         """Returns the number of steps done: last_step, or fewer where a stop was agreed (then a checkpoint is written).
@@ -96,7 +98,7 @@ class Trainer:
             DivergenceError: too many steps were skipped.
         """
         config, self._progress, self._window = self._config, progress, _Window()
-        self._skips.start(progress)
+        self._skips = SkipPolicy(config, self._strategy, self._run_log, progress)
         batches = self._stream.batches(progress.batch_index(first_step), progress.batch_index(last_step))
         for step in range(first_step, last_step):
             done = step + 1

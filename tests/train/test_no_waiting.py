@@ -16,6 +16,7 @@ from mres.run_folder import RunLog
 from mres.stream.batch import Batch
 from mres.supervise.world import join_world, leave_world
 from mres.train.optim import parameter_groups
+from mres.train.progress import Progress
 from mres.train.step_filter import SkipPolicy
 
 # A value that Python reads, sizes that depend on values, and a tensor made from Python's numbers (a copy that blocks).
@@ -57,7 +58,7 @@ def test_a_step_reads_nothing_back(tmp_path: Path, recompute: str) -> None:
         network = task.build(seed=0)
         strategy.wrap(network, network.blocks(), parameter_groups(network, 0.05), AdamW((0.9, 0.99), 1e-8, 1.0))
         strategy.track_average()
-        skips = SkipPolicy(config, strategy, RunLog(tmp_path, enabled=False))
+        skips = SkipPolicy(config, strategy, RunLog(tmp_path, enabled=False), Progress())
         batch = batch_of(task)
         with Recorder() as recorder:
             with strategy.micro_batch(last=True):
