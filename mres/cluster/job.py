@@ -46,10 +46,13 @@ class TrainJob:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         entry = resolve_name(self.entry)
         code = exit_on_user_error(lambda: entry(list(self.argv)))()
+        rank = int(os.environ["RANK"])
         if code == PREEMPTED_EXIT:
-            self._requeue(int(os.environ["RANK"]))
+            self._requeue(rank)
         if code and self.cluster == "slurm":
-            raise SystemExit(code)  # srun --kill-on-bad-exit ends the other tasks
+            # srun --kill-on-bad-exit ends the other tasks. All are preempted together, and rank 0 alone says so: another
+            # rank's exit code would end it in the middle of its words.
+            raise SystemExit(0 if code == PREEMPTED_EXIT and rank else code)
         return code
 
     def checkpoint(self) -> "DelayedSubmission":
