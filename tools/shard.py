@@ -10,6 +10,7 @@ from mres.errors import UserError, exit_on_user_error
 from mres.sources.registry import SOURCES, SourceFormat
 
 # What the demo draws is no format of others: it lies beside this command (tools/scenes/).
+_MAX_ID_FILE = 1 << 30
 BUILDS = {"scenes": SourceFormat("scenes.command", "scenes", "procedural scenes"), **SOURCES}
 
 
@@ -143,8 +144,10 @@ def _filter(arguments: argparse.Namespace) -> int:
 def _id_file(path: Path | None) -> frozenset[str] | None:
     if path is None:
         return None
+    from mres.io.files import read_regular
+
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path, _MAX_ID_FILE).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the ids in '{path}': {error}") from None
     ids = frozenset(line.strip() for line in lines if line.strip())

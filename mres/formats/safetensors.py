@@ -14,6 +14,7 @@ from mres.formats.memory import Reader, read_at
 from mres.formats.open_files import OpenFiles
 from mres.formats.tensors import ITEM_BYTES, MODEL, Progress, Spec, TensorSource, split_by_bytes
 from mres.formats.workspace import HashedFile, Workspace
+from mres.io.files import open_regular
 from mres.io.json_files import JsonError, read_json
 
 _DTYPES = {
@@ -61,7 +62,7 @@ class SafetensorsSource(TensorSource):
         from safetensors import SafetensorError, safe_open
 
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 # It checks that all offsets fit; what cannot be opened, it calls missing, so it comes second.
                 with safe_open(path, framework="numpy"):
                     pass

@@ -4,9 +4,11 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 # In a folder that is moved away for another: under its new name, it may be removed.
 REPLACED_MARK = ".replaced-by-mres"
@@ -22,6 +24,41 @@ def file_sha256(path: Path, *, from_disk: bool = False) -> str:
         while got := file.readinto(piece):
             digest.update(piece[:got])
     return digest.hexdigest()
+
+
+def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
+    """A user's file, opened to be read; what is none (a pipe that nobody fills, /dev/zero) is refused before a byte.
+
+    Raises:
+        OSError: whose `strerror` says why: no such file, not a regular one, or of more than `max_bytes`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe's would wait for a writer
+    except ValueError as error:  # a zero byte, a lone surrogate
+        raise OSError(errno.EINVAL, f"no file can be called so ({error})", str(path)) from None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file of bytes", str(path))
+        if max_bytes is not None and found.st_size > max_bytes:
+            why = f"it has {found.st_size:,} bytes; of such a file, at most {max_bytes:,} are read"
+            raise OSError(errno.EFBIG, why, str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """The content of a user's file, bounded before it is read. Raises: OSError, as `open_regular`."""
+    with open_regular(path, max_bytes) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def _kind(mode: int) -> str:
+    """What lies under a name, in words."""
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    return next((word for is_kind, word in kinds if is_kind(mode)), "a device")
 
 
 def bytes_sha256(content: bytes) -> str:

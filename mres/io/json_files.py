@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
-from mres.io.files import bytes_sha256
+from mres.io.files import bytes_sha256, open_regular, read_regular
 
 # What mres writes is smaller; the largest tables of datasets (LVIS) have some 1.2 GB.
 MAX_BYTES, MAX_TABLE_BYTES = 1 << 26, 1 << 33
@@ -62,7 +62,7 @@ def read_jsonl(path: Path, *, may_be_cut: bool = False) -> Iterator[tuple[str, d
         OSError: it cannot be read.
         JsonError: naming the line that is not a JSON object.
     """
-    with path.open("rb") as lines:
+    with open_regular(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -78,9 +78,7 @@ def read_jsonl(path: Path, *, may_be_cut: bool = False) -> Iterator[tuple[str, d
 
 def _content(path: Path, max_bytes: int) -> bytes:
     try:
-        if (size := path.stat().st_size) > max_bytes:
-            raise JsonError(f"'{path}' has {size:,} bytes; of such JSON, at most {max_bytes:,} are read")
-        return path.read_bytes()
+        return read_regular(path, max_bytes)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:

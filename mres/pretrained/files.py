@@ -7,6 +7,7 @@ from pathlib import Path
 from mres.formats.folder import CheckpointError
 from mres.formats.safetensors import INDEX_SUFFIX, SafetensorsSource
 from mres.formats.weights import Weights
+from mres.io.files import open_regular
 from mres.pretrained.torch_files import TorchTensors
 
 
@@ -19,7 +20,7 @@ def open_tensors(path: Path) -> Weights:
     if path.is_dir():
         return _safetensors(_file_in(path))
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64)
     except FileNotFoundError:
         raise CheckpointError(f"no such file: '{path}'") from None

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mres.errors import UserError
+from mres.io.files import open_regular
 from mres.io.json_files import JsonError, parse_object
 from mres.records import ImageRecord, RecordError, record_from_json
 from mres.sources.reading import add_paths
@@ -28,7 +29,7 @@ def mres_jsonl(records: Path, *, split: str | None, allow_outside: bool = False)
     """
     digest, offsets, notes = hashlib.sha256(), [], Counter[str]()
     try:
-        with records.open("rb") as lines:
+        with open_regular(records) as lines:
             place = 0
             for number, line in enumerate(lines, start=1):
                 digest.update(line)

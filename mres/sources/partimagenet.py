@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mres.errors import UserError
+from mres.io.files import read_regular
 from mres.records import Target
 from mres.sources.coco_expressions import category_expressions, noun_of, part_expressions, plural
 from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
@@ -20,6 +21,7 @@ SUPER_CATEGORIES = (
     *("Car", "Bicycle", "Boat", "Aeroplane", "Bottle"),
 )
 _SPELLED = {"tier": "tire"}  # the files' "Car Tier"
+_MAX_SYNSETS = 1 << 26  # bytes
 _ONE_EACH = {"head", "body", "tail", "seat", "mouth"}  # several of them are several objects
 
 
@@ -82,7 +84,7 @@ def _place(file_name: str) -> str:
 def _classes(file: CocoFile, synsets: Path) -> dict[str, str]:
     """{synset id: its class's first name} for all images of the file."""
     try:
-        lines = synsets.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(synsets, _MAX_SYNSETS).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read '{synsets}' (--synsets): {error}") from None
     names = dict(line.split(" ", 1) for line in lines if " " in line)

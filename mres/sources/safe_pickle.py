@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
+from mres.io.files import read_regular
 from mres.io.unpickling import PlainUnpickler, RefusedError
 from mres.records import RecordError
 
@@ -28,9 +29,7 @@ def load_plain(path: Path) -> Any:
             if it wants code, which.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"'{path}' has {path.stat().st_size} bytes, pickles are read up to {_MAX_BYTES}")
-        content = path.read_bytes()
+        content = read_regular(path, _MAX_BYTES)
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}") from None
     try:
