@@ -3,6 +3,7 @@
 import difflib
 import functools
 import os
+import reprlib
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -14,6 +15,17 @@ _HEAD_START_S = 3.0
 
 class UserError(Exception):
     """Bad input: one message that names what, where, the allowed values and the remedy. Exit code 2, no traceback."""
+
+
+def shown(found: object, most: int = 80) -> str:
+    """What a message says of a value that was found: its `repr`, cut; also of what is enormous or nested without end."""
+    cut = reprlib.Repr()
+    cut.maxstring = cut.maxother = cut.maxlong = most
+    try:
+        text = cut.repr(found)
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits have no `repr`
+        text = f"a value of type {type(found).__name__}"
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def near(name: str, *known: Collection[str], otherwise: str | None = None) -> str:

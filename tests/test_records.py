@@ -11,16 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from mres.records import (
-    Expression,
-    ImageRecord,
-    RecordError,
-    Rle,
-    Target,
-    expression_id,
-    record_from_json,
-    record_to_json,
-)
+from mres.record_checks import record_from_json
+from mres.record_json import record_as_written, record_to_json
+from mres.records import Expression, ImageRecord, RecordError, Rle, Target, expression_id
 
 sides = st.integers(1, 40)
 masks = st.tuples(sides, sides).flatmap(lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1)))
@@ -32,6 +25,8 @@ def encode(mask_HW: np.ndarray) -> Rle:
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 phrases = texts.filter(str.strip)
+source_ids = st.integers(-(2**63), 2**63 - 1) | texts
+expressions = st.builds(Expression, phrases, texts, st.none() | source_ids, st.none() | st.integers(0, 2**63 - 1))
 boxes = st.tuples(*[st.floats(-1e6, 1e6)] * 4)
 
 
@@ -46,8 +41,10 @@ def records(draw: st.DrawFn) -> ImageRecord:
             category=draw(texts),
             mask=encode(draw(arrays(np.uint8, (height, width), elements=st.integers(0, 1)))),
             box=draw(boxes),
-            expressions=tuple(draw(st.lists(st.builds(Expression, phrases, texts), min_size=1, max_size=3))),
+            expressions=tuple(draw(st.lists(expressions, min_size=1, max_size=3))),
             parent=draw(st.none() | st.sampled_from(ids)),
+            ref_id=draw(st.none() | source_ids),
+            ann_id=draw(st.none() | source_ids | st.lists(source_ids, max_size=3).map(tuple)),
         )
         for id_ in ids
     )
@@ -58,9 +55,34 @@ def records(draw: st.DrawFn) -> ImageRecord:
 def test_a_record_survives_its_json_form(record: ImageRecord) -> None:
     text = json.dumps(record_to_json(record, "a.jpg"), ensure_ascii=False)
     assert record_from_json(json.loads(text), record.image, "here") == record
+    assert record_as_written(json.loads(text), record.image, "here") == record
     pairs = list(record.pairs())
     assert len(pairs) == record.num_expressions
     assert len({(id(target), index) for target, index in pairs}) == len(pairs)
+
+
+def test_ids_of_the_source_and_no_target_are_written_only_where_they_are() -> None:
+    plain = record_from_json(valid(), b"", "here")
+    (target,) = record_to_json(plain, "a.jpg")["targets"]
+    assert list(target) == ["id", "granularity", "category", "parent", "box", "mask", "expressions"]
+    assert target["expressions"] == [{"text": "the wheel", "kind": ""}]
+    empty = {"size": [4, 3], "counts": encode(np.zeros((4, 3), np.uint8)).counts.decode()}
+    given = {"category": "", "mask": empty, "no_target": True, "ref_id": 3, "ann_id": [-1]}
+    sentence = {"text": "a bus", "kind": "", "sent_id": "s9", "sent_index": 2}
+    value = valid()
+    value["targets"][0] |= {**given, "expressions": [sentence]}
+    (target,) = record_to_json(record_from_json(value, b"", "here"), "a.jpg")["targets"]
+    assert {name: target[name] for name in given} == {**given, "ann_id": (-1,)}
+    assert target["expressions"] == [sentence]
+
+
+def test_sets_of_grefcoco_from_before_there_was_a_field_still_say_that_nothing_is_meant() -> None:
+    value = valid()
+    value["targets"][0] |= {"parent": None, "category": "no-target", "box": [0.0] * 4}
+    value["targets"][0]["expressions"] = [{"text": "a", "kind": ""}]
+    assert record_as_written(value, b"", "here").targets[0].no_target
+    value["targets"][0]["box"] = [0, 0, 1, 1]
+    assert not record_as_written(value, b"", "here").targets[0].no_target
 
 
 def test_expression_ids_name_image_target_and_index() -> None:
@@ -115,6 +137,28 @@ def change(path: str, new: Any) -> dict[str, Any]:
         ("targets.0.expressions", [" "], "'expressions': found ' ', expected text of 1 to 2000"),
         ("targets.0.expressions", ["x" * 2001], "text of 1 to 2000"),
         ("targets.0.expressions", [{"text": "a", "sort": "b"}], "unknown field 'sort'"),
+        ("targets.0.expressions", [{"txt": "a", "text": "a"}], "'txt'; did you mean 'text'?"),
+        ("targets.0.expressions", [{"text": "a", "sent": "a"}], "'sent'; did you mean 'text'?"),
+        ("targets.0.bbox", [0, 0, 1, 1], "'bbox'; did you mean 'box'?"),
+        ("targets.0.segmentation", [], "'segmentation'; did you mean 'mask'?"),
+        ("file_name", "a.jpg", "'file_name'; did you mean 'image'?"),
+        ("id", "\ud800", r"'id': found '\\ud800'"),
+        ("split", "a\udfff", "'split'"),
+        ("targets.0.category", "\ud800", "'category'"),
+        ("targets.0.category", "", "'category'"),
+        ("targets.0.expressions", ["the \ud800 cat"], "'expressions'"),
+        ("targets.0.expressions", [{"text": "a", "kind": "\ud800"}], "'expressions.kind'"),
+        ("targets.0.expressions", [{"text": "a", "sent_id": 1.5}], "'sent_id': found 1.5"),
+        ("targets.0.expressions", [{"text": "a", "sent_index": -1}], "'expressions.sent_index': found -1"),
+        ("targets.0.ref_id", True, "'ref_id': found True"),
+        ("targets.0.ref_id", 10**400, "'ref_id': found 1000"),
+        ("targets.0.ann_id", [1, None], "'ann_id'"),
+        ("targets.0.no_target", True, "'no_target': found true beside a mask with pixels"),
+        ("targets.0.box", [10**400, 0, 1, 1], "'box'"),
+        ("targets.0.box", [float("inf"), 0, 1, 1], "'box'"),
+        ("targets.0.box", [float("nan"), 0, 1, 1], "'box'"),
+        ("targets.0.mask.size", [10**400, 3], "'mask.size'"),
+        ("width", 10**400, "'width': found 1000"),
     ],
 )
 def test_what_breaks_the_format_is_named(path: str, new: Any, message: str) -> None:

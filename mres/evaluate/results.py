@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mres.errors import UserError, near
+from mres.errors import UserError, near, shown
 from mres.evaluate.iou import PROTOCOL, all_figures_of, iou
 from mres.io.files import write_atomically
 from mres.io.json_files import JsonError, read_json, read_jsonl
-from mres.records import GRANULARITIES, Granularity, ImageRecord, Rle, Target, expression_id
+from mres.record_checks import is_source_id
+from mres.records import GRANULARITIES, Granularity, ImageRecord, Rle, SourceId, Target, expression_id
 
 SUMMARY_NAME = "results.json"
 LINES_NAME = "results.jsonl"
 _NAMED_IDS = 3  # how many ids a message lists
 _TEXTS = ("expression_id", "image_id", "target_id", "category", "kind", "text")
+_OF_SOURCE = ("ref_id", "ann_id", "sent_id", "sent_index")
 
 
 class ResultsError(UserError):
@@ -29,7 +31,9 @@ class ResultsError(UserError):
 class ExpressionResult:
     """What came of one expression; intersection and union in pixels of the original image.
 
-    `prediction` is the predicted mask, kept where the evaluation was asked to (`evaluate.save_masks`).
+    `prediction` is the predicted mask, kept where the evaluation was asked to (`evaluate.save_masks`). `ref_id`, `ann_id`,
+    `sent_id` and `sent_index` are the source's, as `Target` and `Expression` have them, so that results can be joined with
+    those of other programs; `no_target` says that nothing in the image is meant.
     """
 
     expression_id: str
@@ -42,6 +46,11 @@ class ExpressionResult:
     intersection: int
     union: int
     prediction: Rle | None = None
+    ref_id: SourceId | None = None
+    ann_id: SourceId | tuple[SourceId, ...] | None = None
+    sent_id: SourceId | None = None
+    sent_index: int | None = None
+    no_target: bool = False
 
     @classmethod
     def of(
@@ -60,6 +69,11 @@ class ExpressionResult:
             intersection=areas[0],
             union=areas[1],
             prediction=prediction,
+            ref_id=target.ref_id,
+            ann_id=target.ann_id,
+            sent_id=expression.sent_id,
+            sent_index=expression.sent_index,
+            no_target=target.no_target,
         )
 
     @property
@@ -68,6 +82,9 @@ class ExpressionResult:
 
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in (*_TEXTS, "granularity", "intersection", "union")}
+        value |= {name: found for name in _OF_SOURCE if (found := getattr(self, name)) is not None}
+        if self.no_target:
+            value["no_target"] = True
         if self.prediction is not None:
             value["prediction"] = self.prediction.to_json()
         return value
@@ -79,7 +96,7 @@ class ExpressionResult:
         Raises:
             ResultsError: naming `where`, the field, what was found and what is allowed.
         """
-        known = {*_TEXTS, "granularity", "intersection", "union", "prediction"}
+        known = {*_TEXTS, *_OF_SOURCE, "granularity", "intersection", "union", "prediction", "no_target"}
         if unknown := sorted(set(value) - known):
             raise ResultsError(f"{where}: unknown field {unknown[0]!r}; {near(unknown[0], sorted(known))}")
         for name in _TEXTS:
@@ -96,7 +113,19 @@ class ExpressionResult:
             intersection=intersection,
             union=union,
             prediction=_mask(value.get("prediction"), where),
+            **_of_source(value, where),
         )
+
+
+def _of_source(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What is there of the source's ids, and whether nothing is meant."""
+    found = {name: value[name] for name in (*_OF_SOURCE, "no_target") if name in value}
+    for name, id_ in found.items():
+        if isinstance(id_, list) and name == "ann_id" and all(map(is_source_id, id_)):
+            found[name] = tuple(id_)
+        elif not (isinstance(id_, bool) if name == "no_target" else is_source_id(id_)):
+            raise _wrong(where, name, id_, "true or false" if name == "no_target" else "a whole number, or text")
+    return found
 
 
 def _mask(value: Any, where: str) -> Rle | None:
@@ -114,9 +143,7 @@ def _mask(value: Any, where: str) -> Rle | None:
 
 
 def _wrong(where: str, field: str, found: Any, allowed: str) -> ResultsError:
-    shown = repr(found)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return ResultsError(f"{where}: field {field!r}: found {shown}, expected {allowed}")
+    return ResultsError(f"{where}: field {field!r}: found {shown(found)}, expected {allowed}")
 
 
 def merge_results(parts: Iterable[Iterable[ExpressionResult]], expected_ids: Sequence[str]) -> list[ExpressionResult]:

@@ -2,7 +2,9 @@
 
 import io
 
-from mres.records import ImageRecord, RecordError, record_from_json, record_to_json
+from mres.record_checks import record_from_json
+from mres.record_json import record_to_json
+from mres.records import ImageRecord, RecordError
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from mres.errors import UserError
 from mres.io.files import file_sha256
-from mres.records import ImageRecord, RecordError, record_as_written
+from mres.record_json import record_as_written
+from mres.records import ImageRecord, RecordError
 from mres.shards.index import INDEX_NAME, load_index, record_key
 from mres.shards.manifest import Manifest, Shard, read_manifest
 from mres.shards.remote import RemoteOptions, open_storage

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mres.errors import UserError
-from mres.records import ImageRecord, record_to_json
+from mres.record_json import record_to_json
+from mres.records import ImageRecord
 from mres.shards.index import checksum_rows, new_index, record_key
 
 IMAGE_SUFFIXES = ("jpg", "png")

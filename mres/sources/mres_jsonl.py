@@ -10,7 +10,8 @@ from typing import Any
 from mres.errors import UserError
 from mres.io.files import open_regular
 from mres.io.json_files import JsonError, parse_object
-from mres.records import ImageRecord, RecordError, record_from_json
+from mres.record_checks import record_from_json
+from mres.records import ImageRecord, RecordError
 from mres.sources.reading import add_paths
 from mres.sources.source import RecordSource
 

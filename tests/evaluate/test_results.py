@@ -17,7 +17,7 @@ from mres.evaluate.results import (
     summarise,
     write_results,
 )
-from mres.records import encode_mask
+from mres.records import Expression, ImageRecord, Target, encode_mask
 
 TEXTS = st.text(max_size=20)
 RESULT = ExpressionResult("im/o/0", "im", "o", "object", "car", "colour", "the red car", 3, 7)
@@ -29,8 +29,18 @@ def results(draw) -> ExpressionResult:
     masks = st.none() | arrays(np.bool_, st.tuples(st.integers(1, 6), st.integers(1, 6))).map(encode_mask)
     texts = {name: draw(TEXTS) for name in ("expression_id", "image_id", "target_id", "category", "kind", "text")}
     granularity = draw(st.sampled_from(["object", "part"]))
+    ids = st.none() | st.integers(-(2**62), 2**62) | TEXTS
     return ExpressionResult(
-        granularity=granularity, intersection=intersection, union=union, prediction=draw(masks), **texts
+        granularity=granularity,
+        intersection=intersection,
+        union=union,
+        prediction=draw(masks),
+        ref_id=draw(ids),
+        ann_id=draw(ids | st.lists(st.integers(0, 9)).map(tuple)),
+        sent_id=draw(ids),
+        sent_index=draw(st.none() | st.integers(0, 9)),
+        no_target=draw(st.booleans()),
+        **texts,
     )
 
 
@@ -45,6 +55,25 @@ def summary_of(lines: list[ExpressionResult], **more) -> dict:
 @given(results())
 def test_a_line_reads_back_as_it_was(result):
     assert ExpressionResult.from_json(json.loads(json.dumps(result.to_json())), "here") == result
+
+
+def test_a_result_is_joined_with_those_of_others_by_the_ids_of_its_source():
+    target = Target(
+        "7", "object", "", encode_mask(np.zeros((2, 2))), (0, 0, 0, 0), (Expression("a cat", sent_id=701, sent_index=1),),
+        ref_id=7, ann_id=(-1,), no_target=True,
+    )  # fmt: skip
+    record = ImageRecord("im", b"", 2, 2, "val", "s", (target,))
+    found = ExpressionResult.of(record, target, 0, (0, 0)).to_json()
+    assert {name: found[name] for name in ("ref_id", "ann_id", "sent_id", "sent_index", "no_target")} == {
+        "ref_id": 7, "ann_id": (-1,), "sent_id": 701, "sent_index": 1, "no_target": True,
+    }  # fmt: skip
+    assert not {"ref_id", "ann_id", "sent_id", "sent_index", "no_target"} & RESULT.to_json().keys()
+
+
+@pytest.mark.parametrize("field", [{"ref_id": 1.5}, {"ann_id": [[1]]}, {"sent_id": True}, {"no_target": 1}])
+def test_what_is_no_id_of_a_source_is_named(field):
+    with pytest.raises(ResultsError, match=f"'{next(iter(field))}': found "):
+        ExpressionResult.from_json({**RESULT.to_json(), **field}, "here")
 
 
 @given(lines=st.lists(results(), max_size=5))

@@ -15,7 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from mres.errors import UserError
-from mres.records import Expression, ImageRecord, RecordError, Rle, Target, record_from_json
+from mres.record_checks import record_from_json
+from mres.records import Expression, ImageRecord, RecordError, Rle, Target
 from mres.shards.reader import ShardSet
 from mres.shards.verify import damages
 

@@ -19,7 +19,9 @@ from made_coco import (
 )
 
 from mres.errors import UserError
-from mres.records import RecordError, record_from_json, record_to_json
+from mres.record_checks import record_from_json
+from mres.record_json import record_to_json
+from mres.records import RecordError
 
 CATEGORIES = ["car_(automobile)", "dog", "car_(automobile):wheel", "car_(automobile):taillight", "dog:leg"]
 CAR, DOG, WHEEL, TAILLIGHT, LEG = range(1, 6)

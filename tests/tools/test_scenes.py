@@ -19,7 +19,9 @@ from scenes.render import label_map, visible_masks
 from scenes.shapes import CATEGORIES, unit_shape
 
 from mres.errors import UserError
-from mres.records import ImageRecord, Target, record_from_json, record_to_json
+from mres.record_checks import record_from_json
+from mres.record_json import record_to_json
+from mres.records import ImageRecord, Target
 
 Drawn = list[tuple[ImageRecord, tuple[SceneObject, ...]]]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mres.errors import UserError
-from mres.records import record_as_written
+from mres.record_json import record_as_written
 from mres.stream.batch import StreamShape, empty_batch
 from mres.stream.config import DataConfig
 from mres.stream.loader import Batches
