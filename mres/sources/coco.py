@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError, near
@@ -13,6 +13,7 @@ from mres.records import RecordError, Rle, Target
 from mres.sources.coco_expressions import category_expressions, position_expressions, whole_expressions
 from mres.sources.coco_file import CocoFile, annotation_mask, image_source
 from mres.sources.coco_masks import bounding_box, union
+from mres.sources.image_folder import plain_path
 from mres.sources.object_parts import make_target
 from mres.sources.reading import add_choice, add_paths, need_folder
 from mres.sources.source import RecordSource
@@ -62,7 +63,7 @@ def coco_parts(
         "instances": instances,
         "separate": sorted(separate),
     }
-    ids = {image_id: PurePosixPath(entry["file_name"]).name for image_id, entry in file.images.items()}
+    ids = {image_id: plain_path(entry["file_name"]).name for image_id, entry in file.images.items()}
     source = image_source(file, images, split, file.name, targets_of, about, notes, chosen=chosen, ids=ids)
     return replace(source, description={"format": "coco", **source.description})
 
@@ -72,7 +73,7 @@ def _checked(annotations: Path, images: Path, split: str, separate: Collection[s
         raise UserError(f"unknown split '{split}'; allowed: {', '.join(SPLITS)}")
     need_folder(images, "--images")
     file = CocoFile(annotations)
-    file.refuse_same_names(lambda file_name: PurePosixPath(file_name).name)  # they are the records' ids
+    file.refuse_same_names(lambda file_name: plain_path(file_name).name)  # they are the records' ids
     if unknown := sorted(set(separate) - set(file.names.values())):
         names = list(file.names.values())
         raise UserError(f"'{annotations}' has no category '{unknown[0]}' (--separate); {near(unknown[0], names)}")

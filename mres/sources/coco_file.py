@@ -3,12 +3,13 @@
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
 from mres.records import ImageRecord, RecordError, Rle, Target
 from mres.sources.coco_masks import EmptyMaskError, segmentation_rle
+from mres.sources.image_folder import ImageFolder, plain_path
 from mres.sources.reading import JsonFile, add_paths, need_folder, read_image, record_ids
 from mres.sources.source import RecordSource
 
@@ -24,7 +25,6 @@ class CocoFile:
         name: folder and name of the file; the same on every machine.
         fields: the names of everything at the top of the JSON.
         images: {id: entry}; annotations_of: {image id: entries}; names: {category id: name};
-        names_repeat: image files have the same name in different folders;
         errors: annotations that belong to no image.
 
     Raises:
@@ -46,8 +46,6 @@ class CocoFile:
         self.annotations_of: dict[Any, list[Annotation]] = defaultdict(list)
         self.errors: list[RecordError] = []
         self.refuse_same_names(lambda file_name: file_name)
-        names = {PurePosixPath(entry["file_name"]).name for entry in self.images.values()}
-        self.names_repeat = len(names) < len(self.images)
         for annotation in self._table(value, "annotations").values():
             self._sort_in(annotation)
 
@@ -61,6 +59,11 @@ class CocoFile:
                     f"'{self.path}': images {seen[name]!r} and {image_id!r} both have the file name '{name}'"
                 )
             seen[name] = image_id
+
+    @property
+    def file_names(self) -> list[str]:
+        """The images' names, as in the file."""
+        return [entry["file_name"] for entry in self.images.values()]
 
     def record_ids(self) -> dict[Any, str]:
         """{image id: its file's name without suffix}; of all with folders, and the suffix, where that would repeat."""
@@ -87,7 +90,7 @@ class CocoFile:
 
     def where(self, image_id: Any, annotation: Annotation | None = None) -> str:
         """File, image and annotation for messages."""
-        name = PurePosixPath(self.images[image_id]["file_name"]).name
+        name = plain_path(self.images[image_id]["file_name"]).name
         place = "" if annotation is None else f", annotation {annotation['id']!r}"
         return f"{self.path}: image {image_id!r} ({name}){place}"
 
@@ -174,13 +177,14 @@ def image_source(
         raise UserError(f"'{file.path}' has no annotated image ({len(file.images)} images)")
     if bare := len(file.images) - len(annotated):
         notes["images without annotations, left out"] = bare
+    folder = ImageFolder(images, file.file_names, notes)
     image_ids, own_ids = chosen if chosen is not None else annotated, ids or file.record_ids()
 
     def make(number: int) -> ImageRecord:
         image_id = image_ids[number]
         where = file.where(image_id)
         height, width = file.size(image_id, where)
-        image = read_image(images, file.images[image_id]["file_name"], where, exact=file.names_repeat)
+        image = read_image(folder, file.images[image_id]["file_name"], where)
         targets = tuple(targets_of(image_id, height, width))
         if not targets:
             raise RecordError(f"{where}: none of its masks covers a pixel")

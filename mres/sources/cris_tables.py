@@ -10,6 +10,7 @@ from mres.errors import UserError
 from mres.records import MAX_EXPRESSION_CHARACTERS, Expression, Granularity, ImageRecord, RecordError, Rle, Target
 from mres.sources.coco_masks import EmptyMaskError, bounding_box
 from mres.sources.coco_names import COCO_NAMES
+from mres.sources.image_folder import ImageFolder
 from mres.sources.mask_files import read_mask
 from mres.sources.reading import JsonFile, image_size, need_folder, read_image, record_ids
 from mres.sources.source import RecordSource
@@ -242,7 +243,7 @@ def file_source(
     found = pictures(segments, file.path, notes)
     _check_folder(masks, "--masks", [f"{segment.id}.png" for segment in segments])
     _check_folder(images, "--images", [picture.name for picture in found])
-    exact = len({picture.record_id.rpartition("/")[2] for picture in found}) < len(found)
+    folder = ImageFolder(images, [picture.name for picture in found], notes)
 
     def mask_of(segment: Segment, height: int, width: int) -> Rle:
         where = f"{file.path}: entry {segment.number}, segment {segment.id!r}"
@@ -253,7 +254,7 @@ def file_source(
     def make(number: int) -> ImageRecord:
         picture = found[number]
         where = f"{file.path}: {picture.name}"
-        image = read_image(images, picture.name, where, exact=exact)
+        image = read_image(folder, picture.name, where)
         return make_record(picture, image, mask_of, where, split=split, source=source, notes=notes)
 
     about = {"annotations": file.name, "annotations_sha256": file.sha256, "split": split, **description}

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from mres.errors import UserError
 from mres.io.json_files import read_json_table
 from mres.records import RecordError
+from mres.sources.image_folder import ImageFolder, plain_path
 
 Key = TypeVar("Key")
 
@@ -52,17 +53,9 @@ def need_folder(folder: Path, option: str) -> None:
         raise UserError(f"no folder at '{folder}' ({option})")
 
 
-def read_image(folder: Path, file_name: str, where: str, *, exact: bool = False) -> bytes:
-    """An image's bytes: `file_name` below `folder`; unless `exact`, also without its first folders, down to the bare name.
-
-    Raises:
-        RecordError: no such file, or a path that leaves the folder.
-    """
-    parts = PurePosixPath(file_name).parts
-    if not parts or PurePosixPath(file_name).is_absolute() or ".." in parts or "\0" in file_name:
-        raise RecordError(f"{where}: the image path {file_name!r} leaves the folder of the images")
-    places = [folder.joinpath(*parts[start:]) for start in range(1 if exact else len(parts))]
-    place = next((place for place in places if place.is_file()), places[-1])
+def read_image(images: ImageFolder, file_name: str, where: str) -> bytes:
+    """An image's bytes. Raises: RecordError: no such file among the images, or it cannot be read."""
+    place = images.find(file_name, where)
     try:
         return place.read_bytes()
     except OSError as error:
@@ -86,7 +79,7 @@ def record_ids(file_names: Mapping[Key, str], *, alike: bool) -> dict[Key, str]:
     Args:
         alike: where one of them needs its folders or suffix, all have them.
     """
-    paths = {key: PurePosixPath(name) for key, name in file_names.items()}
+    paths = {key: plain_path(name) for key, name in file_names.items()}
     forms: list[Callable[[PurePosixPath], str]] = [lambda path: path.stem, lambda path: str(path.with_suffix("")), str]
     counts = [Counter(map(form, paths.values())) for form in forms]
     shortest = next((n for n, count in enumerate(counts) if max(count.values(), default=1) == 1), 2) if alike else 0

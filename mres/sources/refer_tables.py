@@ -15,6 +15,7 @@ from mres.io.files import file_sha256
 from mres.records import Expression, ImageRecord, RecordError, Rle, Target
 from mres.sources.coco_file import Annotation, CocoFile, annotation_mask
 from mres.sources.coco_masks import bounding_box, union
+from mres.sources.image_folder import ImageFolder
 from mres.sources.reading import JsonFile, name_of, need_folder, read_image
 from mres.sources.refer_counts import Counts
 from mres.sources.safe_pickle import load_plain
@@ -144,6 +145,7 @@ def ref_source(
     if astray := len(tables.file.errors):
         notes["annotations of instances.json without an image or a category, left out"] = astray
     file, ids = tables.file, tables.file.record_ids()
+    folder = ImageFolder(images, file.file_names, notes)
     refs_of: dict[Id, list[Ref]] = defaultdict(list)
     for ref in refs:
         refs_of[ref.image_id].append(ref)
@@ -153,7 +155,7 @@ def ref_source(
         image_id = image_ids[number]
         where = file.where(image_id)
         height, width = file.size(image_id, where)
-        image = read_image(images, file.images[image_id]["file_name"], where, exact=file.names_repeat)
+        image = read_image(folder, file.images[image_id]["file_name"], where)
         targets = tuple(_targets(tables, refs_of[image_id], height, width, notes))
         if not targets:
             raise RecordError(f"{where}: none of its {len(refs_of[image_id])} refs has a mask and an expression")

@@ -173,10 +173,15 @@ def test_images_of_one_name_are_found_by_path_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../1.jpg", "/etc/1.jpg"])
-def test_a_path_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
-    source = open_weights("paco", *data_set(tmp_path, ONE_CAR, file_names=(name,), stored=("1.jpg",)))
-    with pytest.raises(RecordError, match="leaves the folder of the images"):
-        only_record(source)
+def test_a_path_out_of_the_folder_is_looked_for_within_it(name: str, tmp_path: Path) -> None:
+    source = open_weights("paco", *data_set(tmp_path, ONE_CAR, file_names=(name,), stored=("images/1.jpg",)))
+    (tmp_path / "1.jpg").write_bytes(b"outside")
+    assert only_record(source).image == (tmp_path / "images/images/1.jpg").read_bytes()
+    (tmp_path / "images/images/1.jpg").unlink()
+    with pytest.raises(RecordError, match=r"1\.jpg' cannot be read: No such file"):
+        only_record(
+            open_weights("paco", "--annotations", f"{tmp_path}/annotations.json", "--images", f"{tmp_path}/images")
+        )
 
 
 def test_what_is_not_paco_is_refused(tmp_path: Path) -> None:
