@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from mres.config import Config
 from mres.evaluate.iou import figures_of, intersection_union
-from mres.evaluate.results import ExpressionResult, merge_results
+from mres.evaluate.results import ExpressionResult, merge_results, num_cut
 from mres.io.progress import track
 from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
 from mres.records import ImageRecord, RecordError, Target, decode_masks, encode_mask, expression_id
 from mres.shards.reader import ShardSet
 from mres.stream import transforms
-from mres.stream.batch import token_ids
+from mres.stream.batch import token_ids, which_cut
 from mres.stream.image import square_image
 
 # Expressions a forward pass takes an image; an image with more is encoded again for the rest.
@@ -42,6 +42,7 @@ class _Item:
     image_CSS: Tensor
     text_ET: Tensor
     pairs: list[tuple[Target, int]]
+    cut: list[bool]  # of each expression, whether the model does not read its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,9 @@ class Evaluator:
         self._config, self._shards, self._task, self._strategy = config, shards, task, strategy
 
     def figures(self, module: nn.Module, *, max_images: int | None = None) -> dict[str, Any] | None:
-        """mIoU, oIoU and P@X by granularity on rank 0; None elsewhere."""
+        """mIoU, oIoU and P@X by granularity, and how many expressions were cut, on rank 0; None elsewhere."""
         results = self.results(module, max_images=max_images)
-        return None if results is None else figures_of(results)
+        return None if results is None else {**figures_of(results), "cut_expressions": num_cut(results)}
 
     def results(self, module: nn.Module, *, max_images: int | None = None) -> list[ExpressionResult] | None:
         """A result an expression, in the order of the shard set, on rank 0; None elsewhere.
@@ -138,7 +139,7 @@ class Evaluator:
         return self._task.logits(module, image_BCSS.to(device), text_BKT.to(device)).float()
 
     def _compare(self, item: _Item, start: int, logits_Khh: Tensor) -> list[ExpressionResult]:
-        pairs = item.pairs[start : start + MAX_EXPRESSIONS]
+        pairs, cut = (of[start : start + MAX_EXPRESSIONS] for of in (item.pairs, item.cut))
         masks_KHW = predicted_masks(
             logits_Khh[: len(pairs)], item.geometry, self._task.shape.side, self._config.evaluate.threshold
         )
@@ -151,8 +152,9 @@ class Evaluator:
                 i,
                 intersection_union(mask_HW, truth_HW.astype(bool)),
                 encode_mask(mask_HW) if keep else None,
+                cut=is_cut,
             )
-            for (target, i), mask_HW, truth_HW in zip(pairs, masks_KHW, truth_KHW, strict=True)
+            for (target, i), is_cut, mask_HW, truth_HW in zip(pairs, cut, masks_KHW, truth_KHW, strict=True)
         ]
 
 
@@ -183,5 +185,6 @@ class _Items(Dataset[_Item | str]):
         square_image(record, geometry, image_CSS, where)
         pairs = list(record.pairs())
         texts = [target.expressions[i].text for target, i in pairs]
-        text_ET, _ = token_ids(self._tokenize, texts, self._shape)
-        return _Item(record, geometry, image_CSS, text_ET, pairs)
+        text_ET, num = token_ids(self._tokenize, texts, self._shape)
+        cut = which_cut(self._tokenize, texts) if num else [False] * len(texts)
+        return _Item(record, geometry, image_CSS, text_ET, pairs, cut)

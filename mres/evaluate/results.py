@@ -21,6 +21,7 @@ LINES_NAME = "results.jsonl"
 _NAMED_IDS = 3  # how many ids a message lists
 _TEXTS = ("expression_id", "image_id", "target_id", "category", "kind", "text")
 _OF_SOURCE = ("ref_id", "ann_id", "sent_id", "sent_index")
+_FLAGS = ("no_target", "cut")
 
 
 class ResultsError(UserError):
@@ -33,7 +34,8 @@ class ExpressionResult:
 
     `prediction` is the predicted mask, kept where the evaluation was asked to (`evaluate.save_masks`). `ref_id`, `ann_id`,
     `sent_id` and `sent_index` are the source's, as `Target` and `Expression` have them, so that results can be joined with
-    those of other programs; `no_target` says that nothing in the image is meant.
+    those of other programs; `no_target` says that nothing in the image is meant, `cut` that the expression is longer than
+    the model reads and lost its end.
     """
 
     expression_id: str
@@ -51,10 +53,18 @@ class ExpressionResult:
     sent_id: SourceId | None = None
     sent_index: int | None = None
     no_target: bool = False
+    cut: bool = False
 
     @classmethod
     def of(
-        cls, record: ImageRecord, target: Target, index: int, areas: tuple[int, int], prediction: Rle | None = None
+        cls,
+        record: ImageRecord,
+        target: Target,
+        index: int,
+        areas: tuple[int, int],
+        prediction: Rle | None = None,
+        *,
+        cut: bool = False,
     ) -> ExpressionResult:
         """The result of expression `index` of `target`; `areas` = (intersection, union)."""
         expression = target.expressions[index]
@@ -74,6 +84,7 @@ class ExpressionResult:
             sent_id=expression.sent_id,
             sent_index=expression.sent_index,
             no_target=target.no_target,
+            cut=cut,
         )
 
     @property
@@ -83,8 +94,7 @@ class ExpressionResult:
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in (*_TEXTS, "granularity", "intersection", "union")}
         value |= {name: found for name in _OF_SOURCE if (found := getattr(self, name)) is not None}
-        if self.no_target:
-            value["no_target"] = True
+        value |= {name: True for name in _FLAGS if getattr(self, name)}
         if self.prediction is not None:
             value["prediction"] = self.prediction.to_json()
         return value
@@ -96,7 +106,7 @@ class ExpressionResult:
         Raises:
             ResultsError: naming `where`, the field, what was found and what is allowed.
         """
-        known = {*_TEXTS, *_OF_SOURCE, "granularity", "intersection", "union", "prediction", "no_target"}
+        known = {*_TEXTS, *_OF_SOURCE, "granularity", "intersection", "union", "prediction", *_FLAGS}
         if unknown := sorted(set(value) - known):
             raise ResultsError(f"{where}: unknown field {unknown[0]!r}; {near(unknown[0], sorted(known))}")
         for name in _TEXTS:
@@ -113,19 +123,24 @@ class ExpressionResult:
             intersection=intersection,
             union=union,
             prediction=_mask(value.get("prediction"), where),
-            **_of_source(value, where),
+            **_further(value, where),
         )
 
 
-def _of_source(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What is there of the source's ids, and whether nothing is meant."""
-    found = {name: value[name] for name in (*_OF_SOURCE, "no_target") if name in value}
+def _further(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What is there of the source's ids, and the flags."""
+    found = {name: value[name] for name in (*_OF_SOURCE, *_FLAGS) if name in value}
     for name, id_ in found.items():
         if isinstance(id_, list) and name == "ann_id" and all(map(is_source_id, id_)):
             found[name] = tuple(id_)
-        elif not (isinstance(id_, bool) if name == "no_target" else is_source_id(id_)):
-            raise _wrong(where, name, id_, "true or false" if name == "no_target" else "a whole number, or text")
+        elif not (isinstance(id_, bool) if name in _FLAGS else is_source_id(id_)):
+            raise _wrong(where, name, id_, "true or false" if name in _FLAGS else "a whole number, or text")
     return found
+
+
+def num_cut(results: Iterable[ExpressionResult]) -> int:
+    """How many expressions are longer than the model reads."""
+    return sum(result.cut for result in results)
 
 
 def _mask(value: Any, where: str) -> Rle | None:
@@ -196,6 +211,7 @@ def summarise(
     return {
         "protocol": {"threshold": threshold, **PROTOCOL},
         "num_expressions": len(results),
+        "cut_expressions": num_cut(results),
         **all_figures_of(results),
         "trivial": {name: all_figures_of(answers) for name, answers in (trivial or {}).items()},
         "checkpoint": checkpoint,
@@ -226,6 +242,8 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[ExpressionResult]]:
     except (JsonError, OSError) as error:
         raise ResultsError(f"{error}; evaluate again") from None
     figures = {"num_expressions": len(results), **all_figures_of(results)}
+    if isinstance(summary, dict) and "cut_expressions" in summary:  # of an earlier version, nobody knows
+        figures["cut_expressions"] = num_cut(results)
     complete = isinstance(summary, dict) and summary.keys() >= {"protocol", "trivial", "checkpoint", "data"}
     if not complete or any(summary.get(key) != value for key, value in figures.items()):
         raise ResultsError(f"'{folder}': {SUMMARY_NAME} does not follow from {LINES_NAME}; evaluate again")

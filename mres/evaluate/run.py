@@ -112,6 +112,12 @@ def _write_down(
         trivial=trivial_answers(_readable(sample), held_out_records),
     )
     write_results(out, results, summary)
+    if cut := summary["cut_expressions"]:
+        print(
+            f"warning: {cut:,} of {len(results):,} expressions are longer than the model reads and lost their end "
+            f"(model.text_length; cut_expressions in {out / 'results.json'})",
+            file=sys.stderr,
+        )
     return summary
 
 

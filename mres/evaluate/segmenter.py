@@ -24,7 +24,7 @@ from mres.model.task import SegmentationTask
 from mres.pretrained.tokenizer_file import check_tokenizer
 from mres.pretrained.whole import load_weights, run_config
 from mres.stream import transforms
-from mres.stream.batch import token_ids
+from mres.stream.batch import token_ids, which_cut
 from mres.stream.image import paste
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -116,7 +116,9 @@ class Segmenter:
         text_KT, num_cut = token_ids(self.task.tokenizer, texts, self.task.shape)
         if num_cut:
             length = self.task.shape.text_length
-            said = f"{num_cut} expression(s) are longer than the model's {length} tokens; the end was cut off"
+            cut = [text for text, is_cut in zip(texts, which_cut(self.task.tokenizer, texts), strict=True) if is_cut]
+            said = f"{num_cut} expression(s) are longer than the model's {length} tokens; the end was cut off: "
+            said += ", ".join(f"“{text[:60]}”" for text in cut[:3]) + (", …" if num_cut > 3 else "")
             warnings.warn(said, TextCut, stacklevel=3)
         return Question(image_1CSS, text_KT, geometry)
 

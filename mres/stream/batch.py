@@ -88,6 +88,11 @@ def token_ids(
     return ids_KT.to(torch.int32), num_cut
 
 
+def which_cut(tokenize: Callable[[Sequence[str]], tuple[Tensor, int]], texts: Sequence[str]) -> list[bool]:
+    """Of each text, whether it is longer than the model reads."""
+    return [bool(tokenize([text])[1]) for text in texts]
+
+
 _TENSORS = ("image_BCSS", "mask_BKhh", "text_BKT", "valid_BK")
 
 

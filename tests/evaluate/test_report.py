@@ -125,6 +125,14 @@ def test_whatever_came_from_data_is_text(run_copy):
     assert page.all("section")
 
 
+def test_expressions_that_were_cut_are_said(run_copy):
+    run_dir, shards = run_copy
+    _, results = read_results(run_dir)
+    results = [replace(r, cut=i < 7) for i, r in enumerate(results)]
+    write_results(run_dir, results, summarise(results, threshold=0.5, checkpoint="", data={}))
+    assert "7 of them are longer than the model reads" in write_report(run_dir, shards).read_text(encoding="utf-8")
+
+
 def test_a_lone_surrogate_does_not_cost_the_report(run_copy):
     run_dir, shards = run_copy
     _, results = read_results(run_dir)

@@ -40,6 +40,7 @@ def results(draw) -> ExpressionResult:
         sent_id=draw(ids),
         sent_index=draw(st.none() | st.integers(0, 9)),
         no_target=draw(st.booleans()),
+        cut=draw(st.booleans()),
         **texts,
     )
 
@@ -96,6 +97,20 @@ def test_the_summary_has_what_the_format_promises():
     assert {"resolution", "precision", "empty_union", "sentences", "mIoU", "oIoU"} <= summary["protocol"].keys()
 
 
+def test_expressions_that_were_cut_are_counted_and_found_again(tmp_path):
+    lines = [replace(line, cut=i == 2) for i, line in enumerate(numbered(4))]
+    summary = summary_of(lines)
+    assert summary["cut_expressions"] == 1
+    write_results(tmp_path, lines, summary)
+    assert [json.loads(line).get("cut") for line in (tmp_path / "results.jsonl").open()] == [None, None, True, None]
+    write_results(tmp_path, lines, {**summary, "cut_expressions": 0})
+    with pytest.raises(ResultsError, match="does not follow"):
+        read_results(tmp_path)
+    before = {key: value for key, value in summary.items() if key != "cut_expressions"}  # an earlier version's
+    write_results(tmp_path, lines, before)
+    assert read_results(tmp_path)[0] == before
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -105,6 +120,7 @@ def test_the_summary_has_what_the_format_promises():
         ({"union": True, "intersection": 0}, "union"),
         ({"granularity": "pixel"}, "granularity"),
         ({"text": None}, "text"),
+        ({"cut": 1}, "cut"),
         ({"prediction": {"size": [1], "counts": "1"}}, "prediction.size"),
         ({"prediction": {"size": [1, 2], "counts": "é"}}, "prediction.counts"),
         ({"prediction": "10010"}, "prediction"),

@@ -8,6 +8,7 @@ import pytest
 from tiny_data import make_record
 from tiny_run import EVALUATE, TRAIN, Done, lines, run, write_config
 
+from mres.model.text import Tokenizer
 from mres.records import expression_id
 from mres.shards.reader import ShardSet
 
@@ -65,6 +66,22 @@ def test_the_evaluation_during_training_is_the_command(trained: Path) -> None:
     for granularity in ("object", "part", "object_part"):
         assert during[-1][granularity]["mIoU"] == pytest.approx(summary[granularity]["mIoU"], abs=1e-6)
     assert summary["checkpoint"].endswith("step-00000008")
+
+
+def test_expressions_longer_than_the_model_reads_are_counted(tmp_path: Path, tiny_shards: Path) -> None:
+    config = write_config(tmp_path, tiny_shards)
+    short = ["model.text_length=8", "evaluate.every=2"]
+    assert run(TRAIN, ["--config", str(config), *short, "train.steps=2"], tmp_path).codes == [0]
+    done = evaluate(tmp_path, "cut", *short)
+    assert done.codes == [0], done.output
+    texts = [target.expressions[i].text for record in map(make_record, range(22)) for target, i in record.pairs()]
+    expected = sum(Tokenizer(1024, 8)([text])[1] for text in texts)
+    assert 0 < expected < len(texts)
+    summary = json.loads((tmp_path / "cut" / "results.json").read_text())
+    assert summary["cut_expressions"] == expected
+    assert sum(line.get("cut", False) for line in lines(tmp_path / "cut" / "results.jsonl")) == expected
+    assert lines(tmp_path / "runs" / "run" / "evaluations.jsonl")[0]["cut_expressions"] == expected
+    assert f"{expected} of {len(texts)} expressions are longer than the model reads" in done.output
 
 
 def refused(done: Done, *words: str) -> None:
