@@ -204,7 +204,8 @@ def main() -> int:
         raise UserError(
             f"--processes {arguments.processes}: allowed are 1, 2 and 4, which divide the demo's batch of 4 images"
         )
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # what torchrun would set, without its warning
+    # Else torchrun would set 1, and warn.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // arguments.processes)))
     started = time.monotonic()
     todo = stages(arguments.processes)
     evaluated_before = todo[-2].done()

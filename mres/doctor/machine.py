@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mres.doctor.load import Load
 from mres.supervise.finding import Finding, gigabytes, ok, problem, warning
+from mres.supervise.threads import omp_threads
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SHM = Path("/dev/shm")
@@ -83,7 +84,7 @@ def check_cores(load: Load | None) -> Finding:
         if cores == 1 < there:
             return warning("cores", seen, "`srun --cpus-per-task`, which does not inherit sbatch's")
         return ok("cores", seen)
-    threads = load.threads or max(1, cores // load.ranks)
+    threads = load.threads or omp_threads(os.environ) or max(1, cores // load.ranks)
     busy = load.ranks * (load.workers + 1)
     asked = f"{load.ranks} rank(s) x ({load.workers} data workers + {threads} thread(s))"
     if busy > cores:

@@ -139,7 +139,8 @@ class Evaluator:
         return self._task.logits(module, image_BCSS.to(device), text_BKT.to(device)).float()
 
     def _compare(self, item: _Item, start: int, logits_Khh: Tensor) -> list[ExpressionResult]:
-        pairs, cut = (of[start : start + MAX_EXPRESSIONS] for of in (item.pairs, item.cut))
+        chosen = slice(start, start + MAX_EXPRESSIONS)
+        pairs, cut = item.pairs[chosen], item.cut[chosen]
         masks_KHW = predicted_masks(
             logits_Khh[: len(pairs)], item.geometry, self._task.shape.side, self._config.evaluate.threshold
         )

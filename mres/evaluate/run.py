@@ -73,13 +73,14 @@ def evaluate(config: Config, shards: ShardSet, sample: ShardSet, checkpoint: Pat
     from mres.parallel.config import ParallelConfig
     from mres.parallel.factory import build_strategy
     from mres.pretrained.whole import load_weights
-    from mres.supervise.world import join_world, leave_world, set_threads
+    from mres.supervise.threads import set_threads
+    from mres.supervise.world import join_world, leave_world
 
     # Every rank holds the whole model and takes its share of the images; only objects and counts cross ranks.
     parallel = ParallelConfig(strategy="ddp")
     world = join_world(parallel.timeout_s)
     try:
-        set_threads(config.train.threads, world)
+        set_threads(config.train.threads)
         task = SegmentationTask(config.model, config.loss)
         model = task.build(config.run.seed)
         restored = load_weights(model, config.model, checkpoint, config.evaluate.weights)

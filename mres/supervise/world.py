@@ -35,11 +35,6 @@ class World:
         return self.rank == 0
 
 
-def set_threads(threads: int | None, world: World) -> None:
-    """How many CPU threads this process computes with: `threads`, or its share of the machine's cores."""
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
-
-
 def join_world(timeout_s: int) -> World:
     """Reads RANK, WORLD_SIZE, LOCAL_RANK … and opens the process group (gloo for CPU tensors, NCCL for CUDA's).
 

@@ -109,7 +109,9 @@ class TrainConfig(Section):
         (), description="classes of one's own that look at the run: my_file.py:MyCallback or package.module:MyCallback"
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads a process; default: the cores divided by the ranks"
+        None,
+        ge=1,
+        description="CPU threads a process; default: OMP_NUM_THREADS, or the cores divided by the ranks that share them",
     )
     heartbeat: bool = Field(True, description="write heartbeat/: where every rank is, for tools/doctor.py")
     profile: tuple[int, int] | None = Field(

@@ -33,7 +33,8 @@ from mres.supervise.flight_recorder import make_folder
 from mres.supervise.heartbeat import Heartbeat
 from mres.supervise.stop_request import StopRequest
 from mres.supervise.supervised import supervised
-from mres.supervise.world import World, set_threads
+from mres.supervise.threads import set_threads
+from mres.supervise.world import World
 from mres.train.callback import Callback, Callbacks, users_callbacks
 from mres.train.callbacks.console import Console
 from mres.train.callbacks.heartbeat import HeartbeatCallback
@@ -54,10 +55,12 @@ def train(config: Config, sets: TrainingSets) -> int:
     stop.install()
 
     def work(world: World, heartbeat: Heartbeat) -> int:
-        set_threads(config.train.threads, world)
+        threads = set_threads(config.train.threads)
         if config.train.deterministic:
             set_deterministic()
-        return _Session(config, sets, world, stop, heartbeat).run()
+        session = _Session(config, sets, world, stop, heartbeat)
+        session.log.say(threads)
+        return session.run()
 
     return supervised(config.run_dir, config.parallel.timeout_s, work, with_heartbeat=config.train.heartbeat)
 
@@ -197,7 +200,7 @@ class _Session:
         self.groups = groups
         adamw = AdamW(config.optim.betas, config.optim.eps, config.optim.max_grad_norm)
         self.strategy.wrap(model, self.task.blocks(model), groups, adamw)
-        self.log.say(f"strategy {self.strategy.describe()}; {torch.get_num_threads()} thread(s) each")
+        self.log.say(f"strategy {self.strategy.describe()}")
         if weights is not None:
             self.strategy.load_weights(weights)
         if config.optim.ema_decay is not None:
