@@ -62,6 +62,9 @@ def _workers(command: argparse.ArgumentParser) -> None:
 
 def _info_arguments(info: argparse.ArgumentParser) -> None:
     info.add_argument("set", help="folder or URL")
+    info.add_argument(
+        "--mirroring", action="store_true", help="instead: which expressions keep images from being mirrored"
+    )
     info.add_argument("--json", action="store_true", help="machine-readable")
 
 
@@ -183,6 +186,10 @@ def _leakcheck(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    if arguments.mirroring:
+        from mres.stream import mirroring
+
+        return mirroring.show(arguments.set, as_json=arguments.json)
     from mres.shards.info import show
 
     return show(arguments.set, as_json=arguments.json)

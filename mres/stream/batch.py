@@ -34,7 +34,7 @@ class Batch:
     """Tensors as they travel (uint8 images and masks, int32 tokens) and the ids behind them.
 
     A slot without an image has all of its `valid_BK` false and no id. `bad` are messages on images that could not be
-    used, `num_cut` counts expressions that lost their end.
+    used, `num_cut` counts expressions that lost their end, `num_not_mirrored` images that stayed as they are for their words.
     """
 
     image_BCSS: Tensor
@@ -45,6 +45,7 @@ class Batch:
     expression_ids: tuple[str, ...] = ()
     num_cut: int = 0
     bad: tuple[str, ...] = ()
+    num_not_mirrored: int = 0
 
     @property
     def num_images(self) -> int:

@@ -16,7 +16,9 @@ class AugmentConfig(Section):
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     flip_words: Literal["swap", "skip"] = Field(
-        "swap", description="a flipped image's left and right: swap the words, or skip the flip where such words occur"
+        "swap",
+        description="a flipped image's left and right: swap the words, or skip the flip where such words occur; it is "
+        "always skipped where words cannot be judged (other languages, east and west, writing …)",
     )
     zoom: Annotated[tuple[float, float], Field(description="range of the scale of the image in its square")] = (
         1.0,

@@ -151,6 +151,7 @@ class _Drawn:
     expression_ids: tuple[str, ...] = ()
     num_cut: int = 0
     bad: tuple[str, ...] = ()
+    not_mirrored: bool = False
 
 
 class Batches(Dataset[Batch]):
@@ -179,6 +180,7 @@ class Batches(Dataset[Batch]):
             expression_ids=tuple(e for d in drawn for e in d.expression_ids),
             num_cut=sum(d.num_cut for d in drawn),
             bad=tuple(message for d in drawn for message in d.bad),
+            num_not_mirrored=sum(d.not_mirrored for d in drawn),
         )
 
     def _prefetch(self, samples: Sequence[Sample]) -> None:
@@ -213,11 +215,8 @@ class Batches(Dataset[Batch]):
         pairs = self._draws.draw(record, rng(*key, "expressions"))
         texts = [target.expressions[i].text for target, i in pairs]
         geometry = transforms.augmented(record, self._shape.side, self._config, random)
-        if (
-            geometry.flipped
-            and self._config.augment.flip_words == "skip"
-            and any(map(text_flip.is_flip_sensitive, texts))
-        ):
+        not_mirrored = geometry.flipped and not self._may_flip(texts, record)
+        if not_mirrored:
             geometry = replace(geometry, flipped=False)
         if geometry.flipped:
             texts = [text_flip.flip_text(text) for text in texts]
@@ -226,7 +225,13 @@ class Batches(Dataset[Batch]):
         self._fill_masks(batch, slot, [target.mask for target, _ in pairs], geometry, f"{where}: record {record.id!r}")
         ids_kT, num_cut = token_ids(self._tokenize, texts, self._shape)
         batch.text_BKT[slot, : len(texts)] = ids_kT
-        return _Drawn(record.id, tuple(expression_id(record, target, i) for target, i in pairs), num_cut)
+        ids = tuple(expression_id(record, target, i) for target, i in pairs)
+        return _Drawn(record.id, ids, num_cut, not_mirrored=not_mirrored)
+
+    def _may_flip(self, texts: Sequence[str], record: ImageRecord) -> bool:
+        if self._config.augment.flip_words == "skip" and any(map(text_flip.is_flip_sensitive, texts)):
+            return False
+        return text_flip.may_flip(texts, (target.expressions[i].text for target, i in record.pairs()))
 
     def _fill_masks(self, batch: Batch, slot: int, masks: list[Rle], geometry: transforms.Geometry, where: str) -> None:
         try:

@@ -1,13 +1,127 @@
-"""Left and right in the words of an expression: what stays true of a mirrored image."""
+"""What the words of an expression say of mirroring: nothing, sides that change places, or that the image must stay.
+
+Only what can be judged is mirrored: English, without a word that a mirror makes untrue. `side_words.py` has the words.
+"""
 
 import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from mres.stream import side_words
 
 _OTHER = {"left": "right", "right": "left"}
-_LEFT_OR_RIGHT = re.compile(r"(?<![a-z])(left|right)(?=most|hand|ward|[^a-z]|$)", re.IGNORECASE)
+_LEFT_OR_RIGHT = re.compile(r"(?<![a-z])(left|right)(?=most|hand|ward|side|[^a-z]|$)", re.IGNORECASE)
+
+_WORD = re.compile("[a-z]+")
+_SIGN = re.compile("[<>\"'0-9]")
+_TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": ".", "\xa0": " "})
+_UNJUDGED_SIGN = "arrows and signs that are not ASCII"
+_AMBIGUOUS = "left or right that may be no side (right behind, is left)"
+_UNSAID_END = "a place in a row, counted from an end that is not said"
+
+# What is looked for only where one of the words stands: {word: (why, pattern)}.
+_PHRASES = {
+    **dict.fromkeys(("clock", "clocks"), (side_words.HANDED, re.compile(r"\bo.{0,2}clocks?\b"))),
+    **dict.fromkeys(("half", "quarter"), (side_words.HANDED, re.compile(r"\b(?:half|quarter) (?:past|to)\b"))),
+    **dict.fromkeys(
+        ("driver", "drivers", "passenger", "passengers"),
+        (side_words.HANDED, re.compile(r"\b(?:driver|passenger)s?(?:'s?)?[ -]?side\b")),
+    ),
+    **dict.fromkeys(("shape", "shaped"), (side_words.WRITTEN, re.compile(r"\b[a-z][ -]shaped?\b"))),
+}
+_QUOTED = re.compile(r"\"|(?<![a-z0-9])'[^']+'(?![a-z0-9])")
+_HARMLESS_NUMBER = re.compile(r"(?<![a-z0-9#.])[1-9](?= [a-z])|\d+(?:st|nd|rd|th)\b")  # "2 people", "3rd"
+_DIGIT = re.compile("[0-9]")
+_END_OF_ROW = re.compile(r"left|right|\b(?:top|bottom|front|back|behind|row|floor|shelf|level|tier|closest|nearest)\b")
+_NO_SIDE = re.compile(
+    r"\ball right\b|\bright[ -]side[ -]up\b"
+    r"|\b(?:is|are|was|were|has|have|had|been) left\b(?![ -](?:of|side|hand|most))"
+)
+# "right behind", but not "on the right behind": the word before it tells.
+_ADVERB = re.compile(
+    r"(?:left|right) (?:next|behind|beside|above|below|under|underneath|near|by|before|after|there|here|now|up|down|against|"
+    r"across|over|out|alone|open|between|in (?:front|the middle|the center|between)|at the|on top|on the edge|angle[ds]?)\b"
+)
+_BEFORE_A_NOUN = re.compile(
+    r"\b(?:on|to|from|far|the|upper|lower|bottom|top|middle|center|centre|back|front|rear|and|or|his|her|their|its|s)[ -]$"
+)
+
+
+class Judgement(NamedTuple):
+    """Of one expression. `why` says what forbids mirroring; "unknown" has no word of any list, be it English or not."""
+
+    kind: Literal["neutral", "swaps", "forbids", "unknown"]
+    why: str = ""
+
+
+@lru_cache(maxsize=1 << 15)
+def judge(text: str) -> Judgement:
+    """Whether the image of an expression may be mirrored, and whether words change places then."""
+    plain = (text if text.isascii() else text.translate(_TYPOGRAPHY)).lower().replace("_", " ")
+    if not plain.isascii():
+        is_letter = any(char.isalpha() for char in plain if not char.isascii())
+        return Judgement("forbids", side_words.ANOTHER_LANGUAGE if is_letter else _UNJUDGED_SIGN)
+    words = set(_WORD.findall(plain))
+    if why := _forbidden_word(plain, words) or _forbidden_sign(plain):
+        return Judgement("forbids", why)
+    if "left" in plain or "right" in plain:
+        if why := _forbidden_side(plain, words):
+            return Judgement("forbids", why)
+        if _LEFT_OR_RIGHT.search(plain):
+            return Judgement("swaps")
+    return Judgement("unknown" if side_words.ENGLISH.isdisjoint(words) else "neutral")
+
+
+def _forbidden_word(plain: str, words: set[str]) -> str | None:
+    for word in words & side_words.FORBIDDING.keys():
+        return side_words.FORBIDDING[word]
+    for word in words & _PHRASES.keys():
+        why, pattern = _PHRASES[word]
+        if pattern.search(plain):
+            return why
+    if not side_words.ORDINALS.isdisjoint(words) and not _END_OF_ROW.search(plain):
+        return _UNSAID_END
+    return None
+
+
+def _forbidden_sign(plain: str) -> str | None:
+    signs = set(_SIGN.findall(plain))
+    if not signs:
+        return None
+    if signs & {"<", ">"}:
+        return _UNJUDGED_SIGN
+    if _QUOTED.search(plain):
+        return side_words.WRITTEN
+    return side_words.WRITTEN if signs - {"'"} and _DIGIT.search(_HARMLESS_NUMBER.sub("", plain)) else None
+
+
+def _forbidden_side(plain: str, words: set[str]) -> str | None:
+    """What holds left or right and cannot be swapped: "bottomleft", "rightish", "right behind"."""
+    sides = {word for word in words if "left" in word or "right" in word}
+    if any(word not in side_words.HARMLESS and not _LEFT_OR_RIGHT.match(word) for word in sides):
+        return side_words.SHORT_OR_MISSPELT
+    if _NO_SIDE.search(plain) or any(
+        not _BEFORE_A_NOUN.search(plain[: match.start()]) for match in _ADVERB.finditer(plain)
+    ):
+        return _AMBIGUOUS
+    return None
 
 
 def is_flip_sensitive(text: str) -> bool:
-    return _LEFT_OR_RIGHT.search(text) is not None
+    """Whether a mirror makes the text untrue as it stands, or may do so."""
+    return judge(text).kind in ("swaps", "forbids")
+
+
+def may_flip(texts: Sequence[str], of_image: Iterable[str]) -> bool:
+    """Whether an image of which `texts` were drawn may be mirrored, once their sides are swapped.
+
+    A text without a known word is taken for English where another one of the image (`of_image`) is.
+    """
+    kinds = {judge(text).kind for text in texts}
+    if "forbids" in kinds:
+        return False
+    return "unknown" not in kinds or any(judge(text).kind in ("neutral", "swaps") for text in of_image)
 
 
 def flip_text(text: str) -> str:

@@ -38,6 +38,7 @@ class Agreed:
     expressions: float
     images: float
     cut: float
+    not_mirrored: float
     bad: float
     stop: bool
 
@@ -51,6 +52,7 @@ class _Window:
     images: float = 0
     expressions: float = 0
     cut: float = 0
+    not_mirrored: float = 0
     data_wait_s: float = 0.0
     collective_s: float = 0.0
     paused_s: float = 0.0
@@ -87,7 +89,7 @@ class Trainer:
         self._config, self._strategy, self._task, self._stream = config, strategy, task, stream
         self._run_log, self._stop, self._saver, self._evaluate = log, stop, saver, evaluate
         self._callbacks = callbacks
-        self._said_cut = False
+        self._said_cut = self._said_not_mirrored = False
 
     def fit(self, first_step: int, last_step: int, progress: Progress) -> int:
         """Returns the number of steps done: last_step, or fewer where a stop was agreed (then a checkpoint is written).
@@ -143,21 +145,22 @@ class Trainer:
             UserError: on every rank, what kept a batch from one of them, or a checkpoint from the disk.
         """
         self._callbacks.phase("collective", step + 1)
-        counts = [0.0] * 4
+        counts = [0.0] * 5
         if isinstance(fetched, Batch):
-            counts = [float(fetched.valid_BK.sum()), fetched.num_images, fetched.num_cut, len(fetched.bad)]
+            numbers = fetched.num_images, fetched.num_cut, fetched.num_not_mirrored, len(fetched.bad)
+            counts = [float(fetched.valid_BK.sum()), *numbers]
         lost = not isinstance(fetched, Batch)
         signs = float(self._stop.requested), float(lost), float(self._saver.failed())
         with self._window.timed("collective_s"):
             sums = self._strategy.all_reduce_sum([*counts, *signs])
-        expressions, images, cut, bad, stop, num_lost, num_failed = sums
+        expressions, images, cut, not_mirrored, bad, stop, num_lost, num_failed = sums
         if num_failed:
             self._saver.wait()
         if num_lost:
             problems = self._strategy.all_gather_object(fetched if lost else None)
             raise next(problem for problem in problems if problem is not None)
         assert isinstance(fetched, Batch), "else one is lost"
-        return fetched, Agreed(expressions, images, cut, bad, bool(stop))
+        return fetched, Agreed(expressions, images, cut, not_mirrored, bad, bool(stop))
 
     def _count(self, step: int, batch: Batch, agreed: Agreed) -> None:
         """Into metrics and checkpoints; what is odd about the batch is said."""
@@ -166,12 +169,19 @@ class Trainer:
         window.images += agreed.images
         window.expressions += agreed.expressions
         window.cut += agreed.cut
+        window.not_mirrored += agreed.not_mirrored
         progress.expressions_seen += int(agreed.expressions)
         if agreed.cut and not self._said_cut:
             self._said_cut = True
             self._run_log.say(
                 f"warning: expressions longer than the model's {self._task.shape.text_length} tokens lose their "
                 "end; metrics.jsonl counts them (cut_expressions)"
+            )
+        if agreed.not_mirrored and not self._said_not_mirrored:
+            self._said_not_mirrored = True
+            self._run_log.say(
+                "note: an image stays as it is where a mirror would make its words untrue, or they cannot be judged; "
+                "metrics.jsonl counts them (not_mirrored_images), `tools/shard.py info SET --mirroring` says why"
             )
         if agreed.bad:
             messages = [message for rank in self._strategy.all_gather_object(batch.bad) for message in rank]
@@ -238,6 +248,7 @@ class Trainer:
                 "images_per_s": window.images / seconds,
                 "expressions_per_s": window.expressions / seconds,
                 "cut_expressions": int(window.cut),
+                "not_mirrored_images": int(window.not_mirrored),
                 "bad_steps": progress.bad_steps,
                 "spikes": progress.spikes,
                 "rollbacks": progress.rollbacks,

@@ -221,6 +221,33 @@ def test_skipping_flips_where_a_side_is_named(shards: ShardSet) -> None:
     assert 0 < named < NUM_IMAGES
 
 
+def test_words_that_cannot_be_judged_keep_their_image(shards: ShardSet) -> None:
+    """im3 says something in Chinese: it alone stays; the draws of all are what they were, and it is counted."""
+
+    class Foreign(ShardSet):
+        def read(self, index: int):
+            record = super().read(index)
+            if index != 3:
+                return record
+            target = replace(
+                record.targets[0], expressions=(Expression("左边的盒子"), *record.targets[0].expressions[1:])
+            )
+            return replace(record, targets=(target, *record.targets[1:]))
+
+    options = {"expressions_per_image": 6, "workers": 0}
+    mirrored = list(stream(shards, augment=AugmentConfig(flip=1.0), **options).batches(0, 6))
+    mixed = list(stream(Foreign(shards.location), augment=AugmentConfig(flip=1.0), **options).batches(0, 6))
+    still = list(stream(shards, augment=AugmentConfig(flip=0.0), **options).batches(0, 6))
+    assert sum(batch.num_not_mirrored for batch in mirrored + still) == 0
+    assert sum(batch.num_not_mirrored for batch in mixed) == 1
+    for one, other, none in zip(mirrored, mixed, still, strict=True):
+        assert one.image_ids == other.image_ids
+        for row, image_id in enumerate(one.image_ids):
+            expected = none if image_id == "im3" else one
+            assert torch.equal(other.image_BCSS[row], expected.image_BCSS[row])
+            assert torch.equal(other.mask_BKhh[row], expected.mask_BKhh[row])
+
+
 class _Broken(ShardSet):
     """A set of which two records cannot be read."""
 

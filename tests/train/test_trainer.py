@@ -191,6 +191,13 @@ def test_expressions_that_are_cut_are_counted(tmp_path: Path, config: Path) -> N
     assert "longer than the model's 5" in done.output
 
 
+def test_images_that_stay_for_their_words_are_counted(tmp_path: Path, config: Path) -> None:
+    done = train(tmp_path, config, "data.augment.flip=1", "data.augment.flip_words=skip", "train.steps=3")
+    assert done.codes == [0], done.output
+    assert sum(line["not_mirrored_images"] for line in lines(tmp_path / "runs" / "run" / "metrics.jsonl")) > 3
+    assert done.output.count("not_mirrored_images") == 1
+
+
 def test_every_step_and_rank_has_its_own_dropout() -> None:
     def draw(seed: int, step: int, rank: int) -> tuple[float, ...]:
         trainer._seed_step(seed, step, rank)
