@@ -6,8 +6,9 @@ Each section is declared beside its owner (`mres/<room>/config.py`); this file o
 
 import hashlib
 import json
+import re
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,18 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mres.checkpoint.config import CheckpointConfig
-from mres.errors import UserError, exit_on_user_error, near
+from mres.credentials import redacted, refusal
+from mres.errors import UserError, exit_on_user_error, near, shown
 from mres.evaluate.config import EvaluateConfig
+from mres.io.yaml_files import YamlError, parse_yaml, read_text
 from mres.model.config import DEFAULT_KIND, LossConfig, ModelConfig
 from mres.model.spec import ModelSpec, absolute_kind, is_same_kind, load_spec
 from mres.parallel.config import ParallelConfig
 from mres.section import Section, told
 from mres.stream.config import DataConfig
 from mres.train.config import OptimConfig, RunConfig, TrainConfig
+
+_SHOWN = 20  # errors in one message
 
 
 class ConfigError(UserError):
@@ -106,16 +111,19 @@ def _settable(config: Config) -> dict[str, Any]:
     return values
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = (), *, kind: str | None = None) -> Config:
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), *, kind: str | None = None, stored: bool = False
+) -> Config:
     """Reads a YAML file, applies `section.key=value` overrides and checks the result.
 
     Args:
+        stored: the file was saved by a run: what credentials there are in it are left out instead of refused.
         kind: where the file of the model lies now, if not where the YAML file says; its other keys stay.
 
     Raises:
         ConfigError: unreadable file, unknown key (with near names), wrong value, keys that contradict each other.
     """
-    values = _read(path) if path is not None else {}
+    values = _read(path, stored=stored) if path is not None else {}
     if kind is not None and isinstance(values.setdefault("model", {}), dict):
         values["model"]["kind"] = kind
     split = [(override, *_split(override)) for override in overrides]
@@ -130,14 +138,16 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), *, kind: str |
         _drop_what_belongs_elsewhere(values, keys, value, known)
     for override, keys, value in parsed:
         _set(values, keys, value, override)
-    _refuse_true(values, source)
+    _refuse_misread(values, source)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         details = error.errors()
         unknown = [d for d in details if d["type"] == "extra_forbidden"]
         wrong = [d for d in details if d["type"] != "missing"]  # a wrong model.size leaves the keys it fills missing
-        raise ConfigError("\n".join(_explain(d, source) for d in (unknown or wrong or details))) from None
+        chosen_ones = unknown or wrong or details
+        left_out = [f"… and {len(chosen_ones) - _SHOWN} more"] if len(chosen_ones) > _SHOWN else []
+        raise ConfigError("\n".join([_explain(d, source) for d in chosen_ones[:_SHOWN]] + left_out)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,42 +165,28 @@ class _Source:
         return f"{self.path} and command line" if any(k[: len(keys)] == keys for k in self.given) else str(self.path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, stored: bool) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
+        values = parse_yaml(redacted(text) if stored else text, str(path))
     except FileNotFoundError:
         raise ConfigError(f"no config at '{path}'; the configs that come with mres are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config '{path}': {error}") from None
-    try:
-        values = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"not YAML: {getattr(error, 'problem', error)} ({place})") from None
-    except (ValueError, RecursionError) as error:  # such as a date of month 99, or ten thousand brackets
-        raise ConfigError(f"not YAML that can be used: {error} ({path})") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the config '{path}': {error.strerror}") from None
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
+    return _sections(values, str(path))
+
+
+def _sections(values: Any, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(
-            f"expected sections ({', '.join(Config.model_fields)}), found {type(values).__name__} ({path})"
+            f"expected sections ({', '.join(Config.model_fields)}), found {type(values).__name__} ({where})"
         )
     # A section whose keys are all commented out is an empty one.
     return {str(key): value for key, value in values.items() if value is not None}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice; YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                problem=f"key '{twice}' is given twice", problem_mark=node.start_mark
-            )
-        return super().construct_mapping(node, deep)
 
 
 def _split(override: str) -> tuple[tuple[str, ...], str]:
@@ -203,9 +199,9 @@ def _split(override: str) -> tuple[tuple[str, ...], str]:
 
 def _parse(override: str, text: str, field: FieldInfo | None) -> Any:
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"cannot read the value of '{override}' as YAML") from None
+        value = parse_yaml(text, "command line")
+    except YamlError as error:
+        raise ConfigError(f"cannot read the value of '{override[:200]}' as YAML ({error})") from None
     # run.name=007 is a name; YAML reads it as the number 7.
     is_text = field is not None and field.annotation in (str, str | None) and value is not None
     return text if is_text and not isinstance(value, str) else value
@@ -233,15 +229,28 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: st
     values[keys[-1]] = value
 
 
-def _refuse_true(values: dict[str, Any], source: _Source, prefix: str = "") -> None:
-    """Pydantic takes true for the number 1: `augment.flip: true` would flip every image. (false is 0: switched off.)"""
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        field = source.known.get(name)
-        if isinstance(value, dict):
-            _refuse_true(value, source, f"{name}.")
-        elif value is True and field is not None and field.annotation in (int, float, int | None):
-            raise ConfigError(f"{name} = True: a number is due ({source.where(tuple(name.split('.')))})")
+def _refuse_misread(values: Any, source: _Source, keys: tuple[str, ...] = ()) -> None:
+    """What pydantic or a run would take for something else than was meant, and what must not be saved."""
+    if isinstance(values, dict | list):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values, start=1)
+        for key, value in pairs:
+            if problem := refusal(str(key)):
+                raise ConfigError(f"{'.'.join(keys)}: {problem} ({source.where(keys)})")
+            _refuse_misread(value, source, (*keys, str(key)))
+        return
+    name = ".".join(keys)
+    field = source.known.get(name)
+    is_number = field is not None and field.annotation in (int, float, int | None, float | None)
+    problem = refusal(values) if isinstance(values, str) else None
+    if is_number and values is True:  # pydantic takes it for 1: `augment.flip: true` would flip every image; false is 0
+        problem = "a number is due"
+    elif is_number and isinstance(values, str) and re.fullmatch(r"[-+]?0[0-9_]+", values):
+        problem = "YAML 1.1 reads a leading zero as octal, others do not; write the number without it"
+    elif type(values) is int and abs(values) >= 2**63:
+        problem = "a number below 2^63 is due"
+    if problem:
+        found = "" if isinstance(values, str) and not is_number else f" = {str(values)[:80]}"
+        raise ConfigError(f"{name}{found}: {problem} ({source.where(keys)})")
 
 
 def _explain(detail: ErrorDetails, source: _Source) -> str:
@@ -249,9 +258,9 @@ def _explain(detail: ErrorDetails, source: _Source) -> str:
     dotted = ".".join(keys)
     where = source.where(keys)
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{dotted}' ({where}); {_near(keys, source.known)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    found = "" if detail["type"] in ("value_error", "missing") else f" = {detail['input']!r}"
+        return f"unknown key '{dotted[:200]}' ({where}); {_near(keys, source.known)}"
+    message = detail["msg"].removeprefix("Value error, ")[:1000]
+    found = "" if detail["type"] in ("value_error", "missing") else f" = {shown(detail['input'], 200)}"
     return f"{dotted or 'config'}{found}: {message} ({where})"
 
 

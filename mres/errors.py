@@ -9,12 +9,20 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
+from mres.credentials import redacted
+
 # Launchers end all ranks once one has failed: the silent ones wait, or the one that speaks may be ended before it has.
 _HEAD_START_S = 3.0
 
 
 class UserError(Exception):
-    """Bad input: one message that names what, where, the allowed values and the remedy. Exit code 2, no traceback."""
+    """Bad input: one message that names what, where, the allowed values and the remedy. Exit code 2, no traceback.
+
+    Messages are saved and handed on as much as printed: the credentials of URLs do not get into them.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 def shown(found: object, most: int = 80) -> str:

@@ -171,14 +171,18 @@ def test_no_number_is_infinite() -> None:
     ("content", "words"),
     [
         ("optim: [1, 2", "not YAML: "),
-        ("optim: {lr: 1}\noptim: {min_lr: 0}\n", "not YAML: key 'optim' is given twice (configs/x.yaml:1)"),
-        ("train:\n  steps: 1\n  steps: 2\n", "key 'steps' is given twice (configs/x.yaml:2)"),
-        ("run: {name: 2026-99-99}\n", "not YAML that can be used: month must be in 1..12"),
+        ("optim: {lr: 1}\noptim: {min_lr: 0}\n", "not YAML: key 'optim' is given twice (configs/x.yaml:2)"),
+        ("train:\n  steps: 1\n  steps: 2\n", "key 'steps' is given twice (configs/x.yaml:3)"),
+        ("optim: &a {lr: 1}\nloss: *a\n", "the anchor '&a' is not read"),
+        ("run: {name: '\\ud800'}\n".replace("'", '"'), "U+D800"),
+        ("train: {steps: 010}\n", "train.steps = 010: YAML 1.1 reads a leading zero as octal"),
+        ("optim: {lr: 1:30}\n", "optim.lr = '1:30': Input should be a valid number"),
+        (f"train: {{steps: {'9' * 40}}}\n", "below 2^63"),
         ("- a\n- b\n", "expected sections (run, data, model"),
         ("just words", "expected sections (run, data, model"),
         ("optim: 5\n", "optim = 5: Input should be a valid dictionary"),
         ("\x00", "not YAML: "),
-        ("run: !!python/object/apply:os.system [echo]\n", "not YAML: "),
+        ("run: !!python/object/apply:os.system [echo]\n", "os.system' is not read; write the value alone"),
         ("1: {2: 3}\n", "unknown key '1' (configs/x.yaml); allowed: run"),
         (
             "optim: {lr: 1.0e-3, nonsense_key: 2}\n",
@@ -196,7 +200,7 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     names(message(tmp_path / "no.yaml"), f"'{tmp_path}/no.yaml'", "configs/")
     assert f"cannot read the config '{tmp_path}'" in message(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("run: {name: caf\xe9}".encode("latin-1"))
-    assert f"cannot read the config '{tmp_path}/latin.yaml'" in message(tmp_path / "latin.yaml")
+    assert f"cannot read '{tmp_path}/latin.yaml'" in message(tmp_path / "latin.yaml")
 
 
 def test_an_empty_file_and_an_empty_section_are_the_defaults(write) -> None:

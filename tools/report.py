@@ -42,7 +42,7 @@ def _held_out(run_dir: Path, kind: str | None) -> Path:
     if not run_dir.is_dir():
         raise UserError(f"no run at '{run_dir}'; name the folder of a run, such as runs/demo")
     path = run_dir / "config.yaml"
-    val = load_config(path, kind=kind).data.val if path.is_file() else None
+    val = load_config(path, kind=kind, stored=True).data.val if path.is_file() else None
     if val is None:
         raise UserError(f"'{path}' names no data.val; name the shard set that was evaluated: --data FOLDER")
     return Path(val)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from mres.checkpoint.store import locate
+from mres.credentials import redacted
 from mres.formats.dcp import DcpSource
 from mres.formats.deepspeed_read import is_deepspeed, open_deepspeed
 from mres.formats.folder import (
@@ -21,9 +20,11 @@ from mres.formats.folder import (
     STATE,
     Checkpoint,
     CheckpointError,
+    saved_config,
 )
 from mres.formats.safetensors import SafetensorsSource
 from mres.formats.tensors import EMA, MODEL, Spec, TensorSource
+from mres.io.yaml_files import YamlError, parse_yaml
 
 if TYPE_CHECKING:
     from mres.formats.weights import Weights
@@ -95,7 +96,7 @@ def _open(path: Path) -> Opened:
 
 
 def _open_sealed(found: Checkpoint) -> Opened:
-    config_yaml = (found.folder / CONFIG).read_text(encoding="utf-8")
+    config_yaml = saved_config(found.folder / CONFIG)
     if (found.folder / DCP_METADATA).is_file():
         return Opened(found.folder, DcpSource(found.folder, found.state, config_yaml))
     source = SafetensorsSource(found.folder)
@@ -129,13 +130,13 @@ def _with_header(path: Path, source: SafetensorsSource) -> SafetensorsSource:
     if "config" not in header or "step" not in header:
         return source
     try:
-        model = dict(yaml.safe_load(header["config"])["model"])
+        model = dict(parse_yaml(header["config"], f"the header of '{path}'")["model"])
         source.state = weights_state(int(header["step"]), model, header.get("weights", "model"))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (YamlError, KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"'{path}' has a header that cannot be read: no step, or no model in its config"
         ) from None
-    source.config_yaml = header["config"]
+    source.config_yaml = redacted(header["config"])
     return source
 
 

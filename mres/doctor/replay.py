@@ -55,7 +55,7 @@ def replay(
     Raises:
         UserError: no run, no such step, no weights, or data that are not there any more.
     """
-    config = load_config(run / "config.yaml", kind=kind)
+    config = load_config(run / "config.yaml", kind=kind, stored=True)
     sets = TrainingSets.open(config.data)
     order = sets.order(config.data, config.run.seed)
     planned = config.train.total_steps(order.steps_per_epoch)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mres.credentials import cleaned, redacted
 from mres.evaluate import charts
 from mres.evaluate.gallery import CASE_GROUPS, gallery
 from mres.evaluate.iou import BOTH
@@ -57,7 +58,7 @@ def write_report(run_dir: Path, shards: ShardSet) -> Path:
 
 def _environment(path: Path) -> Mapping[str, Any]:
     try:
-        return parse_object(path.read_bytes(), f"'{path}'") if path.is_file() else {}
+        return cleaned(parse_object(path.read_bytes(), f"'{path}'")) if path.is_file() else {}
     except JsonError as error:
         raise ResultsError(f"{error}; remove it, or train again") from None
 
@@ -107,7 +108,7 @@ def _render(run_dir: Path, summary: Mapping[str, Any], results: Sequence[Express
         places=CASE_GROUPS,
         colours={"truth": f"#{bytes(TRUTH_COLOUR).hex()}", "prediction": f"#{bytes(PREDICTION_COLOUR).hex()}"},
         facts=_facts(run_dir, summary, shards),
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        config=redacted(config.read_text(encoding="utf-8")) if config.is_file() else "",
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mres.credentials import cleaned
 from mres.errors import UserError, near, shown
 from mres.evaluate.iou import PROTOCOL, all_figures_of, iou
 from mres.io.files import write_atomically
@@ -237,7 +238,7 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[ExpressionResult]]:
         if not (folder / name).is_file():
             raise ResultsError(f"no {name} in '{folder}'; python launch/evaluate.py writes it")
     try:
-        summary = read_json(folder / SUMMARY_NAME)
+        summary = cleaned(read_json(folder / SUMMARY_NAME))
         results = [ExpressionResult.from_json(value, where) for where, value in read_jsonl(folder / LINES_NAME)]
     except (JsonError, OSError) as error:
         raise ResultsError(f"{error}; evaluate again") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from mres.checkpoint.opening import Kind, OpenedWeights
 from mres.config import Config, load_config
+from mres.credentials import cleaned
 from mres.errors import UserError
 from mres.evaluate.results import SUMMARY_NAME, ResultsError, read_results
 from mres.io.json_files import JsonError, parse_object
@@ -63,7 +64,7 @@ def _run_folder(path: Path) -> Path | None:
 
 def _read_object(path: Path) -> Facts:
     try:
-        return parse_object(path.read_bytes(), f"'{path}'")
+        return cleaned(parse_object(path.read_bytes(), f"'{path}'"))
     except (OSError, JsonError) as error:
         raise UserError(f"'{path}' cannot be read: {error}; remove it, and the card does without") from None
 
@@ -123,7 +124,7 @@ def _started_from(config: Config, ancestors: int) -> Facts | None:
     run = next((folder for folder in (path, _run_folder(path)) if folder and (folder / "config.yaml").is_file()), None)
     if run is None or ancestors == 0:
         return facts
-    return {**facts, **_training(load_config(run / "config.yaml"), run, {}, ancestors - 1)}
+    return {**facts, **_training(load_config(run / "config.yaml", stored=True), run, {}, ancestors - 1)}
 
 
 def _results_in(folder: Path, checkpoint: Path, kind: Kind) -> tuple[Facts, str]:

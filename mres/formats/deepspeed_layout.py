@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from mres.formats.casting import CASTABLE
-from mres.formats.folder import CheckpointError
+from mres.formats.folder import CONFIG, CheckpointError
 from mres.formats.tensors import MODEL, OPTIM, TensorSource
+from mres.io.yaml_files import parse_yaml
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT = (*MOMENTS, "step")
@@ -54,7 +53,7 @@ def layout_of(source: TensorSource) -> Layout:
         CheckpointError: the groups name other parameters than the tensors do.
     """
     state = source.state or {}
-    config = yaml.safe_load(source.config_yaml) if source.config_yaml else {}
+    config = parse_yaml(source.config_yaml, CONFIG) if source.config_yaml else {}
     names = [name.removeprefix(MODEL) for name in source.specs if name.startswith(MODEL)]
     _check_types(source)
     trained = _trained(source, names)

@@ -12,7 +12,7 @@ import numpy as np
 from mres.formats.deepspeed_files import Files, open_extra, open_files, tag_folder
 from mres.formats.deepspeed_flat import MASTER, Flat, Flats, Plan, Whole, groups_of, trained_plans
 from mres.formats.deepspeed_layout import MOMENTS, Layout
-from mres.formats.folder import CONFIG, STATE, CheckpointError
+from mres.formats.folder import CONFIG, STATE, CheckpointError, saved_config
 from mres.formats.memory import Buffer
 from mres.formats.stored import Chain, Stored
 from mres.formats.tensors import MODEL, OPTIM, Spec, TensorSource
@@ -154,4 +154,4 @@ def _beside(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         raise CheckpointError(f"{state} is damaged: {error}") from None
     if not isinstance(found, dict) or type(found.get("step")) is not int or not isinstance(found.get("model"), dict):
         return None, None
-    return found, config.read_text(encoding="utf-8")
+    return found, saved_config(config)

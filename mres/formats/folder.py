@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mres.credentials import redacted
 from mres.errors import UserError
 from mres.io.files import file_sha256, fsync, write_durably
 from mres.io.json_files import JsonError, read_json
+from mres.io.yaml_files import read_text
 
 FORMAT = "mres-checkpoint-1"
 DCP_METADATA = ".metadata"  # the index of DCP's files
@@ -74,6 +76,15 @@ def seal(
     files = {name: asdict(facts[name]) for name in sorted(facts)}
     write_durably(folder / MANIFEST, json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1).encode())
     fsync(folder)
+
+
+def saved_config(path: Path) -> str:
+    """The config.yaml beside weights, without the credentials that earlier versions let into it.
+
+    Raises:
+        OSError, YamlError: it cannot be read.
+    """
+    return redacted(read_text(path))
 
 
 def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.formats.folder import CONFIG, Checkpoint, CheckpointError
 from mres.formats.weights import Weights
+from mres.io.yaml_files import parse_yaml
 from mres.model.config import DEFAULT_KIND, ModelConfig
 from mres.model.spec import KINDS, is_same_kind, load_spec, origin_of_kind
 from mres.pretrained.families import change_of_positions
@@ -162,8 +162,8 @@ def run_config(source: Path, kind: str | None = None) -> Config:
     if kind is not None and not _is_of_kind(theirs, kind, may_change=True):
         raise CheckpointError(f"{found.path} is of another model: {_kind_then(theirs)!r}, not '{kind}'")
     if found.path.is_dir():
-        return load_config(found.path / CONFIG, kind=kind)
-    values = yaml.safe_load(found.config_yaml)
+        return load_config(found.path / CONFIG, kind=kind, stored=True)
+    values = parse_yaml(found.config_yaml, f"the header of '{found.path}'")
     if kind is not None:
         values["model"]["kind"] = kind
     try:

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from mres.credentials import refusal
 from mres.errors import UserError
 from mres.shards.cache import BlockCache
 from mres.shards.daemons import DaemonPool
@@ -52,10 +53,12 @@ def open_storage(location: str | Path, options: RemoteOptions | None = None) -> 
     """The storage at a folder or URL; nothing is read yet.
 
     Raises:
-        UserError: a cache folder that is the set's own, or cannot be used.
+        UserError: a URL with credentials in it, a cache folder that is the set's own, or cannot be used.
     """
     if options is not None:
         _refuse_cache_within(str(location), options.cache_dir)
+    if problem := refusal(str(location)):
+        raise UserError(problem)
     if not is_remote(location):
         return LocalStorage(str(location))
     return RemoteStorage(str(location), options or RemoteOptions())

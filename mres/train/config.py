@@ -17,8 +17,10 @@ class RunConfig(Section):
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:
-        if not re.fullmatch(r"[\w][\w.\-]*", name):
-            raise ValueError(f"{name!r} is not a plain folder name (letters, digits, '_', '-', '.')")
+        if not re.fullmatch(r"[\w][\w.\-]*", name) or len(name.encode()) > 200:
+            raise ValueError(
+                f"{name[:80]!r} is not a plain folder name (letters, digits, '_', '-', '.'; up to 200 bytes)"
+            )
         return name
 
 
