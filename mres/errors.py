@@ -1,6 +1,7 @@
 """What a user is told when something that they gave is wrong."""
 
 import difflib
+import errno
 import functools
 import os
 import reprlib
@@ -13,6 +14,25 @@ from mres.credentials import redacted
 
 # Launchers end all ranks once one has failed: the silent ones wait, or the one that speaks may be ended before it has.
 _HEAD_START_S = 3.0
+
+
+_MAKE_ROOM = "make room there, or name a place on another disk"
+_NAME_ANOTHER = "name a place that can be written to"
+# What is no fault of the program: a disk that is full or fails, and a place that is not to be written to.
+_DISK_REMEDIES = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: _MAKE_ROOM,
+    errno.EROFS: _NAME_ANOTHER,
+    errno.EACCES: _NAME_ANOTHER,
+    errno.EPERM: _NAME_ANOTHER,
+    errno.EISDIR: _NAME_ANOTHER,
+    errno.ENOTDIR: _NAME_ANOTHER,
+    errno.ELOOP: _NAME_ANOTHER,
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the disk, which others have on their machine",
+}
 
 
 class UserError(Exception):
@@ -34,6 +54,19 @@ def shown(found: object, most: int = 80) -> str:
     except (ValueError, RecursionError):  # whole numbers of thousands of digits have no `repr`
         text = f"a value of type {type(found).__name__}"
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def is_of_disk(error: OSError) -> bool:
+    """Whether the disk, or the place on it that was named, is at fault."""
+    return error.errno in _DISK_REMEDIES
+
+
+def about_os(error: OSError) -> str:
+    """What the system said, of which file, and what helps where the disk is at fault."""
+    place = error.filename2 or error.filename  # of two, where it was to go
+    said = f"{error.strerror or error}" + (f": '{os.fsdecode(place)}'" if place and not isinstance(place, int) else "")
+    known = is_of_disk(error) and error.strerror == os.strerror(error.errno or 0)  # else mres has said it in full
+    return f"{said}; {_DISK_REMEDIES[error.errno or 0]}" if known else said
 
 
 def near(name: str, *known: Collection[str], otherwise: str | None = None) -> str:
@@ -75,7 +108,8 @@ def _report(message: str, tell: Callable[[str], bool] | None) -> None:
 
 
 def exit_on_user_error(main: Callable[[], int | None], tell: Callable[[str], bool] | None = None) -> Callable[[], int]:
-    """Wraps a command's `main`: a `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes 130.
+    """Wraps a command's `main`: a `UserError`, and a disk that is full or fails, becomes one line on stderr and exit code 2;
+    Ctrl-C becomes 130.
 
     Of a distributed job's ranks the first on each machine speaks: what is wrong is mostly wrong for all of them. Where it
     may be wrong for one alone, `tell` carries the message to the others; it returns False where a silent rank must speak
@@ -87,14 +121,19 @@ def exit_on_user_error(main: Callable[[], int | None], tell: Callable[[str], boo
         try:
             return main() or 0
         except UserError as error:
-            with suppress(KeyboardInterrupt):  # who does not want to wait: all that this rank can do is ended
-                _report(str(error), tell)
-            return 2
+            message = str(error)
         except BrokenPipeError:  # `mres ... | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except OSError as error:
+            if not is_of_disk(error):
+                raise
+            message = str(UserError(about_os(error)))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return 130
+        with suppress(KeyboardInterrupt):  # who does not want to wait: all that this rank can do is ended
+            _report(message, tell)
+        return 2
 
     return wrapped

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mres.config import Config
 from mres.errors import UserError
-from mres.io.json_files import read_jsonl
+from mres.io.append_log import AppendLog
+from mres.io.files import write_atomically
+from mres.io.json_files import JsonError, parse_object, read_jsonl
 from mres.io.locks import locked
 
 LOCK_NAME = "run.lock"
@@ -60,20 +61,21 @@ def write_start(config: Config, facts: Mapping[str, Any]) -> None:
     """
     run_dir = config.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    (run_dir / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    write_atomically(run_dir / "config.yaml", config.to_yaml().encode())
+    write_atomically(run_dir / "environment.json", json.dumps(facts, indent=1).encode())
     copy = run_dir / DS_CONFIG_NAME
     if config.parallel.ds_config is None:
         copy.unlink(missing_ok=True)  # of a launch before this one
     elif not (copy.exists() and copy.samefile(config.parallel.ds_config)):
-        shutil.copyfile(config.parallel.ds_config, copy)
+        write_atomically(copy, Path(config.parallel.ds_config).read_bytes())
 
 
 def _sign(descriptor: int) -> None:
     """Says who holds the lock, for those who do not get it."""
     me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(me).encode(), 0)
+    with suppress(OSError):  # a full disk: it holds without
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
 
 
 def _holder(path: Path) -> str:
@@ -84,45 +86,80 @@ def _holder(path: Path) -> str:
 
 
 class RunLog:
-    """Rank 0's voice; on other ranks every method does nothing."""
+    """Rank 0's voice; on other ranks every method does nothing.
 
-    def __init__(self, run_dir: Path, *, enabled: bool) -> None:
-        self._dir, self.enabled = run_dir, enabled
+    Args:
+        patient: a disk that takes no lines does not end the run (`checkpoint.on_failure=continue`): they wait.
+    """
+
+    def __init__(self, run_dir: Path, *, enabled: bool, patient: bool = False) -> None:
+        self._dir, self.enabled, self._patient = run_dir, enabled, patient
+        self._logs: dict[str, AppendLog] = {}
 
     def say(self, text: str) -> None:
         if self.enabled:
             print(text, flush=True)
 
+    def log(self, name: str, *, separator: bytes = b"") -> AppendLog:
+        """A file of the run's folder that grows, as patient as the run is."""
+        if name not in self._logs:
+            self._logs[name] = AppendLog(self._dir / name, self.say, separator=separator, patient=self._patient)
+        return self._logs[name]
+
     def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """One JSON line, which has a `step`, into a file of the run's folder."""
+        """One JSON line, which has a `step`, into a file of the run's folder.
+
+        Raises:
+            OSError: the disk does not take it, and this log is not patient.
+        """
         if self.enabled:
-            with (self._dir / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_json_value(line), allow_nan=False) + "\n")
+            self.log(name, separator=b"\n").add(json.dumps(_json_value(line), allow_nan=False).encode() + b"\n")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Those of a file, and those that wait."""
+        waiting = self._logs[name].waiting if name in self._logs else ()
+        return [*read_lines(self._dir / name), *map(json.loads, waiting)]
 
     def rewind(self, step: int) -> None:
         """For a run that goes on after `step` steps: what was written of later ones, by a dead run mostly, is taken back."""
         if self.enabled:
             for name in (METRICS, EVALUATIONS, BATCHES, BAD_STEPS, ROLLBACKS, QUARANTINE):
-                rewind(self._dir / name, step)
+                rewind(self._dir / name, step, self.say)
+                if name in self._logs:
+                    self._logs[name].forget(lambda line: json.loads(line)["step"] <= step)
+
+    def close(self) -> None:
+        """Tries a last time what waits for room on the disk."""
+        for log in self._logs.values():
+            log.flush(last=True)
 
 
-def rewind(path: Path, step: int) -> None:
-    """Drops the lines of a JSONL file that belong to steps after `step`, and a last line that was cut off."""
+def rewind(path: Path, step: int, say: Callable[[str], None]) -> None:
+    """Drops the lines of a JSONL file that belong to steps after `step`, and those that are none, which it says."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    before = path.read_bytes()
+    lines = before.splitlines()
+    steps = [_step_of(line) for line in lines]
+    if broken := steps.count(None):
+        say(f"warning: '{path}': {broken} line(s) that were cut off or have no step are left out")
+    kept = b"".join(line + b"\n" for line, its in zip(lines, steps, strict=True) if its is not None and its <= step)
+    if kept != before:
+        write_atomically(path, kept)
+
+
+def _step_of(line: bytes) -> int | None:
+    """None of a line that is cut off, or of no step."""
+    try:
+        step = parse_object(line, "a line").get("step")
+    except JsonError:
+        return None
+    return step if type(step) is int else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file of the run, none where there is no file."""
-    return [value for _, value in read_jsonl(path)] if path.exists() else []
+    """The lines of a JSONL file of the run, none where there is no file; a last one that was cut off is left out."""
+    return [value for _, value in read_jsonl(path, may_be_cut=True)] if path.exists() else []
 
 
 def _json_value(value: Any) -> Any:

@@ -16,6 +16,7 @@ from mres.checkpoint.store import step_folder
 from mres.convert.comparing import check_same
 from mres.convert.formats import FORMATS, SHARD_BYTES, Format, Options
 from mres.convert.target import check_apart, check_target
+from mres.errors import about_os
 from mres.formats.folder import MANIFEST, CheckpointError, seal
 from mres.formats.safetensors import files_of
 from mres.formats.tensors import MODEL, TensorSource
@@ -74,7 +75,8 @@ def convert(
             _write(chosen, work, format_, options)
             stage.commit()
     except (OSError, MemoryError) as error:
-        raise CheckpointError(f"'{out}' was not written: {_reason(error)}; nothing of it was left behind") from None
+        reason = about_os(error) if isinstance(error, OSError) else "there is not enough memory"
+        raise CheckpointError(f"'{out}' was not written: {reason}; nothing of it was left behind") from None
     return out / work.folder.relative_to(stage.result)
 
 
@@ -172,9 +174,3 @@ def _open_workspace(stage: Staged, chosen: TensorSource, format_: Format) -> Wor
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _reason(error: OSError | MemoryError) -> str:
-    if isinstance(error, MemoryError):
-        return "there is not enough memory"
-    return f"{error.strerror or error}" + (f": '{error.filename}'" if error.filename else "")

@@ -52,6 +52,4 @@ def check_apart(source: Path, out: Path) -> None:
         CheckpointError: one does.
     """
     if source.is_relative_to(out) or out.is_relative_to(source):
-        raise CheckpointError(
-            f"'{out}' and what is to be converted, '{source}', lie inside each other; name another folder"
-        )
+        raise CheckpointError(f"'{out}' and what it is made of, '{source}', lie inside each other; name another folder")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mres.convert.convert import convert
 from mres.convert.formats import SHARD_BYTES
 from mres.convert.target import check_apart, check_target
-from mres.errors import UserError
+from mres.errors import UserError, about_os
 from mres.formats.folder import CONFIG, MANIFEST, CheckpointError, read_manifest, seal
 from mres.formats.verifying import verify
 from mres.io.files import write_durably
@@ -69,6 +69,8 @@ def export(
     check_target(out, overwrite=overwrite)
     found, config = _open(source, weights, kind)
     check_apart(found.path.resolve(), out.resolve())
+    if lost := next((folder for folder in results if folder.resolve().is_relative_to(out.resolve())), None):
+        raise UserError(f"'{out}' would be replaced with the results in it (--results '{lost}'); name another folder")
     from mres.export.origin import origin_of
     from mres.pretrained.whole import notes_on_kind
 
@@ -83,6 +85,7 @@ def export(
         with staged(
             out.absolute(), json.dumps(["export", str(found.path.absolute()), weights]), keep=_goes_on
         ) as stage:
+            check_target(out, overwrite=overwrite)  # another export may have made it since
             if any(stage.result.iterdir()):
                 stage.begin()
             part = convert(found.path, stage.result, "safetensors", weights=weights, max_shard_bytes=max_shard_bytes)
@@ -91,7 +94,7 @@ def export(
             _finish(part, config, origin, found)
             stage.commit()
     except OSError as error:
-        raise CheckpointError(f"'{out}' was not written: {error}; nothing of it was left behind") from None
+        raise CheckpointError(f"'{out}' was not written: {about_os(error)}; nothing of it was left behind") from None
     number = len(origin["results"])
     left_out = origin.get("results_left_out") or "none were given"
     figures = f"figures of {number} evaluation(s) in the card" if number else f"no figures in the card ({left_out})"
@@ -144,6 +147,8 @@ def _told(what: str) -> Iterator[None]:
 
     try:
         yield
+    except OSError:  # the disk, not the model
+        raise
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise ParityError(

@@ -8,6 +8,7 @@ Shapes: B images, K expressions an image, S side of the model's square, T tokens
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mres.errors import UserError
+from mres.io.files import write_durably
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +82,9 @@ def write_program(program: ExportedProgram, to: ProgramFormat, folder: Path) -> 
 
     path = folder / FILES[to]
     if to == "torch":
-        torch.export.save(program, path)
+        content = io.BytesIO()  # torch itself says of a full disk neither which file it is nor why
+        torch.export.save(program, content)
+        write_durably(path, content.getbuffer())
         return path
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     with _quiet():

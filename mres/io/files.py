@@ -5,10 +5,13 @@ import hashlib
 import os
 import shutil
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
+
+from mres.io.locks import locked
 
 # In a folder that is moved away for another: under its new name, it may be removed.
 REPLACED_MARK = ".replaced-by-mres"
@@ -66,9 +69,20 @@ def bytes_sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_durably(path: Path, content: bytes) -> None:
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What the system says of a descriptor names no file: it is this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Writes a file and waits until its bytes are on the disk; its name is there once its folder is `fsync`ed."""
-    with path.open("wb") as file:
+    with named(path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -76,12 +90,88 @@ def write_durably(path: Path, content: bytes) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file that is there whole, as it was before or as it is to be."""
-    part = path.with_name(path.name + ".part")
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill that becomes `path` when the body ends: there is always a whole one, the one before or this one.
+
+    One writer at a time fills it; others wait. What a killed one left of it is used up.
+
+    Raises:
+        OSError: naming `path`, which is as it was.
+    """
+    part = part_of(path)
+    with named(path), _own(path, part) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.rename(path)
+        except BaseException:
+            with suppress(OSError):  # not in the place of what went wrong
+                part.unlink()
+            raise
+        fsync(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is made that is to become `path`."""
+    return path.with_name(path.name + ".part")
+
+
+@contextmanager
+def _own(path: Path, part: Path) -> Iterator[BinaryIO]:
+    """`part`, empty and this writer's alone as long as it has that name."""
+    while True:
+        with ExitStack() as stack:
+            try:
+                with suppress(FileNotFoundError):
+                    found = part.lstat()
+                    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # something else would be written to
+                        part.unlink()
+                descriptor = stack.enter_context(_locked_or_open(part))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            if _is_at(descriptor, part):  # else who had it before has renamed it
+                file = stack.enter_context(os.fdopen(descriptor, "w+b", closefd=False))
+                file.truncate()
+                yield file
+                return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        write_durably(part, content)
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _locked_or_open(path: Path) -> Iterator[int]:
+    """The file's descriptor, locked where the file system has locks."""
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(locked(path))
+        except OSError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            stack.callback(os.close, descriptor)
+        yield descriptor
+
+
+@contextmanager
+def made_aside(path: Path) -> Iterator[Path]:
+    """For a library that writes a file by its name: it goes by the ending, and what is there then becomes `path`."""
+    part = path.with_name(f"part-{path.name}")
+    try:
+        yield part
+        fsync(part)
         part.rename(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise
     fsync(path.parent)
 

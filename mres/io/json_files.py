@@ -1,6 +1,7 @@
 """JSON files that others may have written: bounded, and named where they cannot be read."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def read_jsonl(path: Path, *, may_be_cut: bool = False) -> Iterator[tuple[str, d
                 value = parse_object(line, where)
             except JsonError:
                 if may_be_cut and not lines.read(1):
+                    print(f"note: {where}: the line was cut off, and is left out", file=sys.stderr)
                     return
                 raise
             yield where, value

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mres.errors import UserError
+from mres.io.files import replacing
 
 # `offset` and `size` span the record in its shard, in bytes; image and JSON lie within the span, at offsets from its start.
 INDEX_DTYPE = np.dtype(
@@ -55,7 +56,8 @@ def checksum_rows(path: Path, index_N: np.ndarray) -> None:
 
 
 def write_index(path: Path, index_N: np.ndarray) -> None:
-    np.save(path, index_N, allow_pickle=False)
+    with replacing(path) as file:
+        np.save(file, index_N, allow_pickle=False)
 
 
 def load_index(source: Path | io.BytesIO, where: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mres.errors import UserError
+from mres.io.files import write_atomically
 from mres.records import ImageRecord
 from mres.shards.index import checksum_rows, new_index, record_key
 from mres.shards.tar import json_bytes
@@ -48,7 +49,7 @@ class MdsShard:
         (entry,) = index["shards"]
         os.rename(self._folder / entry["raw_data"]["basename"], self.path)
         entry["raw_data"]["basename"] = self.path.name
-        description_path(self.path).write_text(json.dumps(entry))
+        write_atomically(description_path(self.path), json.dumps(entry).encode())
         shutil.rmtree(self._folder)
 
     def index(self, keys: list[int], expressions_N2: np.ndarray) -> np.ndarray:
@@ -86,4 +87,5 @@ def description_path(shard: Path) -> Path:
 def write_mds_index(folder: Path, names: list[str]) -> None:
     """`index.json`, by which the streaming library finds the files."""
     entries = [json.loads(description_path(folder / name).read_text()) for name in names]
-    (folder / MDS_INDEX_NAME).write_text(json.dumps({"version": 2, "shards": entries}, sort_keys=True))
+    content = json.dumps({"version": 2, "shards": entries}, sort_keys=True)
+    write_atomically(folder / MDS_INDEX_NAME, content.encode())

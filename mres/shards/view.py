@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mres.errors import UserError
-from mres.io.files import file_sha256
+from mres.io.files import file_sha256, write_atomically
 from mres.records import ImageRecord
 from mres.shards.index import INDEX_NAME, write_index
 from mres.shards.leaks import LEAKS_NAME, inherited, read_leaks
@@ -184,8 +184,8 @@ def _write_view(
         leaks = inherited([(whole, scan.kept_ids()) for whole, scan in chosen])
         if leaks is not None:
             manifest = manifest.model_copy(update={"leakcheck": leaks[0]})
-            (folder / LEAKS_NAME).write_bytes(leaks[1])
-        (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+            write_atomically(folder / LEAKS_NAME, leaks[1])
+        write_atomically(folder / MANIFEST_NAME, manifest.to_bytes())
     return manifest
 
 

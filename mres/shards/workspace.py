@@ -1,20 +1,18 @@
 """The folder in which a shard set is made, and which one rename makes `out`."""
 
-import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mres.errors import UserError
-from mres.io.files import fsync
+from mres.errors import UserError, about_os
+from mres.io.files import fsync, named
 from mres.io.staged import staged
 from mres.shards.manifest import is_shard_set
 
 # A finished piece of the work. Whoever is killed while such are there goes on from them.
 PIECES = "piece-*.json"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
@@ -39,16 +37,13 @@ def committed(out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Iterato
     """
     out = out.resolve()
     check_free(out, overwrite=overwrite)
-    where = out
     try:
         with staged(out, json.dumps(plan, sort_keys=True), keep=lambda result, _: any(result.glob(PIECES))) as stage:
-            where = stage.result
-            yield stage.result
+            check_free(out, overwrite=overwrite)  # another build may have made it since
+            with named(stage.result):
+                yield stage.result
             for path in [*stage.result.iterdir(), stage.result]:
                 fsync(path)
             stage.commit()
     except OSError as error:
-        remedy = "; make room on the disk" if error.errno in _NO_ROOM else ""
-        raise UserError(
-            f"writing '{out}' failed: {error.strerror or error} ({error.filename or where}){remedy}"
-        ) from None
+        raise UserError(f"writing '{out}' failed: {about_os(error)}") from None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mres.errors import UserError
-from mres.io.files import file_sha256, remove, write_atomically
+from mres.io.files import file_sha256, fsync, remove, write_atomically
 from mres.io.json_files import MAX_TABLE_BYTES, read_json
 from mres.io.processes import Ticks, spread
 from mres.io.progress import track_count
@@ -226,6 +226,7 @@ def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, numb
         if shard is not None:
             shard.close()
     if shard is not None:
+        fsync(path)  # a description that outlives a power failure must not be of a shard that does not
         write_index(_index_path(folder, path.name), shard.index(keys, np.array(expressions, dtype=np.int32)))
         result.shard = Shard(
             name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), records=len(result.ids)
@@ -271,13 +272,13 @@ def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results
     if errors:
         kept.add(QUARANTINE_NAME)
         lines = [json.dumps({"error": error}, ensure_ascii=False) + "\n" for error in errors]
-        (folder / QUARANTINE_NAME).write_text("".join(lines), encoding="utf-8")
+        write_atomically(folder / QUARANTINE_NAME, "".join(lines).encode())
     if options.layout == "mds":
         kept.add(MDS_INDEX_NAME)
         write_mds_index(folder, [shard.name for shard in shards])
     index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
     manifest = make_manifest(source.description, options.of_manifest(), tally.counts(len(errors)), index, shards)
-    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    write_atomically(folder / MANIFEST_NAME, manifest.to_bytes())
     _tidy(folder, kept)
     return manifest
 

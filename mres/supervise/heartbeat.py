@@ -139,7 +139,8 @@ class Heartbeat:
         ours = {file_name(rank) for rank in range(self._beat.world_size)}
         for path in self._path.parent.glob("rank-*.json"):
             if path.name not in ours:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
 
     def _write_on(self) -> None:
         self._write()

@@ -10,7 +10,7 @@ from pathlib import Path
 from mres.checkpoint import store
 from mres.errors import UserError
 from mres.parallel.strategy import Strategy
-from mres.run_folder import BAD_STEPS, ROLLBACKS, RunLog, read_lines
+from mres.run_folder import BAD_STEPS, ROLLBACKS, RunLog
 
 
 class DivergenceError(UserError):
@@ -48,10 +48,10 @@ def last_good(
     return found
 
 
-def note(log: RunLog, run_dir: Path, trouble: DivergenceError, step: int, skipped_batches: int) -> None:
+def note(log: RunLog, trouble: DivergenceError, step: int, skipped_batches: int) -> None:
     """Rewinds the run's files to `step` steps; what was skipped since moves from bad_steps.jsonl into the note."""
     if log.enabled:
-        skipped = [line for line in read_lines(run_dir / BAD_STEPS) if line["step"] > step]
+        skipped = [line for line in log.lines(BAD_STEPS) if line["step"] > step]
         log.rewind(step)
         line = {"step": step, "reached": trouble.reached, "skipped_batches": skipped_batches, "reason": str(trouble)}
         log.append(ROLLBACKS, {**line, "bad_steps": skipped})

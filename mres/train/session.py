@@ -97,7 +97,8 @@ class _Session:
         )
         self.last_step = config.train.total_steps(self.stream.order.steps_per_epoch)
         self._origin = origin_of_kind(config.model.kind)  # now: its file may change or go while the run lasts
-        self.log = RunLog(config.run_dir, enabled=world.is_main)
+        self.patient = config.checkpoint.on_failure == "continue"  # with a disk that is full
+        self.log = RunLog(config.run_dir, enabled=world.is_main, patient=self.patient)
         self.progress = Progress()
         self.callbacks = Callbacks()
         self.root = config.run_dir / "checkpoints"
@@ -114,7 +115,7 @@ class _Session:
     def run(self) -> int:
         facts = facts_of_run(self.config, self.stream, self.last_step, self.world.size)
         check_agreement(self.strategy.all_gather_object, facts)
-        with closing(self._callbacks()) as self.callbacks:
+        with closing(self.log), closing(self._callbacks()) as self.callbacks:
             checkpoint = self._resume_from()
             if checkpoint is not None and checkpoint.step >= self.last_step:
                 self.log.say(
@@ -138,7 +139,9 @@ class _Session:
     def _callbacks(self) -> Callbacks:
         """What looks at the run, in the order of calls: what adds to the metrics comes before what writes them."""
         config, world, order = self.config, self.world, self.stream.order
-        chosen: list[Callback] = [ProfileWindows(config.train, config.run_dir, world, self.last_step)]
+        chosen: list[Callback] = [
+            ProfileWindows(config.train, config.run_dir, world, self.last_step, patient=self.patient)
+        ]
         if self.heartbeat is not None:
             chosen.insert(0, HeartbeatCallback(self.heartbeat))
         if config.train.trace_batches:
@@ -149,7 +152,7 @@ class _Session:
             chosen.append(Mfu(lambda: utilisation(config, self.task, world)))
         chosen += users_callbacks(config, world)
         if world.is_main:
-            chosen += [Jsonl(self.log), TensorBoard(config.run_dir), Console(self.last_step)]
+            chosen += [Jsonl(self.log), TensorBoard(self.log), Console(self.last_step)]
         return Callbacks(chosen)
 
     def _fit(self, first_step: int) -> int:
@@ -179,7 +182,7 @@ class _Session:
         checkpoint = last_good(trouble, self.root, self.strategy, rollbacks=self.progress.rollbacks, allowed=allowed)
         self.strategy.load_state(checkpoint.folder, optimizer=True)
         self.progress = self.progress.gone_back(checkpoint.state, checkpoint.step, trouble.reached)
-        note(self.log, self.config.run_dir, trouble, checkpoint.step, self.progress.skipped_batches)
+        note(self.log, trouble, checkpoint.step, self.progress.skipped_batches)
         self.saver.save(checkpoint.step)  # a run that is killed now must know that it went back
         self.saver.wait()
         return checkpoint.step

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import lines
 
 from mres.run_folder import RunLog, rewind
@@ -26,17 +27,22 @@ def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = [json.dumps({"step": step}) for step in range(1, 8)]
     path.write_text("\n".join(whole) + '\n{"step": 8, "lo')
-    rewind(path, 5)
+    said: list[str] = []
+    rewind(path, 5, said.append)
+    assert len(said) == 1
+    assert "1 line(s) that were cut off" in said[0]
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5]
     assert path.read_text().endswith("\n")
-    rewind(path, 0)
+    rewind(path, 0, said.append)
     assert path.read_text() == ""
-    rewind(tmp_path / "none.jsonl", 3)
+    rewind(tmp_path / "none.jsonl", 3, said.append)
+    assert len(said) == 1
     assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_numbers_keep_their_precision_and_nan_becomes_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    callbacks = Callbacks([Jsonl(RunLog(tmp_path, enabled=True)), TensorBoard(tmp_path), Console(10)])
+    log = RunLog(tmp_path, enabled=True)
+    callbacks = Callbacks([Jsonl(log), TensorBoard(log), Console(10)])
     callbacks.run_start(0)
     callbacks.on_log(dict(VALUES))
     callbacks.on_log({**VALUES, "step": 4, "loss": math.nan, "grad_norm": math.inf})
@@ -46,10 +52,23 @@ def test_numbers_keep_their_precision_and_nan_becomes_null(tmp_path: Path, capsy
     first, second = lines(tmp_path / "metrics.jsonl")
     assert first == VALUES
     assert second == {**VALUES, "step": 4, "loss": None, "grad_norm": None}
-    assert list((tmp_path / "tensorboard").glob("events*"))
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in shown.Scalars("lr")] == [(n, pytest.approx(1e-5)) for n in (3, 4)]
+    assert sorted(shown.Tags()["scalars"]) == sorted(VALUES.keys() - {"step"})
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("step 3/10  loss 0.3000  lr 1.00e-05  norm 1.00  8.0 images/s  24 expressions/s")
     assert shown[0].endswith("data wait 20 %")
+
+
+def test_tensorboard_does_not_show_what_is_taken_back(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, enabled=True)
+    board = TensorBoard(log)
+    for first, loss in ((0, 1.0), (2, 2.0)):
+        board.run_start(first)
+        for step in range(first + 1, 5):
+            board.on_log({"step": step, "loss": loss})
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in shown] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
 
 
 def test_only_rank_0_writes_and_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,7 @@ def _trainer_steps(
             return iter([batch] * (last - first))
 
     log = RunLog(folder, enabled=True)
-    callbacks = Callbacks([Jsonl(log), TensorBoard(folder), Console(steps)])
+    callbacks = Callbacks([Jsonl(log), TensorBoard(log), Console(steps)])
     callbacks.run_start(0)
     trainer = Trainer(
         config, strategy=strategy, task=task, stream=Prepared(), log=log, stop=StopRequest(),  # type: ignore[arg-type]

@@ -6,13 +6,15 @@ profile/rank-00000-steps-10-12.pickle      open in https://docs.pytorch.org/memo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mres.errors import UserError
+from mres.errors import UserError, about_os
+from mres.io.files import made_aside
 from mres.stream.batch import Batch
 from mres.supervise.world import World
 from mres.train.callback import Callback
@@ -36,13 +38,18 @@ class _Window:
 class ProfileWindows(Callback):
     """Opens and closes the windows; one that a stop cuts off is written as far as it went.
 
+    Args:
+        patient: one that the disk does not take is said and does not end the run (`checkpoint.on_failure=continue`).
+
     Raises:
         UserError: a window behind the run's last step, a rank that does not exist, a memory snapshot without a GPU.
     """
 
-    def __init__(self, config: TrainConfig, run_dir: Path, world: World, last_step: int) -> None:
+    def __init__(
+        self, config: TrainConfig, run_dir: Path, world: World, last_step: int, *, patient: bool = False
+    ) -> None:
         _check(config, world, last_step)
-        self._folder, self._world = run_dir / "profile", world
+        self._folder, self._world, self._patient = run_dir / "profile", world, patient
         chosen = (config.profile, _profile), (config.memory_snapshot, _memory_history)
         here = world.rank in config.profile_ranks
         self._windows = [_Window(*steps, begin) for steps, begin in chosen if steps is not None and here]
@@ -50,7 +57,6 @@ class ProfileWindows(Callback):
     def before_step(self, step: int) -> None:
         for window in self._windows:
             if window.end is None and window.first <= step <= window.last:
-                self._folder.mkdir(parents=True, exist_ok=True)
                 window.opened, window.end = step, window.begin(self._world.device)
 
     def after_step(self, step: int, batch: Batch) -> None:
@@ -64,9 +70,17 @@ class ProfileWindows(Callback):
             self._finish(window)
 
     def _finish(self, window: _Window) -> None:
-        if window.end is not None:
-            window.end(self._folder / f"rank-{self._world.rank:05d}-steps-{window.opened}-{window.reached}")
-            window.end = None
+        if window.end is None:
+            return
+        end, window.end = window.end, None
+        path = self._folder / f"rank-{self._world.rank:05d}-steps-{window.opened}-{window.reached}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            end(path)
+        except OSError as error:
+            if not self._patient:
+                raise
+            print(f"warning: '{path}' is not written, the run goes on: {about_os(error)}", file=sys.stderr, flush=True)
 
 
 def _profile(device: torch.device) -> Callable[[Path], None]:
@@ -80,7 +94,8 @@ def _profile(device: torch.device) -> Callable[[Path], None]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # else the last kernels are missing
         profiler.stop()
-        profiler.export_chrome_trace(f"{path}.json.gz")
+        with made_aside(Path(f"{path}.json.gz")) as part:
+            profiler.export_chrome_trace(str(part))
 
     return end
 
@@ -89,7 +104,8 @@ def _memory_history(device: torch.device) -> Callable[[Path], None]:
     torch.cuda.memory._record_memory_history(max_entries=_MEMORY_EVENTS)
 
     def end(path: Path) -> None:
-        torch.cuda.memory._dump_snapshot(f"{path}.pickle")
+        with made_aside(Path(f"{path}.pickle")) as part:
+            torch.cuda.memory._dump_snapshot(str(part))
         torch.cuda.memory._record_memory_history(enabled=None)
 
     return end
