@@ -31,12 +31,23 @@ _IRREGULAR = {
     "woman": "women",
 }
 _PLURAL_ALREADY = ("teeth",)
+_LONGEST_ACRONYM = 4  # all in capitals, and longer: a file that shouts
+_SAYS_A_SIDE = re.compile(r"(?<![a-z])(?:left|right|lh|rh|fl|fr|rl|rr)(?=most|hand|side|ward|[^a-z]|$)")
+_INFLECTED = re.compile("[A-Za-z'-]*[A-Za-z]")  # what English endings can be put to: not "汽车", "N/A", "2"
 
 
 def noun_of(name: str) -> str:
-    """What a category is called in a sentence: "car_(automobile)" → "car", "Cabinet/shelf" → "cabinet"."""
+    """What a category is called in a sentence: "car_(automobile)" → "car", "Cabinet/shelf" → "cabinet"; "SUV", "N/A" stay."""
     without_qualifier = re.sub(r"[_ ]*\([^)]*\)", "", name)
-    return _words(without_qualifier.split("/")[0]).lower()
+    first, *others = without_qualifier.split("/")
+    # One letter is no name: the stroke belongs to it ("N/A", "A/C unit").
+    noun = without_qualifier if others and len(first.strip(" _")) < 2 else first
+    return " ".join(word if _keeps_capitals(word) else word.lower() for word in _words(noun).split())
+
+
+def _keeps_capitals(word: str) -> bool:
+    """Of "SUV", "N/A" and "iPhone", not of "Car" and "BUMPER"."""
+    return word[1:] != word[1:].lower() and not (word.isupper() and len(word) > _LONGEST_ACRONYM)
 
 
 def whole_expressions(whole: str) -> tuple[Expression, ...]:
@@ -57,7 +68,7 @@ def category_expressions(name: str, whole: str | None, *, several: bool) -> tupl
     texts = [f"the {noun}", noun]
     if whole is not None:
         owner = _words(whole)
-        texts = [f"{noun} of the {owner}", f"the {noun}", f"the {possessive(owner)} {noun}"]
+        texts = [f"{noun} of the {owner}", f"the {noun}", *_owned(noun, owner)]
     return tuple(Expression(text, "category") for text in texts)
 
 
@@ -66,7 +77,7 @@ def part_expressions(part: str, owner: str, kind: str = "category") -> tuple[Exp
 
     Never the part's name alone: something else in the image may have such a part.
     """
-    texts = (f"{part} of the {owner}", f"the {part} of the {owner}", f"the {possessive(owner)} {part}")
+    texts = (f"{part} of the {owner}", f"the {part} of the {owner}", *_owned(part, owner))
     return tuple(Expression(text, kind) for text in texts)
 
 
@@ -84,7 +95,7 @@ def position_words(name: str, boxes: Sequence[Box], width: int) -> dict[int, str
     Each is named if its centre keeps clear of its neighbour's; none is if the category's own name says left or right
     (a "left left mirror" would say nothing).
     """
-    if {"left", "right"} & set(_words(name).split()) or len(boxes) < 2:
+    if _SAYS_A_SIDE.search(name.lower()) or len(boxes) < 2:
         return {}
     centres = [box[0] + box[2] / 2 for box in boxes]
     order = sorted(range(len(boxes)), key=lambda index: centres[index])
@@ -110,17 +121,24 @@ def _words(name: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun's last word; what looks like one already ("scissors", "ear pads") stays."""
+    """The plural of a noun's last word; what looks like one already ("scissors", "ear pads") or is no English word stays."""
     rest, space, last = noun.rpartition(" ")
+    if not _INFLECTED.fullmatch(last):
+        return noun
     if last in _IRREGULAR:
         return rest + space + _IRREGULAR[last]
-    if last in _PLURAL_ALREADY or (last.endswith("s") and not last.endswith(("ss", "us"))):
+    lower = last.lower()
+    if last in _PLURAL_ALREADY or (lower.endswith("s") and not lower.endswith(("ss", "us"))):
         return noun
-    if last.endswith(("s", "x", "ch", "sh")):
+    if lower.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
     if last.endswith("y") and last[-2:-1] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + "s"
+
+
+def _owned(part: str, owner: str) -> list[str]:
+    return [f"the {possessive(owner)} {part}"] if _INFLECTED.fullmatch(owner.rpartition(" ")[2]) else []
 
 
 def possessive(noun: str) -> str:

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from made_coco import annotation, area_of, by_id, only_record, open_weights, rectangle, run_lengths, texts, write_coco
 
 from mres.errors import UserError
-from mres.sources.coco_expressions import noun_of, plural, possessive
+from mres.sources.coco_expressions import (
+    category_expressions,
+    noun_of,
+    part_expressions,
+    plural,
+    position_words,
+    possessive,
+)
 
 CATEGORIES = ["person", "traffic light", "Cabinet/shelf"]
 PERSON, LIGHT, CABINET = 1, 2, 3
@@ -83,6 +90,13 @@ def test_a_category_without_a_noun_is_refused(tmp_path: Path) -> None:
         ("Cabinet/shelf", "cabinet"),
         ("Wine Glass", "wine glass"),
         ("other(color)", "other"),
+        ("SUV", "SUV"),
+        ("TV/monitor", "TV"),
+        ("N/A", "N/A"),
+        ("A/C unit", "A/C unit"),
+        ("FRONT_BUMPER", "front bumper"),
+        ("iPhone", "iPhone"),
+        ("汽车", "汽车"),
     ],
 )
 def test_nouns(name: str, noun: str) -> None:
@@ -105,10 +119,28 @@ def test_nouns(name: str, noun: str) -> None:
         ("foot", "feet", "foot's"),
         ("teeth", "teeth", "teeth's"),
         ("sheep", "sheep", "sheep's"),
+        ("SUV", "SUVs", "SUV's"),
+        ("flat-screen TV", "flat-screen TVs", "flat-screen TV's"),
+        ("GPS", "GPS", "GPS's"),
     ],
 )
 def test_plurals_and_possessives(noun: str, several: str, of_one: str) -> None:
     assert (plural(noun), possessive(noun)) == (several, of_one)
+
+
+@pytest.mark.parametrize("noun", ["汽车", "N/A", "машина", "Türgriff", "type 2", "c++"])
+def test_no_english_ending_is_put_to_what_is_no_english_word(noun: str) -> None:
+    assert plural(noun) == noun
+    said = {e.text for e in (*category_expressions(noun, None, several=True), *part_expressions("wheel", noun))}
+    assert said == {f"the {noun}", noun, f"wheel of the {noun}", f"the wheel of the {noun}"}
+
+
+@pytest.mark.parametrize(
+    "name", ["Left_Mirror", "leftmost wheel", "RIGHT door", "mirror (left)", "wheel_FL", "LH door"]
+)
+def test_a_name_that_says_a_side_is_given_no_other(name: str) -> None:
+    assert position_words(name, [(0, 0, 5, 5), (90, 0, 5, 5)], 100) == {}
+    assert position_words("bright light", [(0, 0, 5, 5), (90, 0, 5, 5)], 100) == {0: "left", 1: "right"}
 
 
 @given(st.lists(st.tuples(st.integers(0, 34), st.integers(0, 14)), min_size=1, max_size=6))
