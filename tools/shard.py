@@ -1,6 +1,7 @@
 """Makes, describes, checks and combines shard sets: `python tools/shard.py COMMAND --help` (docs/data-format.md)."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,13 @@ def _build_arguments(build: argparse.ArgumentParser) -> None:
     build.add_argument("--quality", type=int, default=92, metavar="Q", help="of JPEGs that --max-side re-encodes")
     build.add_argument(
         "--max-bad-fraction", type=float, default=0.0, metavar="F", help="share of records left out if bad"
+    )
+    build.add_argument(
+        "--max-empty-fraction",
+        type=float,
+        default=0.5,
+        metavar="F",
+        help="share of masks that may have no pixel though nothing says so (no_target)",
     )
     build.add_argument("--overwrite", action="store_true", help="replace an existing shard set")
     _workers(build)
@@ -111,6 +119,7 @@ def _build(arguments: argparse.Namespace) -> int:
     options = WriteOptions(
         images_per_shard=arguments.images_per_shard,
         max_bad_fraction=arguments.max_bad_fraction,
+        max_empty_fraction=arguments.max_empty_fraction,
         overwrite=arguments.overwrite,
         workers=arguments.workers,
         max_side=arguments.max_side,
@@ -213,6 +222,8 @@ COMMANDS = {
 
 @exit_on_user_error
 def main() -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no Unicode
     arguments = parser(sys.argv[1:]).parse_args()
     return COMMANDS[arguments.command](arguments)
 

@@ -117,7 +117,8 @@ class Manifest(_Strict):
 
     def to_bytes(self) -> bytes:
         """The content of its file."""
-        return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n").encode()
+        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n"
+        return text.encode(errors="backslashreplace")  # a file's name may be no Unicode
 
 
 def make_manifest(

@@ -7,7 +7,6 @@ a byte. What is finished lies in `<out>.incomplete/result`, each shard with its 
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mres.errors import UserError
+from mres.errors import UserError, shown
 from mres.io.files import file_sha256, fsync, remove, write_atomically
 from mres.io.json_files import MAX_TABLE_BYTES, read_json
 from mres.io.processes import Ticks, spread
 from mres.io.progress import track_count
 from mres.records import GRANULARITIES, ImageRecord, RecordError
+from mres.shards.budget import Budget, TooManyBadError, check_empty_masks
 from mres.shards.check import check_record
 from mres.shards.index import INDEX_DTYPE, INDEX_NAME, write_index
 from mres.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, IndexFile, Manifest, Shard, Tally, make_manifest
@@ -29,7 +29,7 @@ from mres.shards.reader import parse_record
 from mres.shards.resize import shrink_record
 from mres.shards.tar import TarShard
 from mres.shards.workspace import PIECES, committed
-from mres.sources.source import RecordSource
+from mres.sources.source import NothingLeftError, RecordSource
 
 _LAYOUTS: dict[str, type[TarShard] | type[MdsShard]] = {"tar": TarShard, "mds": MdsShard}
 
@@ -39,12 +39,14 @@ class WriteOptions:
     """How a set is written.
 
     `max_bad_fraction` is the share of the records that may be broken: those are listed in `quarantine.jsonl` and left
-    out. At 0 the first one stops the build with its message. `max_side` (pixels) re-encodes larger images as JPEG of
-    `quality`; None keeps every byte. `workers` are further processes, 0 works in this one.
+    out. At 0 one stops the build, with the messages of the first that were found. `max_empty_fraction` is the share of the
+    masks that may have no pixel without being marked as `no_target`. `max_side` (pixels) re-encodes larger images as JPEG
+    of `quality`; None keeps every byte. `workers` are further processes, 0 works in this one.
     """
 
     images_per_shard: int = 1000
     max_bad_fraction: float = 0.0
+    max_empty_fraction: float = 0.5
     overwrite: bool = False
     workers: int = 0
     max_side: int | None = None
@@ -56,6 +58,8 @@ class WriteOptions:
             raise UserError(f"images per shard: {self.images_per_shard}; allowed: 1 to 10000000")
         if not 0 <= self.max_bad_fraction < 1:
             raise UserError(f"max bad fraction: {self.max_bad_fraction}; allowed: 0 to below 1")
+        if not 0 <= self.max_empty_fraction <= 1:
+            raise UserError(f"max empty fraction: {self.max_empty_fraction}; allowed: 0 to 1")
         if not 0 <= self.workers <= 1024:
             raise UserError(f"workers: {self.workers}; allowed: 0 to 1024")
         if self.max_side is not None and not 16 <= self.max_side <= 20_000:
@@ -65,7 +69,8 @@ class WriteOptions:
 
     def of_manifest(self) -> dict[str, Any]:
         """What decides the set's bytes."""
-        kept = {key: value for key, value in asdict(self).items() if key not in ("overwrite", "workers")}
+        no_bytes = ("overwrite", "workers", "max_empty_fraction")
+        kept = {key: value for key, value in asdict(self).items() if key not in no_bytes}
         return kept if self.max_side is not None else {k: v for k, v in kept.items() if k != "quality"}
 
 
@@ -77,8 +82,8 @@ def write_shards(source: RecordSource, out: Path, options: WriteOptions | None =
     and not made again.
 
     Raises:
-        UserError: `out` is in use, no good record came, more bad ones than allowed, an id occurs twice, the disk is
-            full, a worker died.
+        UserError: `out` is in use, no good record came, more bad ones or empty masks than allowed, an id occurs twice,
+            the disk is full, a worker died.
     """
     options = options or WriteOptions()
     kept = {key: value for key, value in options.of_manifest().items() if key != "max_bad_fraction"}
@@ -87,20 +92,21 @@ def write_shards(source: RecordSource, out: Path, options: WriteOptions | None =
         try:
             results = _write_all(source, folder, options, label=f"writing {out}")
             return _assemble(source, folder, options, results)
-        except _TooManyBadError:
+        except TooManyBadError:
             _forget_bad(folder)
             raise
 
 
 @dataclass
 class _ShardResult:
-    """A finished shard, or, where all its records are bad, only the list of these."""
+    """A finished shard, or, where all its records are bad, only the list of these; `empty` are masks that nobody meant so."""
 
     shard: Shard | None
     ids: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     tally: Tally = field(default_factory=Tally)
+    empty: int = 0
 
     def write(self, path: Path) -> None:
         value = {
@@ -109,14 +115,16 @@ class _ShardResult:
             "errors": self.errors,
             "notes": self.notes,
             "tally": self.tally.to_json(),
+            "empty": self.empty,
         }
-        write_atomically(path, json.dumps(value, ensure_ascii=False).encode())
+        write_atomically(path, json.dumps(value).encode())
 
     @classmethod
     def read(cls, path: Path) -> "_ShardResult":
         value = read_json(path, max_bytes=MAX_TABLE_BYTES)
         shard = Shard.model_validate(value["shard"]) if value["shard"] else None
-        return cls(shard, value["ids"], value["errors"], Counter(value["notes"]), Tally.from_json(value["tally"]))
+        tally = Tally.from_json(value["tally"])
+        return cls(shard, value["ids"], value["errors"], Counter(value["notes"]), tally, value.get("empty", 0))
 
 
 def _result_path(folder: Path, number: int) -> Path:
@@ -128,19 +136,19 @@ def _index_path(folder: Path, name: str) -> Path:
 
 
 def _write_all(source: RecordSource, folder: Path, options: WriteOptions, label: str) -> list[_ShardResult]:
-    """Makes the shards that are not there yet; stops as soon as more records are bad than may be."""
+    """Makes the shards that are not there yet; stops when more records are bad than may be."""
     count = -(-len(source) // options.images_per_shard)
     finished = {n: _ShardResult.read(_result_path(folder, n)) for n in range(count) if _result_path(folder, n).exists()}
     results = dict(finished)
     known = Counter(source.notes)
-    budget = _Budget(len(source), options.max_bad_fraction)
+    budget = Budget(len(source), options.max_bad_fraction)
     ticks = Ticks()
     todo = [n for n in range(count) if n not in finished]
     done_before = sum(len(result.ids) + len(result.errors) for result in finished.values())
     if finished:
         print(f"going on: {len(finished)} of {count} shards are finished", file=sys.stderr)
-    for result in finished.values():
-        budget.add(result.errors)
+    for number, result in finished.items():
+        budget.add(number, result.errors, done_before)
 
     def make(number: int) -> _ShardResult:
         return _write_shard(source, folder, options, number, ticks)
@@ -151,7 +159,8 @@ def _write_all(source: RecordSource, folder: Path, options: WriteOptions, label:
         for made in track_count(made_results, lambda: done_before + ticks.count, len(source), label):
             if made is not None:
                 results[made[0]] = made[1]
-                budget.add(made[1].errors)
+                budget.add(made[0], made[1].errors, done_before + ticks.count)
+    budget.check()
     source.notes.clear()  # what this process has seen of them is in the results, as what others and earlier builds have
     source.notes.update(known)
     for result in results.values():
@@ -165,30 +174,6 @@ def _import_writer(layout: str) -> None:
         import webdataset  # noqa: F401
     else:
         import streaming  # noqa: F401
-
-
-class _TooManyBadError(UserError):
-    """More bad records than may be."""
-
-
-class _Budget:
-    """Counts bad records and refuses too many."""
-
-    def __init__(self, total: int, fraction: float) -> None:
-        self._total, self._fraction = total, fraction
-        self._errors: list[str] = []
-
-    def add(self, errors: Sequence[str]) -> None:
-        self._errors += errors
-        if len(self._errors) <= self._fraction * self._total:
-            return
-        if self._fraction == 0:
-            raise _TooManyBadError(self._errors[0])
-        shown = "".join(f"\n  {error}" for error in self._errors[:5])
-        raise _TooManyBadError(
-            f"too many bad records: at least {len(self._errors)} of {self._total}, allowed is a share of "
-            f"{self._fraction:g} (--max-bad-fraction); the first:{shown}"
-        )
 
 
 def _forget_bad(folder: Path) -> None:
@@ -210,10 +195,10 @@ def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, numb
             ticks.tick()
             try:
                 record, suffix = _checked(source, item, options)
+            except NothingLeftError:
+                continue
             except RecordError as error:
                 result.errors.append(str(error))
-                if options.max_bad_fraction == 0:
-                    return result  # the build ends with it
                 continue
             if shard is None:  # opened only once there is a record for it
                 shard = layout(path)
@@ -221,6 +206,7 @@ def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, numb
             keys.append(item)
             expressions.append(_expression_counts(record))
             result.ids.append(record.id)
+            result.empty += sum(target.mask.is_empty and not target.no_target for target in record.targets)
             result.tally.add(record)
     finally:
         if shard is not None:
@@ -255,14 +241,11 @@ def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results
     index_N = _join(folder, results)
     tally, errors = Tally.sum(r.tally for r in results), [error for result in results for error in result.errors]
     shards = [result.shard for result in results if result.shard]
-    twins = _twins(results)
-    if twins:
-        errors += [f"{source.name}: record {i!r}: its id occurs twice; ids must be unique" for i in twins.values()]
-        _Budget(len(source), options.max_bad_fraction).add(errors)
-        for row in twins:
-            path = folder / shards[int(index_N[row]["shard"])].name
-            tally.remove(_written(path, index_N[row]))
-        index_N = np.delete(index_N, list(twins))
+    if twins := _twins(results):
+        index_N, twin_errors = _without_twins(source, folder, index_N, shards, tally, twins)
+        budget = Budget(len(source), options.max_bad_fraction)
+        budget.add(0, errors := errors + twin_errors, len(source))
+        budget.check()
     if not len(index_N):
         raise UserError(f"no good record came from {source.name}, so there is nothing to write")
     counts = np.bincount(index_N["shard"], minlength=len(shards))
@@ -272,12 +255,16 @@ def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results
     if errors:
         kept.add(QUARANTINE_NAME)
         lines = [json.dumps({"error": error}, ensure_ascii=False) + "\n" for error in errors]
-        write_atomically(folder / QUARANTINE_NAME, "".join(lines).encode())
+        write_atomically(folder / QUARANTINE_NAME, "".join(lines).encode(errors="backslashreplace"))
     if options.layout == "mds":
         kept.add(MDS_INDEX_NAME)
         write_mds_index(folder, [shard.name for shard in shards])
     index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
-    manifest = make_manifest(source.description, options.of_manifest(), tally.counts(len(errors)), index, shards)
+    counts_of_set = tally.counts(len(errors))
+    masks, expressions = (sum(of.values()) for of in (counts_of_set.targets, counts_of_set.expressions))
+    check_empty_masks(sum(result.empty for result in results), masks, options.max_empty_fraction)
+    source.check_kept(masks, expressions)
+    manifest = make_manifest(source.description, options.of_manifest(), counts_of_set, index, shards)
     write_atomically(folder / MANIFEST_NAME, manifest.to_bytes())
     _tidy(folder, kept)
     return manifest
@@ -291,15 +278,32 @@ def _join(folder: Path, results: list[_ShardResult]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, INDEX_DTYPE)
 
 
-def _twins(results: list[_ShardResult]) -> dict[int, str]:
-    """{row of the index: id} of the records whose id an earlier one has: only the index leaves them out."""
-    seen: set[str] = set()
-    twins: dict[int, str] = {}
+def _twins(results: list[_ShardResult]) -> dict[int, tuple[int, str]]:
+    """Records with the id of an earlier one: {row of the index: (row of that, id)}. Only the index leaves them out."""
+    seen: dict[str, int] = {}
+    twins: dict[int, tuple[int, str]] = {}
     for row, record_id in enumerate(record_id for result in results for record_id in result.ids):
-        if record_id in seen:
-            twins[row] = record_id
-        seen.add(record_id)
+        if (first := seen.setdefault(record_id, row)) != row:
+            twins[row] = first, record_id
     return twins
+
+
+def _without_twins(
+    source: RecordSource,
+    folder: Path,
+    index_N: np.ndarray,
+    shards: list[Shard],
+    tally: Tally,
+    twins: dict[int, tuple[int, str]],
+) -> tuple[np.ndarray, list[str]]:
+    """The index without them (the tally, too), and what is to be said of them."""
+    errors = []
+    for row, (first, record_id) in twins.items():
+        tally.remove(_written(folder / shards[int(index_N[row]["shard"])].name, index_N[row]))
+        place, before = (source.place(int(index_N[r]["key"])) for r in (row, first))
+        twice = f"its id occurs twice, before at {before}; ids must be unique"
+        errors.append(f"{place}: record {shown(record_id)}: {twice}")
+    return np.delete(index_N, list(twins)), errors
 
 
 def _written(path: Path, row: np.void) -> ImageRecord:

@@ -8,6 +8,14 @@ from typing import Any
 from mres.records import ImageRecord, RecordError
 
 
+class NothingLeftError(RecordError):
+    """A record of which nothing is left once what was counted in `notes` is left out: no error, it is passed over."""
+
+
+def _any_counts(targets: int, expressions: int) -> None:
+    """Of most sets nobody has published how many there are."""
+
+
 @dataclass(frozen=True)
 class RecordSource:
     """The records of one foreign data set, by number: any of them can be made alone, in any order, in any process.
@@ -22,6 +30,9 @@ class RecordSource:
         make: record `number` (0 … total-1); raises `RecordError`. Called in forked processes, in any order.
         description: what they are made from (JSON values), the same on every machine: no absolute paths, no dates.
         errors: entries that were refused already; they come first, one record each.
+        place_of: where record `number` stands, "file:line"; None: its number says that.
+        check_kept: what is called with the numbers of targets and expressions that are left, at the end of a build; it
+            raises a `UserError` where these are not what was published.
         notes: what was left out or repaired, message → number of times; grows while records are made. What is known
             before the first record is made belongs in it from the start.
     """
@@ -32,17 +43,28 @@ class RecordSource:
     description: dict[str, Any]
     notes: Counter[str] = field(default_factory=Counter)
     errors: Sequence[RecordError] = ()
+    place_of: Callable[[int], str] | None = None
+    check_kept: Callable[[int, int], None] = _any_counts
 
     def __len__(self) -> int:
         return len(self.errors) + self.total
 
     def __getitem__(self, number: int) -> ImageRecord:
-        """Raises: RecordError, IndexError."""
+        """Raises: RecordError, also for what no reader has foreseen (a name that no file can have, a number of 400 digits)."""
         if not 0 <= number < len(self):
             raise IndexError(f"{self.name} has records 0 to {len(self) - 1}, not {number}")
         if number < len(self.errors):
             raise self.errors[number]
-        return self.make(number - len(self.errors))
+        try:
+            return self.make(number - len(self.errors))
+        except (OSError, ValueError, ArithmeticError, RecursionError) as error:
+            raise RecordError(f"{self.place(number)}: cannot be read: {type(error).__name__}: {error}") from None
+
+    def place(self, number: int) -> str:
+        """Where a record stands, for messages."""
+        if self.place_of is None or number < len(self.errors):
+            return f"{self.name}: record number {number}"
+        return self.place_of(number - len(self.errors))
 
     def __iter__(self) -> Iterator[ImageRecord | RecordError]:
         """All of them in their order, a `RecordError` in place of what cannot be made."""

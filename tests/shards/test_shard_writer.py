@@ -16,9 +16,11 @@ from pycocotools import mask as coco
 
 from mres.errors import UserError
 from mres.record_checks import record_from_json
-from mres.records import Expression, ImageRecord, RecordError, Rle, Target
+from mres.records import Expression, ImageRecord, RecordError, Rle, Target, encode_mask
 from mres.shards.reader import ShardSet
 from mres.shards.verify import damages
+from mres.shards.writer import WriteOptions, write_shards
+from mres.sources.source import NothingLeftError, RecordSource
 
 
 def test_stock_webdataset_reads_the_shards(shard_folder: Path) -> None:
@@ -106,6 +108,84 @@ def test_more_bad_records_than_allowed_are_refused(tmp_path: Path, write_set) ->
     with pytest.raises(UserError, match=r"(?s)2 of 4.*0.25.*first bad.*second bad"):
         write_set(tmp_path / "set", records, max_bad_fraction=0.25)
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_run_names_the_first_twenty_bad_records(workers: int, tmp_path: Path, write_set) -> None:
+    records = [RecordError(f"bad {i:02}") if i % 2 else make_record(i) for i in range(50)]
+    with pytest.raises(UserError) as refused:
+        write_set(tmp_path / "set", records, workers=workers, images_per_shard=50 if workers else 5)
+    named = [line.strip() for line in str(refused.value).splitlines() if line.strip().startswith("bad")]
+    assert named == [f"bad {i:02}" for i in range(1, 40, 2)]
+    assert list(tmp_path.iterdir()) == [] or not (tmp_path / "set").exists()
+
+
+def test_what_no_reader_has_foreseen_is_a_bad_record_too(tmp_path: Path, write_set) -> None:
+    class Source(list):
+        def __getitem__(self, index):
+            return [
+                lambda: make_record(0),
+                lambda: "\ud800".encode(),
+                lambda: float(10**400),
+                lambda: Path("n" * 5000).read_bytes(),
+            ][index]()
+
+    manifest = write_set(tmp_path / "set", Source([None] * 4), max_bad_fraction=0.75)
+    assert (manifest.counts.images, manifest.counts.quarantined) == (1, 3)
+    listed = (tmp_path / "set/quarantine.jsonl").read_text().splitlines()
+    for line, what in zip(listed, ("UnicodeEncodeError", "OverflowError", "File name too long"), strict=True):
+        assert what in json.loads(line)["error"]
+        assert "test: record number" in json.loads(line)["error"]
+
+
+def test_half_characters_in_a_message_are_written_down(tmp_path: Path, write_set) -> None:
+    records = [make_record(0), RecordError("x.json: \ud800: missing"), replace(make_record(2), id="\udfff")]
+    assert write_set(tmp_path / "set", records, max_bad_fraction=0.7).counts.quarantined == 2
+    errors = [json.loads(line)["error"] for line in (tmp_path / "set/quarantine.jsonl").read_text().splitlines()]
+    assert errors[0] == "x.json: \ud800: missing"
+    assert "'id'" in errors[1]
+
+
+def test_the_same_id_is_named_with_both_places(tmp_path: Path) -> None:
+    records = [make_record(0), RecordError("bad"), make_record(2), replace(make_record(3), id="im0")]
+    source = replace(RecordSource.of(records, {"format": "test"}), place_of=lambda number: f"own.jsonl:{number + 1}")
+    with pytest.raises(UserError, match=r"own\.jsonl:4: record 'im0'.*own\.jsonl:1;"):
+        write_shards(source, tmp_path / "set", WriteOptions(max_bad_fraction=0.25))
+
+
+def empty_record(index: int, **of_target: object) -> ImageRecord:
+    record = make_record(index)
+    empty = replace(record.targets[0], mask=encode_mask(np.zeros((12, 20), np.uint8)), **of_target)
+    return replace(record, targets=(empty, *record.targets[1:]))
+
+
+def test_empty_masks_are_counted_and_warned_of_and_refused_above_a_share(tmp_path: Path, write_set, capsys) -> None:
+    good = [make_record(i) for i in range(4)]
+    masks = sum(len(record.targets) for record in good)
+    records = [empty_record(0), *good[1:]]
+    plain = write_set(tmp_path / "plain", good)
+    assert capsys.readouterr().err == ""
+    manifest = write_set(tmp_path / "warned", records)
+    assert f"warning: 1 of {masks} masks have no pixel" in capsys.readouterr().err
+    assert manifest.options == plain.options  # it decides no byte
+    with pytest.raises(UserError, match=rf"1 of {masks} masks.*no_target.*--max-empty-fraction"):
+        write_set(tmp_path / "refused", records, max_empty_fraction=0)
+    assert not (tmp_path / "refused").exists()
+    write_set(tmp_path / "meant", [empty_record(0, no_target=True), *good[1:]], max_empty_fraction=0)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_record_of_which_nothing_is_left_is_no_bad_one(tmp_path: Path, write_set) -> None:
+    manifest = write_set(tmp_path / "set", [make_record(0), NothingLeftError("counted"), make_record(2)])
+    assert (manifest.counts.images, manifest.counts.quarantined) == (2, 0)
+
+
+def test_who_knows_how_many_were_published_is_asked_about_what_is_left(tmp_path: Path) -> None:
+    asked = []
+    records = [make_record(0), RecordError("bad"), make_record(2)]
+    source = replace(RecordSource.of(records, {"format": "test"}), check_kept=lambda *kept: asked.append(kept))
+    counts = write_shards(source, tmp_path / "set", WriteOptions(max_bad_fraction=0.5)).counts
+    assert asked == [(sum(counts.targets.values()), sum(counts.expressions.values()))]
 
 
 def test_no_record_at_all_is_an_error(tmp_path: Path, write_set) -> None:
