@@ -96,7 +96,7 @@ def test_there_and_back_through_every_form_is_bit_for_bit(
         assert all(same_bits(found[name].to(tensor.dtype), tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("to", ["zero1", "zero3"])
+@pytest.mark.parametrize("to", [pytest.param("zero1", marks=pytest.mark.exhaustive), "zero3"])
 def test_a_run_goes_to_deepspeed_and_comes_back_complete(runs: Path, to: str, tmp_path: Path) -> None:
     folder = convert(runs / "tied", tmp_path / "zero", to, world_size=3)
     assert (folder / "latest").read_text() == "global_step2"

@@ -73,6 +73,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(work: Path) -> None:
     assert steps_of(work / "runs" / "local") == list(range(1, STEPS + 1))
 
 
+@pytest.mark.exhaustive
 def test_preempted_under_slurm_saves_requeues_and_goes_on(work: Path, tmp_path: Path) -> None:
     fakes = ROOT / "tests" / "cluster" / "fake_slurm"
     environ = {

@@ -42,7 +42,7 @@ LAUNCHERS = {
 @pytest.mark.parametrize(
     ("launcher", "strategy"),
     [
-        ("python", "fsdp"),
+        pytest.param("python", "fsdp", marks=pytest.mark.exhaustive),
         ("torchrun", "fsdp"),
         pytest.param("deepspeed", "fsdp", marks=pytest.mark.exhaustive),
         ("deepspeed", "zero"),

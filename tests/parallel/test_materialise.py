@@ -115,7 +115,9 @@ def test_all_ranks_learn_what_one_of_them_holds(ranks: list[dict]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "start", "step"), [("fsdp", 0.5, 1.3), ("zero 3", 1.4, 2.1)])
+@pytest.mark.parametrize(
+    ("kind", "start", "step"), [("fsdp", 0.5, 1.3), pytest.param("zero 3", 1.4, 2.1, marks=pytest.mark.exhaustive)]
+)
 def test_no_rank_ever_holds_the_whole_model(kind: str, start: float, step: float) -> None:
     """Measured: resident memory of four ranks in weights of the whole model, of which all there is would be four (ZeRO 3
     has moments and gradients from the start): while they get their weights, each tensor drawn whole and cut at once, and

@@ -45,7 +45,7 @@ KINDS = {n: (*EVERYWHERE, *BESIDE.get(n, ()), *RECOMPUTING[n], *COMPILED.get(n, 
 ONCE = {
     1: ("single", "single-f64", "single-block"),
     2: ("ddp", "fsdp", "zero1", "zero2", "zero3", "ddp-f64", "zero3-offload", "fsdp-selective", "fsdp-compiled"),
-    3: ("fsdp", "zero3"),
+    3: (),
     4: ("hsdp2", "fsdp-f64"),
 }
 pytestmark = pytest.mark.slow

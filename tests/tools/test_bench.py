@@ -90,6 +90,7 @@ def test_data_against_what_is_usual_and_the_limit() -> None:
     assert 0 < apart["masks, against the exact mean of whole masks, largest"] <= 0.51
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_order_at_any_position() -> None:
     value = found("order")

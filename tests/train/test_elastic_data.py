@@ -44,7 +44,7 @@ def write_run(folder: Path, train: object) -> Path:
     return path
 
 
-@pytest.fixture(params=["one set", "two sets"])
+@pytest.fixture(params=[pytest.param("one set", marks=pytest.mark.exhaustive), "two sets"])
 def config(request: pytest.FixtureRequest, tmp_path: Path, tiny_shards: Path, second: Path) -> Path:
     mixture = [{"path": str(tiny_shards), "weight": 1}, {"path": str(second), "weight": 3}]
     return write_run(tmp_path, str(tiny_shards) if request.param == "one set" else mixture)
@@ -98,6 +98,7 @@ def test_killed_at_random_and_gone_on_with_otherwise(tmp_path: Path, config: Pat
     wait_until(lambda: set(os.listdir("/dev/shm")) <= shared, "that named shared memory goes")
 
 
+@pytest.mark.exhaustive
 def test_the_list_of_broken_images_goes_on_with_the_run(tmp_path: Path, tiny_shards: Path) -> None:
     folder = Path(shutil.copytree(tiny_shards, tmp_path / "broken"))
     rows = ShardSet(folder).index_N

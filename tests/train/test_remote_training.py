@@ -125,13 +125,21 @@ def test_a_store_that_fails_now_and_then_changes_no_batch(
     ("fault", "overrides", "message"),
     [
         (403, (), "the store refuses access to 's3://bucket/set/manifest.json': HTTP 403 "),
-        (500, ("data.remote_retries=2",), "set/manifest.json': 3 attempts failed, the last with: HTTP 500"),
-        (
+        pytest.param(
+            500,
+            ("data.remote_retries=2",),
+            "set/manifest.json': 3 attempts failed, the last with: HTTP 500",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
             "stall",
             ("data.remote_timeout_s=0.5", "data.remote_retries=0"),
             "set/manifest.json': 1 attempt failed, the last with: no answer within 0.5 s",
+            marks=pytest.mark.exhaustive,
         ),
-        (404, (), "no shard set at 's3://bucket/set': it has no manifest.json"),
+        pytest.param(
+            404, (), "no shard set at 's3://bucket/set': it has no manifest.json", marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_a_store_that_refuses_ends_the_run_before_it_begins(
@@ -158,10 +166,20 @@ def fall_silent(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("fault", "workers", "message"),
     [
-        (refuse_one_file, 0, "the store refuses access to 's3://bucket/set/shard-000007.tar': HTTP 403 "),
+        pytest.param(
+            refuse_one_file,
+            0,
+            "the store refuses access to 's3://bucket/set/shard-000007.tar': HTTP 403 ",
+            marks=pytest.mark.exhaustive,
+        ),
         (refuse_one_file, 1, "the store refuses access to 's3://bucket/set/shard-000007.tar': HTTP 403 "),
         (go_away, 1, ": 2 attempts failed, the last with: "),
-        (fall_silent, 1, ": 2 attempts failed, the last with: no answer within 2 s"),
+        pytest.param(
+            fall_silent,
+            1,
+            ": 2 attempts failed, the last with: no answer within 2 s",
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_a_store_that_is_lost_ends_the_run_within_its_budget(

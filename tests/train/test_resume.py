@@ -34,7 +34,7 @@ def assert_same_course(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("strategy", "world_size", "received", "code"),
     [
-        ("single", 1, signal.SIGTERM, PREEMPTED_EXIT),
+        pytest.param("single", 1, signal.SIGTERM, PREEMPTED_EXIT, marks=pytest.mark.exhaustive),
         pytest.param("ddp", 2, signal.SIGINT, INTERRUPTED_EXIT, marks=pytest.mark.exhaustive),
         ("fsdp", 2, signal.SIGUSR2, PREEMPTED_EXIT),
     ],

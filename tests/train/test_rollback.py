@@ -88,6 +88,7 @@ def test_too_many_spikes_go_back_and_on_with_other_batches(gone_back: Path) -> N
     assert [line["step"] for line in lines(gone_back / "batches.jsonl")] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.exhaustive
 def test_the_batches_after_those_that_were_seen(
     gone_back: Path, tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_the_batches_after_those_that_were_seen(
     assert trained == stream[:12] + stream[18:]
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_went_back_goes_on_after_a_kill_where_it_was(gone_back: Path, config: Path) -> None:
     """From the checkpoint that was written anew at once, and from a later one; both know what was skipped."""
     states = {

@@ -170,7 +170,7 @@ def test_broken_images_are_named_once_and_replaced(tmp_path: Path, config: Path,
     assert not {f"im{index}" for index in BROKEN} & set(images)
 
 
-@pytest.mark.parametrize("fraction", ["0", "0.05"])
+@pytest.mark.parametrize("fraction", [pytest.param("0", marks=pytest.mark.exhaustive), "0.05"])
 def test_more_broken_images_than_allowed_end_the_run(
     tmp_path: Path, config: Path, broken_shards: Path, fraction: str
 ) -> None:

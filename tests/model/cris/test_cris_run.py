@@ -50,9 +50,9 @@ def test_one_expression_a_step_has_no_statistics(on_one: Path) -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        ["parallel.strategy=ddp"],
+        pytest.param(["parallel.strategy=ddp"], marks=pytest.mark.exhaustive),
         ["parallel.strategy=fsdp", "parallel.activation_checkpointing=block"],
-        ["parallel.strategy=zero", "parallel.zero_stage=2"],
+        pytest.param(["parallel.strategy=zero", "parallel.zero_stage=2"], marks=pytest.mark.exhaustive),
     ],
     ids=["ddp", "fsdp", "zero2"],
 )
