@@ -1,0 +1,178 @@
+"""`mres.record` and `mres.write_shards`: data that Python has in hand, without annotation files in between.
+
+Shapes: H×W the image; N points of a polygon.
+"""
+
+import hashlib
+import io
+import json
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mres.errors import UserError, near
+from mres.io.files import read_regular
+from mres.record_json import record_to_json
+from mres.records import Expression, Granularity, ImageRecord, RecordError, Rle, Target, encode_mask
+from mres.shards.check import check_record
+from mres.shards.manifest import Manifest
+from mres.shards.writer import WriteOptions
+from mres.shards.writer import write_shards as write_source
+from mres.sources.coco_file import annotation_mask
+from mres.sources.coco_masks import bounding_box
+from mres.sources.reading import image_size
+from mres.sources.source import RecordSource
+
+_MAX_IMAGE_BYTES = 1 << 29
+_MASKS = "a boolean array (height, width), COCO run lengths, a polygon or several, or None for nothing in the image"
+
+
+def record(
+    image: Any,
+    masks: Mapping[str | tuple[str, ...], Any],
+    *,
+    id: str | None = None,
+    split: str = "train",
+    source: str = "python",
+    category: str | Mapping[str, str] = "object",
+    parts: Collection[str] = (),
+) -> ImageRecord:
+    """An image with what is said of it.
+
+    Args:
+        image: a path, encoded bytes, an array (H, W, 3) or (H, W) of uint8, or a PIL image.
+        masks: {expression: mask}; a tuple of expressions shares one mask. A mask is a boolean array (H, W), or one of 0
+            and 1, or of 0 and 255; COCO run lengths; a polygon [x, y, x, y …] or a list of them; None (or an array
+            without a pixel): the expression refers to nothing in the image.
+        id: of the record, unique in a set; by default the file's name without suffix, else a hash of the image.
+        split, source: what the record is labelled as.
+        category: of all masks, or {expression: category}.
+        parts: the expressions (of tuples, the first) whose mask is a part of an object.
+
+    Raises:
+        UserError: naming the record, the expression, what was found and what is allowed.
+    """
+    content, name = _encoded(image)
+    where = f"mres.record: {id or name!r}"
+    if not isinstance(masks, Mapping) or not masks:
+        raise UserError(f"{where}: masks is {type(masks).__name__}, expected {{expression: mask}} with at least one")
+    height, width = image_size(content, where)
+    texts = [key if isinstance(key, tuple) else (key,) for key in masks]
+    _check_names(texts, category, parts, where)
+    targets = []
+    for number, (said, mask) in enumerate(zip(texts, masks.values(), strict=True)):
+        drawn = _mask(mask, height, width, f"{where}, {said[0]!r}")
+        kind: Granularity = "part" if said[0] in parts else "object"
+        named = category if isinstance(category, str) else category.get(said[0], "object")
+        targets.append(_target(str(number), kind, named, drawn, said))
+    made = ImageRecord(id or name, content, width, height, split, source, tuple(targets))
+    check_record(made, "mres.record")
+    return made
+
+
+def write_shards(records: Iterable[ImageRecord], folder: str | Path, **options: Any) -> Manifest:
+    """Writes records into the new shard set `folder`, which training and evaluation read as any other.
+
+    Args:
+        records: of `mres.record`.
+        options: `overwrite=True` replaces a set; others as of `tools/shard.py build`: images_per_shard, workers,
+            max_side, quality, layout, max_bad_fraction.
+
+    Raises:
+        UserError: no record, an id twice, a folder in use, an unknown option, a full disk.
+    """
+    known = list(WriteOptions.__dataclass_fields__)
+    if unknown := sorted(set(options) - set(known)):
+        raise UserError(f"mres.write_shards: unknown option {unknown[0]!r}; {near(unknown[0], known)}")
+    found = list(records)
+    if odd := next((one for one in found if not isinstance(one, ImageRecord)), None):
+        raise UserError(f"mres.write_shards: {type(odd).__name__} among the records; make them with mres.record")
+    if not found:
+        raise UserError("mres.write_shards: no records")
+    digest = hashlib.sha256()
+    for one in found:
+        digest.update(json.dumps(record_to_json(one, "image")).encode() + hashlib.sha256(one.image).digest())
+    description = {"format": "python", "records_sha256": digest.hexdigest()}
+    return write_source(RecordSource.of(found, description), Path(folder), WriteOptions(**options))
+
+
+def _target(id_: str, kind: Granularity, category: str, mask: Rle, texts: tuple[str, ...]) -> Target:
+    expressions = tuple(map(Expression, texts))
+    if mask.is_empty:
+        return Target(id_, kind, "", mask, (0, 0, 0, 0), expressions, no_target=True)
+    return Target(id_, kind, category, mask, bounding_box(mask), expressions)
+
+
+def _encoded(image: Any) -> tuple[bytes, str]:
+    """Its bytes and what it is called."""
+    from PIL import Image
+
+    if isinstance(image, str | Path):
+        try:
+            return read_regular(Path(image), _MAX_IMAGE_BYTES), Path(image).stem
+        except OSError as error:
+            raise UserError(f"mres.record: the image '{image}' cannot be read: {error.strerror}") from None
+    if isinstance(image, bytes | bytearray):
+        return bytes(image), hashlib.sha256(image).hexdigest()[:16]
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size or image.shape[2:] not in ((), (3,)):
+            raise UserError(f"mres.record: an image of {image.dtype} {image.shape}, expected uint8 (H, W, 3) or (H, W)")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"mres.record: the image is {type(image).__name__}, expected a path, bytes, an array or a PIL image"
+        )
+    with io.BytesIO() as buffer:
+        image.convert("L" if image.mode in ("1", "L") else "RGB").save(buffer, "PNG")
+        return _encoded(buffer.getvalue())
+
+
+def _check_names(texts: list[tuple[str, ...]], category: Any, parts: Collection[str], where: str) -> None:
+    """What is said of expressions must be said of some."""
+    firsts = [said[0] if said else "" for said in texts]
+    if any(not said or not all(isinstance(text, str) for text in said) for said in texts):
+        raise UserError(f"{where}: masks has a key without a text; expected a text or a tuple of texts")
+    parts = [parts] if isinstance(parts, str) else parts
+    for name, given in (("parts", parts), ("category", () if isinstance(category, str) else category)):
+        if unknown := next((text for text in given if text not in firsts), None):
+            raise UserError(f"{where}: {name} names {unknown!r}, which no mask has; {near(unknown, firsts)}")
+
+
+def _mask(mask: Any, height: int, width: int, where: str) -> Rle:
+    nothing = encode_mask(np.zeros((height, width), bool))
+    if mask is None:
+        return nothing
+    if isinstance(mask, list | tuple | dict | Rle):
+        notes = Counter[str]()
+        drawn = annotation_mask(_as_json(mask), height, width, where, notes)
+        for note, number in notes.items():
+            warnings.warn(f"{where}: {note}: {number}", stacklevel=3)
+        if drawn is None and not isinstance(mask, dict | Rle):
+            raise RecordError(f"{where}: its polygons cover no pixel; None says that the expression refers to nothing")
+        return drawn or nothing
+    mask_HW = np.asarray(mask)
+    if mask_HW.shape != (height, width) or mask_HW.dtype.kind not in "bui":
+        found = f"{type(mask).__name__} of {mask_HW.dtype} {mask_HW.shape}"
+        raise RecordError(f"{where}: the mask is {found}; expected {_MASKS}; the image is ({height}, {width})")
+    values = np.unique(mask_HW)
+    if not set(values.tolist()) <= {0, 1} and not set(values.tolist()) <= {0, 255}:
+        raise RecordError(
+            f"{where}: the mask has the values {values[:5].tolist()} …; expected booleans, 0 and 1 or 0 and 255"
+        )
+    return encode_mask(mask_HW > 0)
+
+
+def _as_json(mask: Any) -> Any:
+    """Polygons and run lengths as COCO's JSON has them: lists of plain numbers, text."""
+    if isinstance(mask, Rle):
+        return mask.to_json()
+    if isinstance(mask, dict):
+        counts = mask.get("counts")
+        counts = counts.decode("ascii", "replace") if isinstance(counts, bytes) else counts
+        return {**mask, "size": list(mask.get("size", ())), "counts": counts}
+    plain = [one.tolist() if isinstance(one, np.ndarray | np.generic) else one for one in mask]
+    return [plain] if plain and isinstance(plain[0], int | float) else plain
