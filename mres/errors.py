@@ -3,6 +3,7 @@
 import difflib
 import errno
 import functools
+import io
 import os
 import reprlib
 import sys
@@ -118,6 +119,8 @@ def exit_on_user_error(main: Callable[[], int | None], tell: Callable[[str], boo
 
     @functools.wraps(main)
     def wrapped() -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a file need not be text
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main() or 0
         except UserError as error:

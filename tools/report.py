@@ -21,6 +21,10 @@ def parser() -> argparse.ArgumentParser:
 @exit_on_user_error
 def main() -> int:
     arguments = parser().parse_args()
+    if arguments.picture:
+        from mres.evaluate.drawn_file import check_drawn
+
+        check_drawn(arguments.picture, "--picture", endings=(".png",))
     data = arguments.data or _held_out(arguments.run_dir, arguments.kind)
     from mres.evaluate.report import write_report
     from mres.shards.reader import ShardSet
@@ -28,9 +32,11 @@ def main() -> int:
     print(write_report(arguments.run_dir, ShardSet(data)))
     if arguments.picture:
         from mres.evaluate.picture import draw_picture
-        from mres.evaluate.results import read_results
+        from mres.evaluate.results import name_on, read_results
 
-        draw_picture(read_results(arguments.run_dir)[1], ShardSet(data), arguments.picture)
+        shards = ShardSet(data)
+        name = name_on(arguments.run_dir, shards.fingerprint)
+        draw_picture(read_results(arguments.run_dir, name)[1], shards, arguments.picture)
         print(arguments.picture)
     return 0
 

@@ -126,6 +126,7 @@ def _build(arguments: argparse.Namespace) -> int:
         quality=arguments.quality,
         layout=arguments.format,
     )
+    _check_inputs_stay(arguments)
     check_free(arguments.out.resolve(), overwrite=arguments.overwrite)
     source = BUILDS[arguments.source].open(arguments)
     manifest = write_shards(source, arguments.out, options)
@@ -135,9 +136,20 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_inputs_stay(arguments: argparse.Namespace) -> None:
+    """--overwrite must not remove a file or folder that this command reads."""
+    out = arguments.out.resolve()
+    for name, path in vars(arguments).items():
+        if name != "out" and isinstance(path, Path) and path.resolve().is_relative_to(out):
+            raise UserError(
+                f"'{arguments.out}' would be replaced with '{path}' in it, which is read; name another folder"
+            )
+
+
 def _filter(arguments: argparse.Namespace) -> int:
     from mres.shards.view import Condition, filter_set
 
+    _check_inputs_stay(arguments)
     condition = Condition(
         splits=frozenset(arguments.split) if arguments.split else None,
         ids=_id_file(arguments.ids),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from mres.checkpoint import store
 from mres.config import Config, load_config
 from mres.errors import UserError
+from mres.evaluate.drawn_file import check_drawn, write_drawn
 from mres.evaluate.overlay import TRUTH_COLOUR, drawing_size, grid, overlay, panel, resized_image, resized_mask
 from mres.model.task import SegmentationTask
 from mres.pretrained.whole import load_weights
@@ -55,6 +55,7 @@ def replay(
     Raises:
         UserError: no run, no such step, no weights, or data that are not there any more.
     """
+    check_drawn(out, "--out")
     config = load_config(run / "config.yaml", kind=kind, stored=True)
     sets = TrainingSets.open(config.data)
     order = sets.order(config.data, config.run.seed)
@@ -140,7 +141,4 @@ def _draw(expressions: list[Expression], out: Path) -> None:
         size = drawing_size(len(e.image_SS3), len(e.image_SS3), _SIDE)
         drawn = overlay(resized_image(e.image_SS3, size), resized_mask(e.mask_hh, size), TRUTH_COLOUR)
         panels.append(panel(drawn, f"{e.losses.get('loss', float('nan')):.3f}  {e.text}"))
-    try:
-        Image.fromarray(grid(panels, _COLUMNS)).save(out)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the contact sheet '{out}': {error}; name another with --out") from None
+    write_drawn({out: grid(panels, _COLUMNS)})

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, drawing_size, overlay, resized_image, resized_mask
-from mres.evaluate.results import LINES_NAME, ExpressionResult, ResultsError
+from mres.evaluate.results import ExpressionResult, ResultsError
 from mres.records import GRANULARITIES, ImageRecord, RecordError, decode_masks
 from mres.shards.reader import ShardSet
 from mres.stream.image import open_image
@@ -115,7 +115,7 @@ def find_records(shards: ShardSet, wanted: set[str]) -> Mapping[str, tuple[Image
     missing = sorted(wanted - found.keys())
     if missing:
         raise ResultsError(
-            f"{LINES_NAME} names the image {missing[0]!r}, which is not in the shard set ({len(missing)} such images); "
+            f"the results name the image {missing[0]!r}, which is not in the shard set ({len(missing)} such images); "
             "name the shard set that was evaluated (--data FOLDER)"
         )
     return found
@@ -155,7 +155,7 @@ def decoded_prediction(result: ExpressionResult, record: ImageRecord) -> np.ndar
             raise ValueError(f"{mask.height} x {mask.width} pixels, not the image's {record.height} x {record.width}")
         return decode_masks([mask])[0].astype(bool)
     except ValueError as error:
-        raise ResultsError(f"{LINES_NAME}: prediction of {result.expression_id!r}: {error}; evaluate again") from None
+        raise ResultsError(f"the results' prediction of {result.expression_id!r}: {error}; evaluate again") from None
 
 
 def data_uri(image_HW3: np.ndarray) -> str:

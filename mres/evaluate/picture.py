@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mres.errors import UserError
+from mres.evaluate.drawn_file import write_drawn
 from mres.evaluate.gallery import decoded_prediction, find_records, pixels
 from mres.evaluate.overlay import PREDICTION_COLOUR, drawing_size, grid, overlay, panel, resized_image, resized_mask
 from mres.evaluate.results import ExpressionResult
@@ -46,7 +46,7 @@ def draw_picture(results: Sequence[ExpressionResult], shards: ShardSet, path: Pa
         for result in row:
             mask_HW: np.ndarray = resized_mask(decoded_prediction(result, record), size)
             panels.append(panel(overlay(image_HW3, mask_HW, PREDICTION_COLOUR), f"{result.text}  ({result.iou:.2f})"))
-    Image.fromarray(grid(panels, len(GRANULARITIES) * _EACH)).save(path)
+    write_drawn({path: grid(panels, len(GRANULARITIES) * _EACH)})
 
 
 def _typical(results: Sequence[ExpressionResult]) -> list[list[ExpressionResult]]:

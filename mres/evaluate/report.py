@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mres.evaluate import charts
 from mres.evaluate.gallery import CASE_GROUPS, gallery
 from mres.evaluate.iou import BOTH
 from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR
-from mres.evaluate.results import ExpressionResult, ResultsError, read_results
+from mres.evaluate.results import DEFAULT_NAME, ExpressionResult, ResultsError, name_on, read_results
 from mres.evaluate.table import GROUP_LABELS, cell, kind_rows, result_rows
 from mres.io.files import write_atomically
 from mres.io.json_files import JsonError, parse_object, read_jsonl
@@ -29,7 +30,7 @@ TRIVIAL_NOTES = {
 
 
 def write_report(run_dir: Path, shards: ShardSet) -> Path:
-    """Writes `run_dir`/report/index.html and returns its path.
+    """Writes `run_dir`/report/index.html and returns its path; of results-test.json, it is report/results-test.html.
 
     Args:
         run_dir: a run's folder with results.json and results.jsonl; metrics.jsonl, evaluations.jsonl, config.yaml and
@@ -41,15 +42,16 @@ def write_report(run_dir: Path, shards: ShardSet) -> Path:
     """
     if not run_dir.is_dir():
         raise ResultsError(f"no run at '{run_dir}'; name the folder of a run, such as runs/demo")
-    summary, results = read_results(run_dir)
+    name = name_on(run_dir, shards.fingerprint)
+    summary, results = read_results(run_dir, name)
     evaluated = summary["data"]
     if (fingerprint := evaluated.get("fingerprint", shards.fingerprint)) != shards.fingerprint:
         raise ResultsError(
             f"'{shards.location}' is not the shard set that '{run_dir}' was evaluated on: that was "
             f"'{evaluated.get('folder')}', fingerprint {fingerprint}; name it, or evaluate again"
         )
-    page = _render(run_dir, summary, results, shards)
-    path = run_dir / "report" / "index.html"
+    page = _render(run_dir, name, summary, results, shards)
+    path = run_dir / "report" / ("index.html" if name == DEFAULT_NAME else f"{name}.html")
     path.parent.mkdir(exist_ok=True)
     # A lone surrogate in an expression must not cost the report.
     write_atomically(path, page.encode("utf-8", "replace"))
@@ -76,7 +78,9 @@ def _lines(path: Path) -> list[Mapping[str, Any]]:
     return lines
 
 
-def _render(run_dir: Path, summary: Mapping[str, Any], results: Sequence[ExpressionResult], shards: ShardSet) -> str:
+def _render(
+    run_dir: Path, results_name: str, summary: Mapping[str, Any], results: Sequence[ExpressionResult], shards: ShardSet
+) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -107,7 +111,8 @@ def _render(run_dir: Path, summary: Mapping[str, Any], results: Sequence[Express
         groups=gallery(results, shards),
         places=CASE_GROUPS,
         colours={"truth": f"#{bytes(TRUTH_COLOUR).hex()}", "prediction": f"#{bytes(PREDICTION_COLOUR).hex()}"},
-        facts=_facts(run_dir, summary, shards),
+        results_name=results_name,
+        facts=_facts(run_dir, results_name, summary, shards),
         config=redacted(config.read_text(encoding="utf-8")) if config.is_file() else "",
     )
 
@@ -137,12 +142,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _facts(run_dir: Path, summary: Mapping[str, Any], shards: ShardSet) -> list[tuple[str, str]]:
-    """What was evaluated and what it ran on."""
+def _facts(run_dir: Path, name: str, summary: Mapping[str, Any], shards: ShardSet) -> list[tuple[str, str]]:
+    """What was evaluated, when, and what it ran on."""
+    written = datetime.fromtimestamp((run_dir / f"{name}.jsonl").stat().st_mtime, timezone.utc)
     facts = [
         ("run folder", str(run_dir)),
         ("checkpoint", str(summary["checkpoint"])),
+        ("weights", "their moving average" if summary.get("weights") == "ema" else "as trained"),
         ("evaluated on", str(summary["data"].get("folder", shards.location))),
+        ("split", str(summary["data"].get("split", ""))),
+        ("evaluated at", f"{written:%Y-%m-%d %H:%M:%S} UTC"),
         ("images in the set", f"{shards.manifest.counts.images:,}"),
         ("data fingerprint", shards.fingerprint),
     ]

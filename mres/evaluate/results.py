@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,12 @@ from typing import Any
 from mres.credentials import cleaned
 from mres.errors import UserError, near, shown
 from mres.evaluate.iou import PROTOCOL, all_figures_of, iou
-from mres.io.files import write_atomically
+from mres.io.files import part_of, replacing, write_atomically
 from mres.io.json_files import JsonError, read_json, read_jsonl
 from mres.record_checks import is_source_id
 from mres.records import GRANULARITIES, Granularity, ImageRecord, Rle, SourceId, Target, expression_id
 
-SUMMARY_NAME = "results.json"
-LINES_NAME = "results.jsonl"
+DEFAULT_NAME = "results"  # of the figures and lines on the validation set
 _NAMED_IDS = 3  # how many ids a message lists
 _TEXTS = ("expression_id", "image_id", "target_id", "category", "kind", "text")
 _OF_SOURCE = ("ref_id", "ann_id", "sent_id", "sent_index")
@@ -221,31 +221,79 @@ def summarise(
     }
 
 
-def write_results(folder: Path, results: Iterable[ExpressionResult], summary: Mapping[str, Any]) -> None:
-    """Writes results.jsonl, then results.json, each whole or not at all."""
+def name_for(folder: Path, data: Mapping[str, Any]) -> str:
+    """What results on the set `data` are called in `folder`, but for .json and .jsonl: those of other sets stay."""
+    plain = DEFAULT_NAME if data["split"] == "val" else f"{DEFAULT_NAME}-{data['split']}"
+    there = _data_of(folder / f"{plain}.json")
+    fingerprint = str(data["fingerprint"])
+    if not there or there.get("fingerprint", fingerprint) == fingerprint:
+        return plain
+    # Of the same folder, they are of a set that was built again since.
+    same = os.path.realpath(str(there.get("folder"))) == os.path.realpath(str(data["folder"]))
+    return plain if same else f"{plain}-{fingerprint[:8]}"
+
+
+def names_in(folder: Path) -> list[str]:
+    """What the results in `folder` are called, those of the validation set first."""
+    found = {path.stem for path in folder.glob(f"{DEFAULT_NAME}*.json") if path.with_suffix(".jsonl").is_file()}
+    return sorted(found, key=lambda name: (name != DEFAULT_NAME, name))
+
+
+def name_on(folder: Path, fingerprint: str) -> str:
+    """Of the results in `folder`, those on the set of that fingerprint; where there are none, the validation set's."""
+    named = {name: _data_of(folder / f"{name}.json").get("fingerprint") for name in names_in(folder)}
+    return next((name for name, found in named.items() if found == fingerprint), DEFAULT_NAME)
+
+
+def _data_of(path: Path) -> dict[str, Any]:
+    """The set that results are of, as far as they say it."""
+    try:
+        data = read_json(path)["data"]
+    except (OSError, JsonError, KeyError, TypeError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def write_results(
+    folder: Path, results: Iterable[ExpressionResult], summary: Mapping[str, Any], name: str = DEFAULT_NAME
+) -> None:
+    """Writes `name`.jsonl and `name`.json, each whole or as it was; a kill between them loses neither (`read_results`)."""
     lines = (json.dumps(result.to_json()) + "\n" for result in results)
-    write_atomically(folder / LINES_NAME, "".join(lines).encode())
-    write_atomically(folder / SUMMARY_NAME, (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
+    content = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+    with replacing(folder / f"{name}.json") as summary_file:
+        summary_file.write(content.encode())
+        summary_file.flush()
+        os.fsync(summary_file.fileno())
+        write_atomically(folder / f"{name}.jsonl", "".join(lines).encode())
 
 
-def read_results(folder: Path) -> tuple[dict[str, Any], list[ExpressionResult]]:
-    """The (results.json, results.jsonl) that `write_results` left in `folder`, checked against each other.
+def read_results(folder: Path, name: str = DEFAULT_NAME) -> tuple[dict[str, Any], list[ExpressionResult]]:
+    """The (`name`.json, `name`.jsonl) that `write_results` left in `folder`, checked against each other.
 
     Raises:
         ResultsError: one is missing, damaged, or they are not of the same evaluation.
     """
-    for name in (SUMMARY_NAME, LINES_NAME):
-        if not (folder / name).is_file():
-            raise ResultsError(f"no {name} in '{folder}'; python launch/evaluate.py writes it")
+    summary_path, lines_path = folder / f"{name}.json", folder / f"{name}.jsonl"
+    if not lines_path.is_file() or not (summary_path.is_file() or part_of(summary_path).is_file()):
+        missing = lines_path if summary_path.is_file() else summary_path
+        raise ResultsError(f"no {missing.name} in '{folder}'; python launch/evaluate.py writes it")
     try:
-        summary = cleaned(read_json(folder / SUMMARY_NAME))
-        results = [ExpressionResult.from_json(value, where) for where, value in read_jsonl(folder / LINES_NAME)]
+        results = [ExpressionResult.from_json(value, where) for where, value in read_jsonl(lines_path)]
+        # A writer that was killed between its two files has left the second aside.
+        for path in (summary_path, part_of(summary_path)):
+            summary = cleaned(read_json(path)) if path.is_file() else None
+            if summary is not None and _follows(summary, results):
+                return summary, results
     except (JsonError, OSError) as error:
         raise ResultsError(f"{error}; evaluate again") from None
+    raise ResultsError(f"'{folder}': {summary_path.name} does not follow from {lines_path.name}; evaluate again")
+
+
+def _follows(summary: Any, results: Sequence[ExpressionResult]) -> bool:
+    """Whether the figures are those of the results."""
+    if not isinstance(summary, dict) or not summary.keys() >= {"protocol", "trivial", "checkpoint", "data"}:
+        return False
     figures = {"num_expressions": len(results), **all_figures_of(results)}
-    if isinstance(summary, dict) and "cut_expressions" in summary:  # of an earlier version, nobody knows
+    if "cut_expressions" in summary:  # of an earlier version, nobody knows
         figures["cut_expressions"] = num_cut(results)
-    complete = isinstance(summary, dict) and summary.keys() >= {"protocol", "trivial", "checkpoint", "data"}
-    if not complete or any(summary.get(key) != value for key, value in figures.items()):
-        raise ResultsError(f"'{folder}': {SUMMARY_NAME} does not follow from {LINES_NAME}; evaluate again")
-    return summary, results
+    return all(summary.get(key) == value for key, value in figures.items())

@@ -34,7 +34,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a run's folder, a checkpoint or a .safetensors file"
     )
-    parser.add_argument("--out", type=Path, help="folder of results.json and results.jsonl; default: run.dir/run.name")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of results.json and results.jsonl (of data.split=test: results-test.json …); default: run.dir/run.name",
+    )
     parser.add_argument("--json", action="store_true", help="print results.json instead of the table")
     arguments, config = parse(parser, argv)
     shards = held_out(config)
@@ -99,7 +103,7 @@ def _write_down(
     config: Config, shards: ShardSet, sample: ShardSet, results: list[ExpressionResult], checkpoint: str, out: Path
 ) -> dict[str, Any]:
     """Rank 0 sets the trivial answers beside the model's and writes both down."""
-    from mres.evaluate.results import summarise, write_results
+    from mres.evaluate.results import name_for, summarise, write_results
     from mres.evaluate.trivial import trivial_answers
 
     data = {"folder": shards.location, "fingerprint": shards.fingerprint, "split": config.data.split}
@@ -112,11 +116,13 @@ def _write_down(
         weights=config.evaluate.weights,
         trivial=trivial_answers(_readable(sample), held_out_records),
     )
-    write_results(out, results, summary)
+    name = name_for(out, data)
+    write_results(out, results, summary, name)
+    print(f"results: {out / name}.json and {name}.jsonl", file=sys.stderr)
     if cut := summary["cut_expressions"]:
         print(
             f"warning: {cut:,} of {len(results):,} expressions are longer than the model reads and lost their end "
-            f"(model.text_length; cut_expressions in {out / 'results.json'})",
+            f"(model.text_length; cut_expressions in {out / name}.json)",
             file=sys.stderr,
         )
     return summary

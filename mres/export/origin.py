@@ -13,7 +13,7 @@ from mres.checkpoint.opening import Kind, OpenedWeights
 from mres.config import Config, load_config
 from mres.credentials import cleaned
 from mres.errors import UserError
-from mres.evaluate.results import SUMMARY_NAME, ResultsError, read_results
+from mres.evaluate.results import DEFAULT_NAME, ResultsError, names_in, read_results
 from mres.io.json_files import JsonError, parse_object
 from mres.stream.sets import open_set
 
@@ -52,7 +52,7 @@ def origin_of(found: OpenedWeights, config: Config, kind: Kind, results: Sequenc
         if run is not None and not results:
             facts["results"], facts["results_left_out"] = _own_results(run, found.path, kind)
     if results:
-        facts["results"] = [_given_results(folder, found.path, kind) for folder in results]
+        facts["results"] = [one for folder in results for one in _given_results(folder, found.path, kind)]
     return facts
 
 
@@ -127,9 +127,9 @@ def _started_from(config: Config, ancestors: int) -> Facts | None:
     return {**facts, **_training(load_config(run / "config.yaml", stored=True), run, {}, ancestors - 1)}
 
 
-def _results_in(folder: Path, checkpoint: Path, kind: Kind) -> tuple[Facts, str]:
-    """What results.json in a folder says, and what it is of where that is not these weights, else ""."""
-    summary, _ = read_results(folder)
+def _results_in(folder: Path, name: str, checkpoint: Path, kind: Kind) -> tuple[Facts, str]:
+    """What results in a folder say, and what they are of where that is not these weights, else ""."""
+    summary, _ = read_results(folder, name)
     evaluated = Path(str(summary["checkpoint"]))
     # The folder may have moved, but not its name and its run's.
     mine, theirs = checkpoint.absolute().parts[-3:], evaluated.absolute().parts[-3:]
@@ -140,18 +140,19 @@ def _results_in(folder: Path, checkpoint: Path, kind: Kind) -> tuple[Facts, str]
 
 
 def _own_results(run: Path, checkpoint: Path, kind: Kind) -> tuple[list[Facts], str]:
-    """The figures in the run's folder, if they are of these weights; and why there are none."""
-    if not (run / SUMMARY_NAME).is_file():
-        return [], "the run was not evaluated"
-    summary, other = _results_in(run, checkpoint, kind)
-    return ([], f"{SUMMARY_NAME} in the run's folder is {other}") if other else ([summary], "")
+    """The figures in the run's folder that are of these weights; and why there are none."""
+    found = {name: _results_in(run, name, checkpoint, kind) for name in names_in(run)}
+    left_out = [f"{name}.json in the run's folder is {other}" for name, (_, other) in found.items() if other]
+    taken = [summary for summary, other in found.values() if not other]
+    return taken, "" if taken else "; ".join(left_out) or "the run was not evaluated"
 
 
-def _given_results(folder: Path, checkpoint: Path, kind: Kind) -> Facts:
-    summary, other = _results_in(folder, checkpoint, kind)
-    if other:
-        raise ResultsError(
-            f"'{folder / SUMMARY_NAME}' is {other}; evaluate what is exported: python launch/evaluate.py … --checkpoint "
-            f"{checkpoint} --out {folder}"
-        )
-    return summary
+def _given_results(folder: Path, checkpoint: Path, kind: Kind) -> list[Facts]:
+    found = {name: _results_in(folder, name, checkpoint, kind) for name in names_in(folder) or [DEFAULT_NAME]}
+    for name, (_, other) in found.items():
+        if other:
+            raise ResultsError(
+                f"'{folder / name}.json' is {other}; evaluate what is exported: python launch/evaluate.py … --checkpoint "
+                f"{checkpoint} --out {folder}"
+            )
+    return [summary for summary, _ in found.values()]

@@ -209,6 +209,24 @@ def test_another_shard_set_is_refused(made_run, tmp_path):
         write_report(run_dir, ShardSet(tmp_path / "other"))
 
 
+def test_a_report_is_of_the_set_that_is_named_and_says_which(run_copy, tmp_path):
+    run_dir, shards = run_copy
+    main = write_report(run_dir, shards).read_bytes()
+    write_shards(RecordSource.of(list(scenes(2, seed=9, split="test")), {}), tmp_path / "test")
+    other = ShardSet(tmp_path / "test")
+    summary, results = read_results(run_dir)
+    data = {"folder": "data/test", "fingerprint": other.fingerprint, "split": "test"}
+    summary = {**summary, "data": data, "checkpoint": "runs/x/checkpoints/step-00000042"}
+    results_of_test = [replace(result, prediction=None) for result in results]
+    write_results(run_dir, results_of_test, summary, "results-test")
+    path = write_report(run_dir, other)
+    assert path.name == "results-test.html"
+    text = Page(path.read_text(encoding="utf-8")).text
+    for fact in ("data/test (test)", "step-00000042", "evaluated at", " UTC", other.fingerprint):
+        assert fact in text
+    assert (run_dir / "report" / "index.html").read_bytes() == main == write_report(run_dir, shards).read_bytes()
+
+
 def report_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return command("tools/report.py", *arguments)
 

@@ -13,6 +13,8 @@ from mres.evaluate.results import (
     ExpressionResult,
     ResultsError,
     merge_results,
+    name_for,
+    name_on,
     read_results,
     summarise,
     write_results,
@@ -160,6 +162,37 @@ def test_a_write_that_fails_leaves_the_old_files(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_results(tmp_path, numbered(3), {"mIoU": float("nan")})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_kill_between_the_two_files_loses_neither(tmp_path):
+    old, new = numbered(3), numbered(5)
+    write_results(tmp_path, old, summary_of(old))
+    write_results(tmp_path / "new", new, summary_of(new))
+    (tmp_path / "results.json.part").write_bytes((tmp_path / "new" / "results.json").read_bytes())
+    assert read_results(tmp_path)[1] == old, "it was killed before the first"
+    (tmp_path / "results.jsonl").write_bytes((tmp_path / "new" / "results.jsonl").read_bytes())
+    assert read_results(tmp_path) == (summary_of(new), new)
+    write_results(tmp_path, old, summary_of(old))
+    assert read_results(tmp_path)[1] == old
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_results_of_other_sets_do_not_replace_each_other(tmp_path):
+    lines = numbered(3)
+    sets = [
+        {"folder": "data/val", "fingerprint": "a" * 64, "split": "val"},
+        {"folder": "data/test", "fingerprint": "b" * 64, "split": "test"},
+        {"folder": "data/other", "fingerprint": "c" * 64, "split": "val"},
+    ]
+    names = ["results", "results-test", "results-cccccccc"]
+    for _ in range(2):  # again, they replace their own
+        for data, name in zip(sets, names, strict=True):
+            assert name_for(tmp_path, data) == name
+            write_results(tmp_path, lines, {**summary_of(lines), "data": data}, name)
+    assert [name_on(tmp_path, data["fingerprint"]) for data in sets] == names
+    assert read_results(tmp_path, "results-test")[0]["data"] == sets[1]
+    assert name_for(tmp_path, {**sets[0], "fingerprint": "d" * 64}) == "results", "the set was built again"
+    assert name_for(tmp_path, {**sets[0], "folder": "moved"}) == "results", "it has moved"
 
 
 @given(st.integers(0, 12), st.integers(1, 4), st.randoms())

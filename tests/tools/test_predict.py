@@ -39,6 +39,38 @@ def test_masks_have_the_images_size_and_the_overlay_is_written(trained: Path) ->
     assert "left wheel of the red car" in done.stdout
 
 
+@pytest.mark.slow
+def test_the_image_is_never_replaced_under_whatever_name(trained: Path) -> None:
+    photo = (trained / "photo.png").read_bytes()
+    (trained / "x-mask-2.png").write_bytes(photo)
+    (trained / "hard.png").hardlink_to(trained / "photo.png")
+    (trained / "link.png").symlink_to("photo.png")
+    before = {path.name: path.read_bytes() for path in trained.glob("*.png")}
+    texts = ["--text", "a", "--text", "b"]
+    for image, out in (
+        ("photo.png", "photo.png"), ("photo.png", "hard.png"), ("photo.png", "link.png"), ("link.png", "./photo.png"),
+        ("x-mask-2.png", "x.png"), ("x-mask-2.png", "x.jpg"),
+    ):  # fmt: skip
+        done = predict(trained, "--checkpoint", "nowhere", "--image", image, "--out", out, *texts)
+        assert done.returncode == 2, done.stderr
+        assert "would replace" in done.stderr
+        assert image in done.stderr
+        assert {path.name: path.read_bytes() for path in trained.glob("*.png")} == before
+    assert (trained / "link.png").is_symlink()
+
+
+@pytest.mark.slow
+def test_all_files_or_none(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "o-mask-2.png.part").mkdir()  # nothing can be written there
+    texts = ["--text", "a", "--text", "b"]
+    given = ["--checkpoint", "tiny", "--image", "photo.png", "--out", str(tmp_path / "o.png"), *texts]
+    done = predict(trained, *given)
+    assert done.returncode == 2, done.stderr
+    assert f"'{tmp_path}/o-mask-2.png'; name a place that can be written to" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["o-mask-2.png.part"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,0 +1,63 @@
+"""Images that commands draw: whole or not at all, and never over what they were made of.
+
+Shapes: H×W an image.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mres.errors import UserError
+from mres.io.files import replacing
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def check_drawn(
+    path: Path, option: str, *, inputs: Sequence[Path] = (), endings: Sequence[str] = tuple(_FORMATS)
+) -> None:
+    """Whether an image may be written to `path`, which was given as `option`.
+
+    Args:
+        inputs: what the image will be made of; under whatever name, it is not to be replaced.
+
+    Raises:
+        UserError: another ending, no folder, a folder in its place, or one of the inputs.
+    """
+    if path.suffix.lower() not in endings:
+        raise UserError(f"{option} '{path}' must end in {', '.join(endings)}")
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"{option}: no folder '{path.resolve().parent}'; make it first")
+    if path.is_dir():
+        raise UserError(f"{option}: '{path}' is a folder; name a file")
+    if path.exists() and (source := next((i for i in inputs if i.exists() and os.path.samefile(i, path)), None)):
+        raise UserError(f"{option}: '{path}' would replace '{source}', which it is made of; name another")
+
+
+def write_drawn(images: Mapping[Path, np.ndarray]) -> None:
+    """Writes uint8 images, (H, W) or (H, W, 3), each in the format that its path's ending names: all of them or none.
+
+    Raises:
+        UserError: the format has no such large images.
+    """
+    contents = {path: _encoded(image, path) for path, image in images.items()}
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            stack.enter_context(replacing(path)).write(content)
+
+
+def _encoded(image: np.ndarray, path: Path) -> bytes:
+    encoded = io.BytesIO()
+    try:
+        Image.fromarray(image).save(encoded, _FORMATS[path.suffix.lower()])
+    except (OSError, ValueError) as error:
+        size = f"{image.shape[1]}×{image.shape[0]} pixels"
+        raise UserError(f"'{path}' of {size} cannot be encoded: {error}; name a .png") from None
+    return encoded.getvalue()
