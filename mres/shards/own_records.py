@@ -22,8 +22,7 @@ from mres.shards.check import check_record
 from mres.shards.manifest import Manifest
 from mres.shards.writer import WriteOptions
 from mres.shards.writer import write_shards as write_source
-from mres.sources.coco_file import annotation_mask
-from mres.sources.coco_masks import bounding_box
+from mres.sources.coco_masks import annotation_mask, bounding_box
 from mres.sources.reading import image_size
 from mres.sources.source import RecordSource
 

@@ -2,18 +2,27 @@
 
 import argparse
 from collections import Counter
-from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from mres.errors import UserError
 from mres.sources.coco_expressions import noun_of
 from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
-from mres.sources.object_parts import Nouns, drop_slivers, object_targets
+from mres.sources.coco_masks import is_held_out
+from mres.sources.object_parts import MaskReader, Nouns
 from mres.sources.source import RecordSource
 
+Crowds = Literal["auto", "groups", "instances"]
 
-def coco_instances(annotations: Path, images: Path, split: str) -> RecordSource:
+
+def coco_instances(annotations: Path, images: Path, split: str, crowds: Crowds = "auto") -> RecordSource:
     """The image records of one file of instances, with expressions made from the category names.
+
+    Args:
+        annotations, images: the JSON and the folder of its images.
+        split: the name that the records carry.
+        crowds: what run lengths with `iscrowd` 1 are: regions of many instances, as in COCO, or single instances, as
+            CVAT writes every mask that was painted. "auto" tells by the file, and notes it.
 
     Raises:
         UserError: not a COCO file, boxes without masks, no such folder, no annotated image.
@@ -22,22 +31,42 @@ def coco_instances(annotations: Path, images: Path, split: str) -> RecordSource:
     nouns: Nouns = {name: (noun_of(name), None) for name in file.names.values()}
     if unnamed := next((name for name, (noun, _) in nouns.items() if not noun), None):
         raise UserError(f"'{file.path}': nothing can be called '{unnamed}', the name of a category")
-    _need_masks(file)
     notes: Counter[str] = Counter()
-    drop_slivers(file, notes)
-    targets_of = partial(object_targets, file, nouns, notes)
-    return image_source(file, images, split, file.name, targets_of, {"format": "instances"}, notes)
+    description = {"format": "instances"} | ({} if crowds == "auto" else {"crowds": crowds})
+    _read_crowds(file, crowds, notes)
+    targets_of = MaskReader(file, nouns, notes, is_held_out(split)).targets
+    return image_source(file, images, split, file.name, targets_of, description, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_coco_arguments(parser, "the folder of its images")
+    parser.add_argument(
+        "--crowds",
+        choices=("auto", "groups", "instances"),
+        default="auto",
+        help="what masks with iscrowd 1 are: groups, as in COCO, or instances, as CVAT writes all painted ones",
+    )
 
 
-def _need_masks(file: CocoFile) -> None:
-    annotations = [annotation for found in file.annotations_of.values() for annotation in found]
-    if annotations and not any(annotation.get("segmentation") for annotation in annotations):
-        raise UserError(
-            f"'{file.path}' has {len(annotations)} annotations and none has a mask ('segmentation'); boxes alone, as "
-            "Objects365 is published, cannot be trained on: make masks from the boxes with a promptable segmenter, as "
-            "MRES-32M's authors did, and add them as COCO run lengths"
-        )
+def _read_crowds(file: CocoFile, crowds: Crowds, notes: "Counter[str]") -> None:
+    """Masks marked as crowds become instances where that is asked for, or where the file is CVAT's.
+
+    COCO marks a few regions among many polygons. Where every mask is so marked, or CVAT's own attributes stand beside
+    run lengths that all are, the mark says only that they were painted.
+    """
+    found = [annotation for annotations in file.annotations_of.values() for annotation in annotations]
+    masks = [a for a in found if isinstance(a.get("segmentation"), dict)]
+    marked = [a for a in found if a.get("iscrowd")]
+    drawn = [a for a in found if isinstance(a.get("segmentation"), list) and a["segmentation"]]
+    is_of_cvat = all(isinstance(a.get("attributes"), dict) and "occluded" in a["attributes"] for a in marked)
+    by_rule = bool(masks) and all(a.get("iscrowd") for a in masks) and (not drawn or is_of_cvat)
+    if not marked or crowds == "groups" or (crowds == "auto" and not by_rule):
+        return
+    for annotation in marked:
+        annotation["iscrowd"] = 0
+    why = (
+        ""
+        if crowds == "instances"
+        else " since every painted mask is, as CVAT does it (--crowds groups reads them as groups)"
+    )
+    notes[f"masks marked iscrowd 1, read as single instances{why}"] = len(marked)

@@ -94,12 +94,12 @@ class ImageFolder:
 
     def _below(self, name: str) -> list[str]:
         """The files anywhere in the folder whose last parts are the name's; those with most of them in common."""
-        parts = _canonical(name)
+        parts = name_parts(name)
         if not self._at_least <= len(parts):
             return []
         common = {}
         for path in self._files.get(parts[-1].casefold(), ()):
-            found = _canonical(path)
+            found = name_parts(path)
             common[path] = next(
                 (n for n, (a, b) in enumerate(zip(found[::-1], parts[::-1], strict=False)) if a != b),
                 min(len(found), len(parts)),
@@ -109,7 +109,7 @@ class ImageFolder:
 
     def _alike(self, name: str) -> str:
         """What is there under nearly this name, for the message."""
-        parts = _canonical(name)
+        parts = name_parts(name)
         same = self._files.get(parts[-1].casefold()) if parts else None
         return f"; there is {same[0]!r}" if same else ""
 
@@ -135,13 +135,14 @@ def _spellings(name: str) -> list[PurePosixPath]:
     return [PurePosixPath(text) for text in dict.fromkeys((*plain, *forms)) if text != "."]
 
 
-def _canonical(name: str) -> tuple[str, ...]:
+def name_parts(name: str) -> tuple[str, ...]:
+    """The parts of a name's plain path, percent signs decoded and accents composed: as names are compared."""
     return tuple(unicodedata.normalize("NFC", str(plain_path(unquote(name)))).split("/"))
 
 
 def _parts_that_differ(names: Collection[str]) -> int:
     """How many last parts of their paths tell the names apart; more than any has, where all of them do not."""
-    paths = [_canonical(name) for name in set(names)]
+    paths = [name_parts(name) for name in set(names)]
     longest = max(map(len, paths), default=1)
     nums = range(1, longest + 1)
     return next((num for num in nums if len({path[-num:] for path in paths}) == len(paths)), longest + 1)

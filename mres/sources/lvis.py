@@ -2,12 +2,12 @@
 
 import argparse
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from mres.errors import UserError
 from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
-from mres.sources.object_parts import drop_slivers, drop_unsure, nouns_of, object_targets
+from mres.sources.coco_masks import is_held_out
+from mres.sources.object_parts import MaskReader, drop_unsure, nouns_of
 from mres.sources.source import RecordSource
 
 
@@ -27,10 +27,8 @@ def lvis(annotations: Path, images: Path, split: str) -> RecordSource:
         )
     nouns, notes = nouns_of(file), Counter[str]()
     drop_unsure(file, nouns, notes)
-    drop_slivers(file, notes)
-    return image_source(
-        file, images, split, "lvis", partial(object_targets, file, nouns, notes), {"format": "lvis"}, notes
-    )
+    targets_of = MaskReader(file, nouns, notes, is_held_out(split)).targets
+    return image_source(file, images, split, "lvis", targets_of, {"format": "lvis"}, notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

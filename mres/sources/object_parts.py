@@ -19,8 +19,18 @@ from mres.sources.coco_expressions import (
     position_expressions,
     position_words,
 )
-from mres.sources.coco_file import Annotation, CocoFile, annotation_mask
-from mres.sources.coco_masks import bounding_box, union
+from mres.sources.coco_file import Annotation, CocoFile
+from mres.sources.coco_masks import (
+    KEPT_EMPTY,
+    LEFT_OUT_BARE,
+    LEFT_OUT_EMPTY,
+    bounding_box,
+    empty_mask,
+    has_no_mask,
+    piece_masks,
+    union,
+)
+from mres.sources.reading import id_of
 
 Nouns = Mapping[str, tuple[str, str | None]]  # {category's name: (object's noun, part's noun or None)}
 
@@ -29,13 +39,17 @@ _ALONE = "instances that nothing but their group refers to"
 
 @dataclass(frozen=True)
 class AnnotatedMask:
-    """One annotation with its mask: an object, or a part of one (`part` is not None)."""
+    """One annotation with its mask: an object, or a part of one (`part` is not None).
+
+    `pieces` are its polygons or run lengths that cover a pixel; none: the mask is empty.
+    """
 
     annotation: Annotation
     noun: str
     part: str | None
     mask: Rle
     where: str
+    pieces: Sequence[Rle]
 
 
 @dataclass(frozen=True)
@@ -70,54 +84,64 @@ def nouns_of(file: CocoFile) -> Nouns:
     return nouns
 
 
-def drop_slivers(file: CocoFile, notes: "Counter[str]") -> None:
-    """Leaves out polygons of one or two points, which published files have, and masks of nothing else."""
-    for image_id, annotations in file.annotations_of.items():
-        for annotation in annotations:
-            polygons = annotation.get("segmentation")
-            if not isinstance(polygons, list):
-                continue
-            kept = [p for p in polygons if not isinstance(p, list) or len(p) >= 6]
-            if slivers := len(polygons) - len(kept):
-                notes["polygons of fewer than three points, left out"] += slivers
-                annotation["segmentation"] = kept or None
-        drawn = [a for a in annotations if a.get("segmentation", ()) is not None]
-        if empty := len(annotations) - len(drawn):
-            notes["masks that cover no pixel, left out"] += empty
-            file.annotations_of[image_id] = drawn
-
-
 def drop_unsure(file: CocoFile, nouns: Nouns, notes: "Counter[str]") -> None:
     """Leaves out, with their parts, the objects of which an image may have more that nobody drew: "the chair" might be one."""
     noun_of_id = {id_: nouns[name][0] for id_, name in file.names.items()}
     for image_id, annotations in file.annotations_of.items():
         unsure_ids = file.images[image_id].get("not_exhaustive_category_ids") or ()
-        unsure = {noun_of_id[id_] for id_ in unsure_ids if isinstance(id_, int) and id_ in noun_of_id}
+        unsure = {noun_of_id[id_] for id_ in map(id_of, unsure_ids) if id_ in noun_of_id}
         kept = [a for a in annotations if noun_of_id.get(a["category_id"]) not in unsure]
         if left_out := len(annotations) - len(kept):
             notes["annotations of objects of which their image has more, not annotated, left out"] += left_out
             file.annotations_of[image_id] = kept
 
 
-def object_targets(
-    file: CocoFile, nouns: Nouns, notes: "Counter[str]", image_id: Any, height: int, width: int
-) -> list[Target]:
-    """The targets of an image whose annotations are all objects. Raises: RecordError."""
-    return assemble(read_masks(file, nouns, image_id, height, width, notes), [], notes)
+@dataclass(frozen=True)
+class MaskReader:
+    """Reads the annotations of a file's images.
 
+    Args:
+        nouns: of the file's categories.
+        notes: where what is left out is counted.
+        held_out: a mask without a pixel is kept, where no other mask of its image has its name.
+    """
 
-def read_masks(
-    file: CocoFile, nouns: Nouns, image_id: Any, height: int, width: int, notes: "Counter[str]"
-) -> list[AnnotatedMask]:
-    """An image's annotations, in the file's order, without those whose mask is empty. Raises: RecordError."""
-    found = []
-    for annotation in file.annotations_of[image_id]:
-        where = file.where(image_id, annotation)
-        noun, part = nouns[file.category(annotation, where)]
-        mask = annotation_mask(annotation.get("segmentation"), height, width, where, notes)
-        if mask is not None:
-            found.append(AnnotatedMask(annotation, noun, part, mask, where))
-    return found
+    file: CocoFile
+    nouns: Nouns
+    notes: "Counter[str]"
+    held_out: bool
+
+    def targets(self, image_id: Any, height: int, width: int) -> list[Target]:
+        """The targets of an image whose annotations are all objects. Raises: RecordError."""
+        return assemble(self.masks(image_id, height, width), [], self.notes)
+
+    def masks(self, image_id: Any, height: int, width: int) -> list[AnnotatedMask]:
+        """An image's annotations, in the file's order, without those that have no mask. Raises: RecordError."""
+        found = []
+        for annotation in self.file.annotations_of[image_id]:
+            if has_no_mask(segmentation := annotation.get("segmentation")):
+                self.notes[LEFT_OUT_BARE] += 1
+                continue
+            where = self.file.where(image_id, annotation)
+            noun, part = self.nouns[self.file.category(annotation, where)]
+            pieces = piece_masks(segmentation, height, width, where, self.notes)
+            mask = union(pieces) if pieces else empty_mask(height, width)
+            found.append(AnnotatedMask(annotation, noun, part, mask, where, pieces))
+        return self._without_empty(found)
+
+    def _without_empty(self, found: Sequence[AnnotatedMask]) -> list[AnnotatedMask]:
+        named = {(one.noun, one.part) for one in found if one.pieces}
+        kept = []
+        for one in found:
+            if one.pieces:
+                kept.append(one)
+            elif self.held_out and (one.noun, one.part) not in named:
+                named.add((one.noun, one.part))
+                kept.append(one)
+                self.notes[KEPT_EMPTY] += 1
+            else:
+                self.notes[LEFT_OUT_EMPTY] += 1
+        return kept
 
 
 def assemble(

@@ -9,7 +9,9 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import RecordError, Target
 from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
-from mres.sources.object_parts import Nouns, assemble, drop_unsure, nouns_of, read_masks
+from mres.sources.coco_masks import is_held_out
+from mres.sources.object_parts import MaskReader, assemble, drop_unsure, nouns_of
+from mres.sources.reading import id_of
 from mres.sources.source import RecordSource
 
 # Images, and annotations of objects and parts together, as published.
@@ -33,7 +35,7 @@ def paco(annotations: Path, images: Path, split: str) -> RecordSource:
     nouns, notes = nouns_of(file), Counter[str]()
     _compare_counts(file, split, notes)
     drop_unsure(file, nouns, notes)
-    targets_of = partial(_targets, file, nouns, notes)
+    targets_of = partial(_targets, MaskReader(file, nouns, notes, is_held_out(split)))
     return image_source(file, images, split, "paco-lvis", targets_of, {"format": "paco"}, notes)
 
 
@@ -48,21 +50,19 @@ def _compare_counts(file: CocoFile, split: str, notes: "Counter[str]") -> None:
             notes[f"{what} of the file, though PACO-LVIS {split} was published with {published}"] = count
 
 
-def _targets(
-    file: CocoFile, nouns: Nouns, notes: "Counter[str]", image_id: Any, height: int, width: int
-) -> list[Target]:
-    masks = read_masks(file, nouns, image_id, height, width, notes)
+def _targets(reader: MaskReader, image_id: Any, height: int, width: int) -> list[Target]:
+    masks, notes = reader.masks(image_id, height, width), reader.notes
     objects = {one.annotation["id"]: one for one in masks if one.part is None}
-    empty = {annotation["id"] for annotation in file.annotations_of[image_id]}
+    empty = {annotation["id"] for annotation in reader.file.annotations_of[image_id]}
     empty -= {one.annotation["id"] for one in masks}
     parts = []
     for one in masks:
-        owner = one.annotation.get("obj_ann_id")
+        owner = id_of(one.annotation.get("obj_ann_id"))
         if one.part is None:
             continue
-        if isinstance(owner, int | str) and owner in objects and objects[owner].noun == one.noun:
+        if owner in objects and objects[owner].noun == one.noun:
             parts.append((one, owner))
-        elif isinstance(owner, int | str) and owner in empty:
+        elif owner in empty:
             notes["parts of objects whose mask covers no pixel, left out"] += 1
         else:
             raise RecordError(

@@ -4,7 +4,7 @@ import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mres.errors import UserError
@@ -12,8 +12,9 @@ from mres.io.files import read_regular
 from mres.records import Target
 from mres.sources.coco_expressions import category_expressions, noun_of, part_expressions, plural
 from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
-from mres.sources.coco_masks import union
-from mres.sources.object_parts import AnnotatedMask, Nouns, drop_slivers, make_target, read_masks
+from mres.sources.coco_masks import is_held_out, union
+from mres.sources.image_folder import plain_path
+from mres.sources.object_parts import AnnotatedMask, MaskReader, Nouns, make_target
 from mres.sources.source import RecordSource
 
 SUPER_CATEGORIES = (
@@ -41,10 +42,9 @@ def partimagenet(annotations: Path, images: Path, split: str, synsets: Path | No
     file = CocoFile(annotations)
     nouns, notes = _nouns(file), Counter[str]()
     classes = {} if synsets is None else _classes(file, synsets)
-    drop_slivers(file, notes)
     for entry in file.images.values():
         entry["file_name"] = _place(entry["file_name"])
-    targets_of = partial(_targets, file, nouns, classes, notes)
+    targets_of = partial(_targets, MaskReader(file, nouns, notes, is_held_out(split)), classes)
     description = {"format": "partimagenet", "synsets": None if synsets is None else synsets.name}
     return image_source(file, images, split, "partimagenet", targets_of, description, notes)
 
@@ -73,12 +73,12 @@ def _nouns(file: CocoFile) -> Nouns:
 
 
 def _synset(file_name: str) -> str:
-    return PurePosixPath(file_name).name.split("_")[0]
+    return plain_path(file_name).name.split("_")[0]
 
 
 def _place(file_name: str) -> str:
     """Images lie in one folder a class, as in ImageNet, or in one folder."""
-    return file_name if "/" in file_name else f"{_synset(file_name)}/{file_name}"
+    return file_name if len(plain_path(file_name).parts) > 1 else f"{_synset(file_name)}/{file_name}"
 
 
 def _classes(file: CocoFile, synsets: Path) -> dict[str, str]:
@@ -97,19 +97,11 @@ def _classes(file: CocoFile, synsets: Path) -> dict[str, str]:
     return {synset: noun_of(text.split(",")[0]) for synset, text in names.items()}
 
 
-def _targets(
-    file: CocoFile,
-    nouns: Nouns,
-    classes: Mapping[str, str],
-    notes: "Counter[str]",
-    image_id: Any,
-    height: int,
-    width: int,
-) -> list[Target]:
+def _targets(reader: MaskReader, classes: Mapping[str, str], image_id: Any, height: int, width: int) -> list[Target]:
     groups: dict[str, list[AnnotatedMask]] = defaultdict(list)
-    for one in read_masks(file, nouns, image_id, height, width, notes):
+    for one in reader.masks(image_id, height, width):
         groups[one.noun].append(one)
-    class_ = classes.get(_synset(file.images[image_id]["file_name"])) if len(groups) == 1 else None
+    class_ = classes.get(_synset(reader.file.images[image_id]["file_name"])) if len(groups) == 1 else None
     targets: list[Target] = []
     for noun, masks in groups.items():
         targets += _group([noun] if class_ is None else [class_, noun], masks)
@@ -142,5 +134,4 @@ def _group(names: Sequence[str], masks: Sequence[AnnotatedMask]) -> Iterator[Tar
 
 def _is_several(part: str, found: Sequence[AnnotatedMask]) -> bool:
     """Feet, wings and tires of one object share an annotation, a polygon each; a hidden head may have two as well."""
-    polygons = found[0].annotation["segmentation"]
-    return part not in _ONE_EACH and (len(found) > 1 or (isinstance(polygons, list) and len(polygons) > 1))
+    return part not in _ONE_EACH and (len(found) > 1 or len(found[0].pieces) > 1)

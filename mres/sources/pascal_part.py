@@ -10,8 +10,8 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import Target
 from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
-from mres.sources.coco_masks import share_inside
-from mres.sources.object_parts import AnnotatedMask, Nouns, assemble, nouns_of, read_masks
+from mres.sources.coco_masks import is_held_out, share_inside
+from mres.sources.object_parts import AnnotatedMask, MaskReader, assemble, nouns_of
 from mres.sources.source import RecordSource
 
 INSIDE = 0.5  # a part belongs to the object that holds most of it, and at least this share
@@ -32,7 +32,7 @@ def pascal_part(annotations: Path, images: Path, split: str) -> RecordSource:
     if not any(part for _, part in nouns.values()):
         names = ", ".join(list(file.names.values())[:3])
         raise UserError(f"'{file.path}' is not VLPart's Pascal-Part: no category is 'object:part' (it has {names} …)")
-    targets_of = partial(_targets, file, nouns, notes)
+    targets_of = partial(_targets, MaskReader(file, nouns, notes, is_held_out(split)))
     return image_source(file, images, split, "pascal-part", targets_of, {"format": "pascalpart"}, notes)
 
 
@@ -40,10 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_coco_arguments(parser, "the folder of its images, VOC2010's JPEGImages")
 
 
-def _targets(
-    file: CocoFile, nouns: Nouns, notes: "Counter[str]", image_id: Any, height: int, width: int
-) -> list[Target]:
-    masks = read_masks(file, nouns, image_id, height, width, notes)
+def _targets(reader: MaskReader, image_id: Any, height: int, width: int) -> list[Target]:
+    masks, notes = reader.masks(image_id, height, width), reader.notes
     objects = [one for one in masks if one.part is None]
     kinds = {one.noun for one in objects}
     parts: list[tuple[AnnotatedMask, Any]] = [

@@ -2,13 +2,14 @@
 
 import argparse
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from mres.errors import UserError
+from mres.errors import UserError, near
 from mres.io.json_files import read_json_table
 from mres.records import RecordError
 from mres.sources.image_folder import ImageFolder, plain_path
@@ -34,7 +35,8 @@ class JsonFile:
         try:
             return cls(path, *read_json_table(path))
         except FileNotFoundError:
-            raise UserError(f"no annotations at '{path}' ({named_by})") from None
+            meant = near(path.name, [one.name for one in path.parent.glob("*.json*")], otherwise="")
+            raise UserError(f"no annotations at '{path}' ({named_by}){meant and '; ' + meant}") from None
 
     @property
     def name(self) -> str:
@@ -45,6 +47,16 @@ class JsonFile:
 def name_of(path: Path) -> str:
     """Folder and name of a file; the same on every machine."""
     return f"{path.resolve().parent.name}/{path.name}"
+
+
+def id_of(value: Any) -> int | str | None:
+    """An id as it is compared: 7, 7.0, "7" and "7.0" are one, "007" is another; None for what is no id."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str):
+        number = re.fullmatch(r"\s*(-?(?:0|[1-9][0-9]{0,30}))(?:\.0+)?\s*", value)
+        return int(number[1]) if number else value.strip() or None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def need_folder(folder: Path, option: str) -> None:

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 from mres.errors import UserError
 from mres.io.files import file_sha256
 from mres.records import Expression, ImageRecord, RecordError, Rle, Target
-from mres.sources.coco_file import Annotation, CocoFile, annotation_mask
-from mres.sources.coco_masks import bounding_box, union
+from mres.sources.coco_file import Annotation, CocoFile
+from mres.sources.coco_masks import LEFT_OUT_EMPTY, annotation_mask, bounding_box, empty_mask, union
 from mres.sources.image_folder import ImageFolder
-from mres.sources.reading import JsonFile, name_of, need_folder, read_image
+from mres.sources.reading import JsonFile, image_size, name_of, need_folder, read_image
 from mres.sources.refer_counts import Counts
 from mres.sources.safe_pickle import load_plain
 from mres.sources.source import RecordSource
@@ -65,7 +65,7 @@ class RefTables:
         num_of_id = Counter(ref.id for ref in self.refs)
         if twice := next((id_ for id_, num in num_of_id.items() if num > 1), None):
             raise UserError(f"'{refs}': the ref_id {twice} occurs twice")
-        self.file = CocoFile(instances)
+        self.file = CocoFile(instances, needs_names=False)
         self.annotations: dict[Id, Annotation] = {
             annotation["id"]: annotation for found in self.file.annotations_of.values() for annotation in found
         }
@@ -154,8 +154,9 @@ def ref_source(
     def make(number: int) -> ImageRecord:
         image_id = image_ids[number]
         where = file.where(image_id)
-        height, width = file.size(image_id, where)
+        size = file.size(image_id, where)
         image = read_image(folder, file.images[image_id]["file_name"], where)
+        height, width = size or image_size(image, where)
         targets = tuple(_targets(tables, refs_of[image_id], height, width, notes))
         if not targets:
             raise RecordError(f"{where}: none of its {len(refs_of[image_id])} refs has a mask and an expression")
@@ -223,7 +224,7 @@ def _targets(tables: RefTables, refs: list[Ref], height: int, width: int, notes:
             notes["refs without expressions, left out"] += 1
             continue
         if not ref.annotation_ids:
-            yield Target(ref.id, "object", NO_TARGET, _empty_mask(height, width), (0.0, 0.0, 0.0, 0.0), expressions)
+            yield Target(ref.id, "object", NO_TARGET, empty_mask(height, width), (0.0, 0.0, 0.0, 0.0), expressions)
         elif masks := list(_masks(tables, ref, height, width, notes)):
             mask = union(masks)
             ids = {tables.annotations[id_]["category_id"] for id_ in ref.annotation_ids}
@@ -238,6 +239,8 @@ def _masks(tables: RefTables, ref: Ref, height: int, width: int, notes: "Counter
         for segmentation in _segmentations(annotation.get("segmentation")):
             if mask := annotation_mask(segmentation, height, width, where, notes):
                 yield mask
+            else:
+                notes[LEFT_OUT_EMPTY] += 1
 
 
 def _expressions(ref: Ref, path: Path, notes: "Counter[str]") -> Iterator[Expression]:
@@ -263,10 +266,3 @@ def _text(sentence: Any, where: str, notes: "Counter[str]") -> str | None:
         return sent
     notes["sentences without 'sent', taken from 'raw'" if raw else "blank sentences, left out"] += 1
     return raw or None
-
-
-def _empty_mask(height: int, width: int) -> Rle:
-    from pycocotools import mask as coco
-
-    encoded = coco.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
-    return Rle(height, width, encoded["counts"])

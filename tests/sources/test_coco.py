@@ -166,19 +166,14 @@ def test_the_held_out_images_are_stable(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([rectangle(100, 3, 10, 4)], "wholly outside of the image of 40x20"),
         ([rectangle(2, 3, 1e9, 4)], "far outside"),
-        ([[1, 2, 3, 4]], "at least three points"),
         ([[1, 2, 3, 4, 5, "6"]], "coordinate that is not a number"),
         ([rectangle(2, 3, float("nan"), 4)], "coordinate that is not a number"),
-        ([], "empty list"),
-        ([rectangle(2.1, 3.1, 0.01, 0.01)], "covers no pixel"),
-        (None, "'segmentation' is NoneType"),
+        ("[[1, 2, 3, 4, 5, 6]]", "'segmentation' is str, expected polygons"),
         ({"size": [40, 20], "counts": [800]}, r"the mask's size is \[40, 20\], the image's is \[20, 40\]"),
         ({"size": [20, 40], "counts": [10, 5]}, "cover 15 pixels, the image has 800"),
         ({"size": [20, 40], "counts": [-10, 810]}, "neither a compressed string nor"),
         ({"size": [20, 40], "counts": "Zz~"}, "outside the RLE alphabet"),
-        ({"size": [20, 40], "counts": [800]}, "covers no pixel"),
     ],
 )
 def test_a_bad_mask_is_named(segmentation: Any, message: str, tmp_path: Path) -> None:
@@ -197,8 +192,8 @@ def test_an_annotation_that_belongs_nowhere_is_named(tmp_path: Path) -> None:
     found = list(source)
     assert len(found) == len(source) == 3
     assert str(found[0]).endswith("annotation 2: its image 99 is not in 'images'")
-    assert isinstance(found[1], ImageRecord)
-    assert str(found[2]).endswith("annotation 3: its category 55 is not in 'categories'")
+    assert str(found[1]).endswith("annotation 3: its category 55 is not in 'categories'")
+    assert isinstance(found[2], ImageRecord)
 
 
 def test_a_missing_image_file_is_named(tmp_path: Path) -> None:
@@ -219,8 +214,8 @@ def test_a_missing_image_file_is_named(tmp_path: Path) -> None:
         ('{"categories": [{"id": 1}]}', "categories, id 1: field 'name' is None"),
         (
             '{"categories": [], "annotations": [], "images": [{"id": 1, "file_name": "a/x.jpg"}, '
-            '{"id": 2, "file_name": "b/x.jpg"}]}',
-            "images 1 and 2 both have the file name 'x.jpg'",
+            '{"id": 2, "file_name": "a\\\\x.jpg"}]}',
+            r"images 1 and 2 both have the file name 'a\\\\x.jpg'",
         ),
     ],
 )
@@ -236,7 +231,10 @@ def test_what_is_no_coco_file_is_refused(content: str | None, message: str, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "test"}, "unknown split 'test'; allowed: train, val"),
+        ({"split": "valid"}, "unknown split 'valid'; allowed: train, val, test; did you mean 'val'"),
+        ({"split": "test"}, "the test split .* is empty"),
+        ({"all_images": True, "split_file": Path("x")}, "--split-file and --all-images"),
+        ({"split_file": Path("/nowhere")}, r"cannot read '/nowhere' \(--split-file\)"),
         ({"split": "val", "val_images": 0}, "the val split .* is empty"),
         ({"val_images": 2}, r"cannot hold out 2 images \(--val-images\): the file has 1"),
         ({"images": Path("/nowhere")}, "no folder at '/nowhere'"),

@@ -47,7 +47,10 @@ def test_a_crowd_is_told_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_crowd_alone_is_plural(tmp_path: Path) -> None:
-    items = [annotation(2, LIGHT, run_lengths(20, 0, 10, 10), iscrowd=1)]
+    items = [
+        annotation(2, LIGHT, run_lengths(20, 0, 10, 10), iscrowd=1),
+        annotation(1, CABINET, [rectangle(0, 0, 5, 9)]),
+    ]
     record = only_record(open_weights("instances", *write_coco(tmp_path, CATEGORIES, items)))
     assert texts(by_id(record)["traffic light"]) == ["the traffic lights", "traffic lights"]
 
