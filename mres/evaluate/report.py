@@ -16,7 +16,7 @@ from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR
 from mres.evaluate.results import DEFAULT_NAME, ExpressionResult, ResultsError, name_on, read_results
 from mres.evaluate.table import GROUP_LABELS, cell, kind_rows, result_rows
 from mres.io.files import write_atomically
-from mres.io.json_files import JsonError, parse_object, read_jsonl
+from mres.io.json_files import JsonError, read_jsonl, read_object
 from mres.records import GRANULARITIES
 from mres.shards.reader import ShardSet
 
@@ -60,7 +60,7 @@ def write_report(run_dir: Path, shards: ShardSet) -> Path:
 
 def _environment(path: Path) -> Mapping[str, Any]:
     try:
-        return cleaned(parse_object(path.read_bytes(), f"'{path}'")) if path.is_file() else {}
+        return cleaned(read_object(path)) if path.is_file() else {}
     except JsonError as error:
         raise ResultsError(f"{error}; remove it, or train again") from None
 

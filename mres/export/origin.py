@@ -14,7 +14,7 @@ from mres.config import Config, load_config
 from mres.credentials import cleaned
 from mres.errors import UserError
 from mres.evaluate.results import DEFAULT_NAME, ResultsError, names_in, read_results
-from mres.io.json_files import JsonError, parse_object
+from mres.io.json_files import JsonError, read_object
 from mres.stream.sets import open_set
 
 ORIGIN_NAME = "origin.json"
@@ -64,7 +64,7 @@ def _run_folder(path: Path) -> Path | None:
 
 def _read_object(path: Path) -> Facts:
     try:
-        return cleaned(parse_object(path.read_bytes(), f"'{path}'"))
+        return cleaned(read_object(path))
     except (OSError, JsonError) as error:
         raise UserError(f"'{path}' cannot be read: {error}; remove it, and the card does without") from None
 

@@ -5,6 +5,9 @@
     <cache_dir>/.mres-cache/incoming    the block that is being written, by whoever holds that lock
     <cache_dir>/.mres-cache/locks/00 …  who holds a block's lock fetches it, others wait for it and then find it
 
+All of it is the user's own: folders of others, links and pipes are refused or passed over, for who else can write there
+would decide what is trained on.
+
 The kernel frees the locks of a process that dies, whatever it was doing. What it may leave is a ledger that says too
 much, and an unfinished `incoming`: both are put right when blocks are evicted, which counts what is there. A block has
 the length that its name says, or it is not one. Whatever else lies in `cache_dir` is not the cache's: it is neither
@@ -16,6 +19,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -41,13 +45,14 @@ class BlockCache:
     Safe in threads and after a fork. Processes that share a folder keep to the same limit if they are given the same.
 
     Raises:
-        UserError: a folder that cannot be written to, at any time.
+        UserError: a folder that cannot be written to, at any time, or that belongs to another user.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self._limit = folder, limit_bytes
         self._warned = False
         self._in_memory: deque[tuple[Path, bytes]] = deque(maxlen=_BLOCKS_IN_MEMORY)
+        self._make_folders()
         with self._ledger() as ledger:
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -56,9 +61,8 @@ class BlockCache:
     def read(self, url: str, block: Block, offset: int, size: int) -> bytes | None:
         """`size` bytes from `offset` within a block; None if it is not there."""
         path, length = self._path(url, block), block[1] - block[0]
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:
+        descriptor = _open_own(path)
+        if descriptor is None:
             content = next((content for kept, content in tuple(self._in_memory) if kept == path), None)
             return None if content is None else content[offset : offset + size]
         try:
@@ -110,6 +114,15 @@ class BlockCache:
                 f"(data.cache_limit_gb) to at least {math.ceil(needed / 1e7) / 100:g} GB ({needed} bytes), or lower data.shuffle_window"
             )
 
+    def _make_folders(self) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (owner := self.folder.stat().st_uid) != os.geteuid():  # a link to a folder of one's own will do
+                raise PermissionError(errno.EACCES, f"it belongs to the user {owner}")
+            _make_own(self.folder / _OWN)
+        except OSError as error:
+            raise self._unusable(error) from None
+
     def _path(self, url: str, block: Block) -> Path:
         return self.folder / hashlib.sha256(url.encode()).hexdigest() / f"{block[0]}-{block[1]}.block"
 
@@ -138,7 +151,7 @@ class BlockCache:
         """No fsync: what a power failure leaves of a block has another length, or fails its records' checksums."""
         incoming = self.folder / _OWN / "incoming"
         incoming.write_bytes(content)
-        path.parent.mkdir(exist_ok=True)
+        _make_own(path.parent)
         incoming.replace(path)
 
     def _evict(self, limit: int) -> int:
@@ -192,8 +205,8 @@ class BlockCache:
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(
-            f"the cache folder '{self.folder}' cannot be used: {error.strerror}; give one on a local disk that you may "
-            "write to"
+            f"the cache folder '{self.folder}' cannot be used: {error.strerror}; give one of your own on a local disk "
+            "(data.cache_dir)"
         )
 
     def _warn_of(self, problem: OSError) -> None:
@@ -205,6 +218,40 @@ class BlockCache:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _make_own(folder: Path) -> None:
+    """A folder of the cache's own; only its user may look into it.
+
+    Raises:
+        OSError: it cannot be made, or something else is called so.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(errno.EACCES, f"'{folder}' in it is a link, or of another user")
+    if stat.S_IMODE(found.st_mode) & 0o077:  # an earlier version's
+        folder.chmod(0o700)
+
+
+def _open_own(path: Path) -> int | None:
+    """A block's file; None, if there is none, or a link, a pipe or another user's file or folder in its place."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        found, me = os.fstat(descriptor), os.geteuid()
+        if stat.S_ISREG(found.st_mode) and found.st_uid == me == os.fstat(folder).st_uid:
+            return descriptor
+        os.close(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(folder)
+    return None
 
 
 def _write_total(ledger: int, total: int) -> None:

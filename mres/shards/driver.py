@@ -59,14 +59,20 @@ class Driver:
         """Bytes of the file at `url`."""
         return self._retried(url, "", lambda: self._size(url))
 
-    def read(self, url: str) -> bytes:
-        """All bytes of the file at `url`."""
-        return self._retried(url, "", lambda: _whole(self._call("cat_file", url), self._size(url)))
+    def read(self, url: str, max_bytes: int) -> bytes:
+        """All bytes of the file at `url`, of at most so many."""
+        return self._retried(url, "", lambda: self._read(url, max_bytes))
 
     def read_range(self, url: str, start: int, end: int) -> bytes:
         """The bytes [start, end) of the file at `url`, which has at least `end` bytes."""
         what = f"bytes {start} to {end - 1} of "
         return self._retried(url, what, lambda: _whole(self._call("cat_file", url, start=start, end=end), end - start))
+
+    def _read(self, url: str, max_bytes: int) -> bytes:
+        content = self._call("cat_file", url)
+        if len(content) > max_bytes:
+            raise UserError(f"'{url}' has {len(content):,} bytes; of such a file, at most {max_bytes:,} are read")
+        return _whole(content, self._size(url))
 
     def _size(self, url: str) -> int:
         found = self._call("info", url)

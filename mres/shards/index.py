@@ -6,10 +6,14 @@ Legend: N records.
 """
 
 import io
+import math
 import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from mres.errors import UserError
 from mres.io.files import replacing
@@ -66,10 +70,46 @@ def load_index(source: Path | io.BytesIO, where: str) -> np.ndarray:
     Raises:
         UserError: not an index; messages call it `where`.
     """
+    return load_array(source, where, INDEX_DTYPE, ())
+
+
+def load_array(source: Path | io.BytesIO, where: str, dtype: np.dtype, row: tuple[int, ...]) -> np.ndarray:
+    """The array (N, *row) of a .npy file, mapped, or of the bytes of one; of no more memory than the file has bytes.
+
+    Raises:
+        UserError: not such an array; messages call it `where`.
+    """
     try:
-        index_N = np.load(source, mmap_mode="r" if isinstance(source, Path) else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"'{where}' is not an index: {error}; build the set again") from None
-    if index_N.dtype != INDEX_DTYPE or index_N.ndim != 1:
-        raise UserError(f"'{where}' is not an index of this version; build the set again")
-    return np.asarray(index_N)
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+            if (version := npy.read_magic(file)) != (1, 0):
+                raise ValueError(f"it is of version {version} of the format")
+            shape, _, found = npy.read_array_header_1_0(file)
+            start, end = file.tell(), file.seek(0, io.SEEK_END)
+        if found != dtype or len(shape) != 1 + len(row) or shape[1:] != row:
+            raise ValueError("it is not of this version")
+        if start + math.prod(shape) * dtype.itemsize != end:
+            raise ValueError(f"it says that it has {shape[0]} rows, and has {end - start:,} bytes of them")
+        if isinstance(source, Path):
+            return np.asarray(np.memmap(source, dtype, "r", start, shape))
+        return np.frombuffer(source.getbuffer(), dtype, offset=start).reshape(shape)
+    except Exception as error:  # its header is a text of Python, whose parser fails in many ways
+        reason = str(error) or type(error).__name__
+        raise UserError(f"'{where}' is not an index: {reason[:300]}; build the set again") from None
+
+
+def stray_row(index_N: np.ndarray, shards: Sequence[tuple[int, int]]) -> int | None:
+    """The first row that does not lie within its shard, or whose image or JSON does not lie within its record.
+
+    Args:
+        shards: bytes and records of each shard; the rows of one come together, in their order.
+    """
+    bytes_N, number_N = (
+        np.repeat(values, [records for _, records in shards]) for values in ([b for b, _ in shards], range(len(shards)))
+    )
+    size_N = index_N["size"].astype(np.int64)
+    good_N = (index_N["shard"] == number_N) & (index_N["offset"] >= 0) & (index_N["offset"] <= bytes_N - size_N)
+    for member in ("image", "json"):
+        good_N &= index_N[f"{member}_offset"].astype(np.int64) + index_N[f"{member}_size"] <= size_N
+    for granularity in ("object", "part"):
+        good_N &= index_N[f"num_{granularity}_expressions"] >= 0
+    return None if good_N.all() else int(good_N.argmin())

@@ -123,7 +123,10 @@ def read_leaks(shards: ShardSet) -> list[Leak]:
     path = Path(shards.location) / LEAKS_NAME
     if not path.is_file() or file_sha256(path) != found.list_sha256:
         raise UserError(f"'{path}' is not the list that the leak check wrote; run tools/shard.py leakcheck again")
-    return [Leak(**value) for _, value in read_jsonl(path)]
+    try:
+        return [Leak(**value) for _, value in read_jsonl(path)]
+    except TypeError:
+        raise UserError(f"'{path}' has lines that are no leaks; run tools/shard.py leakcheck again") from None
 
 
 def _images(shards: ShardSet, workers: int) -> _Images:

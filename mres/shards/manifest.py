@@ -5,12 +5,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mres.errors import UserError
-from mres.io.json_files import MAX_TABLE_BYTES, JsonError, parse_json, read_json
+from mres.io.files import file_sha256
+from mres.io.json_files import JsonError, parse_json, read_json
 from mres.records import GRANULARITIES, ImageRecord
 from mres.shards.storage import Storage, is_remote, join
 
@@ -23,8 +24,11 @@ BUILD_HINT = "make one with `python tools/shard.py build …`"
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+Number = Annotated[int, Field(ge=0, le=2**50)]
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Shard(_Strict):
@@ -35,17 +39,21 @@ class Shard(_Strict):
     """
 
     name: str = Field(pattern=r"^shard-\d{6,}\.(tar|mds)$")
-    bytes: int = Field(ge=0)
+    bytes: Number
     sha256: str = Sha256
-    records: int = Field(ge=1)
+    records: int = Field(ge=1, le=2**32)
     part: int | None = None
 
 
 class IndexFile(_Strict):
-    """The file `index.npy`."""
+    """The file `index.npy`, or `digests.npy`."""
 
-    bytes: int = Field(ge=0)
+    bytes: Number
     sha256: str = Sha256
+
+    @classmethod
+    def of(cls, path: Path) -> "IndexFile":
+        return cls(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 class Part(_Strict):
@@ -73,12 +81,12 @@ class LeakCheck(_Strict):
 class Counts(_Strict):
     """How much a set holds; `by_*` are {granularity: {name: number}}."""
 
-    images: int = Field(ge=1)
-    targets: dict[str, int]
-    expressions: dict[str, int]
-    targets_by_category: dict[str, dict[str, int]]
-    expressions_by_kind: dict[str, dict[str, int]]
-    images_by_split: dict[str, int]
+    images: int = Field(ge=1, le=2**50)
+    targets: dict[str, Number]
+    expressions: dict[str, Number]
+    targets_by_category: dict[str, dict[str, Number]]
+    expressions_by_kind: dict[str, dict[str, Number]]
+    images_by_split: dict[str, Number]
     quarantined: int = Field(0, ge=0)
 
 
@@ -91,6 +99,7 @@ class Manifest(_Strict):
     options: dict[str, Any]
     counts: Counts
     index: IndexFile
+    digests: IndexFile | None = None
     shards: list[Shard] = Field(min_length=1)
     parts: list[Part] = []
     leakcheck: LeakCheck | None = None
@@ -117,8 +126,12 @@ class Manifest(_Strict):
 
     def to_bytes(self) -> bytes:
         """The content of its file."""
-        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self.content(), indent=2, ensure_ascii=False) + "\n"
         return text.encode(errors="backslashreplace")  # a file's name may be no Unicode
+
+    def content(self) -> dict[str, Any]:
+        """What its file says; sets of earlier versions have no digests, and say nothing of them."""
+        return self.model_dump(exclude={"digests"} if self.digests is None else None)
 
 
 def make_manifest(
@@ -128,6 +141,7 @@ def make_manifest(
     index: IndexFile,
     shards: list[Shard],
     parts: Sequence[Part] = (),
+    digests: IndexFile | None = None,
 ) -> Manifest:
     """The manifest of these parts, its fingerprint filled in."""
     unsigned = Manifest(
@@ -135,11 +149,12 @@ def make_manifest(
         options=options,
         counts=counts,
         index=index,
+        digests=digests,
         shards=shards,
         parts=list(parts),
         sha256="0" * 64,
     )
-    return unsigned.model_copy(update={"sha256": _fingerprint(unsigned.model_dump())})
+    return unsigned.model_copy(update={"sha256": _fingerprint(unsigned.content())})
 
 
 def read_manifest(storage: Storage) -> Manifest:
@@ -150,7 +165,8 @@ def read_manifest(storage: Storage) -> Manifest:
     """
     where = join(storage.location, MANIFEST_NAME)
     try:
-        value = parse_json(storage.read(MANIFEST_NAME), f"'{where}'")
+        content = storage.read(MANIFEST_NAME)
+        value = parse_json(content, f"'{where}'", bounded=True)
     except FileNotFoundError:
         raise UserError(f"no shard set at '{storage.location}': {_what_is_there(storage)}; {BUILD_HINT}") from None
     except JsonError as error:
@@ -181,7 +197,7 @@ def _what_is_there(storage: Storage) -> str:
 def is_shard_set(folder: Path) -> bool:
     """Whether `folder` is a shard set of any version, whole or damaged; what is not one is never overwritten."""
     try:
-        value = read_json(folder / MANIFEST_NAME, max_bytes=MAX_TABLE_BYTES)
+        value = read_json(folder / MANIFEST_NAME)
     except (OSError, JsonError):
         return False
     return isinstance(value, dict) and value.get("format") == FORMAT
@@ -224,7 +240,7 @@ class Tally:
 
     def counts(self, quarantined: int) -> Counts:
         splits = self._table("split", "")
-        categories, kinds = ({g: self._table(what, g) for g in GRANULARITIES} for what in ("category", "kind"))
+        categories, kinds = ({str(g): self._table(what, g) for g in GRANULARITIES} for what in ("category", "kind"))
         return Counts(
             images=sum(splits.values()),
             targets={g: sum(numbers.values()) for g, numbers in categories.items()},

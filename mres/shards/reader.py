@@ -6,9 +6,13 @@ Legend: N images of the set.
 import hashlib
 import io
 import json
+import os
+import sys
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,9 @@ from mres.errors import UserError
 from mres.io.files import file_sha256
 from mres.record_json import record_as_written
 from mres.records import ImageRecord, RecordError
-from mres.shards.index import INDEX_NAME, load_index, record_key
-from mres.shards.manifest import Manifest, Shard, read_manifest
+from mres.shards.digests import DIGESTS_NAME
+from mres.shards.index import INDEX_NAME, load_array, load_index, record_key, stray_row
+from mres.shards.manifest import IndexFile, Manifest, Shard, read_manifest
 from mres.shards.remote import RemoteOptions, open_storage
 from mres.shards.storage import Block, Storage, is_remote, join
 
@@ -53,11 +58,17 @@ class ShardSet:
         self.location, self._remote = str(location), remote
         own = open_storage(self.location, remote)
         self.manifest: Manifest = read_manifest(own)
-        self.index_N = _load_index(own, self.manifest)
+        self.index_N = load_index(_npy(own, INDEX_NAME, self.manifest.index), join(own.location, INDEX_NAME))
         self.storages: list[Storage] = [own, *self._open_parts()]
         self._starts = np.cumsum([0, *(shard.records for shard in self.manifest.shards)])
         if not len(self.index_N) == self._starts[-1] == self.manifest.counts.images:
             raise UserError(f"'{self.location}': the manifest's number of images does not fit its index; {REMEDY}")
+        row = stray_row(self.index_N, [(shard.bytes, shard.records) for shard in self.manifest.shards])
+        if row is not None:
+            raise UserError(f"'{self.location}': row {row} of its index does not lie in its shard; {REMEDY}")
+        self._is_foreign = any(is_remote(storage.location) for storage in self.storages)
+        if self._is_foreign and self.digests_N32 is None:
+            _warn_of_old(self.location)
         with ThreadPoolExecutor(_ASKED_AT_ONCE if is_remote(self.location) else 1) as pool:
             list(pool.map(lambda shard: _check_size(self.storage_of(shard), shard), self.manifest.shards))
         self.block_starts: np.ndarray = np.concatenate(
@@ -102,8 +113,22 @@ class ShardSet:
         row = self.index_N[index]
         return f"{self.shard_path(self.manifest.shards[int(row['shard'])])}: {record_key(int(row['key']))}"
 
+    @cached_property
+    def digests_N32(self) -> np.ndarray | None:
+        """The SHA-256 of each record, uint8; None for a set of an earlier version, which has CRCs alone."""
+        expected, own = self.manifest.digests, self.storages[0]
+        if expected is None:
+            return None
+        where = join(own.location, DIGESTS_NAME)
+        found_N32 = load_array(_npy(own, DIGESTS_NAME, expected), where, np.dtype(np.uint8), (32,))
+        if len(found_N32) != len(self.index_N):
+            raise UserError(f"'{where}' has {len(found_N32)} records, the index has {len(self.index_N)}; {REMEDY}")
+        return found_N32
+
     def read(self, index: int) -> ImageRecord:
         """Record `index` (0 … len-1), its bytes those that were checked when they were written; no image is decoded.
+
+        Of a folder, a CRC tells; what a store or its cache gave is held to the record's SHA-256.
 
         Raises:
             IndexError: no such position.
@@ -115,25 +140,34 @@ class ShardSet:
         row, where = self.index_N[index], self.name(index)
         shard, block = self._place(index)
         span = (int(row["offset"]), int(row["size"]))
+        digest = self.digest(index) if self._is_foreign else None
         content = self._bytes(shard, block, *span, where)
         try:
-            return parse_record(content, row, where)
+            return parse_record(content, row, where, digest)
         except RecordError:
             if not self.storage_of(shard).drop(shard.name, block):
                 raise
         # The cache's bytes were damaged: they are fetched once more.
-        return parse_record(self._bytes(shard, block, *span, where), row, where)
+        return parse_record(self._bytes(shard, block, *span, where), row, where, digest)
 
     def annotations(self, index: int) -> ImageRecord:
-        """Record `index` without its image (`image` is empty): only the JSON is read, and no checksum covers it alone.
+        """Record `index` without its image (`image` is empty).
+
+        Of a folder only the JSON is read, and no checksum covers it alone; what comes from a store is read as a whole.
 
         Raises:
             RecordError: not a record.
         """
+        if self._is_foreign:
+            return replace(self.read(index), image=b"")
         row, where = self.index_N[index], self.name(index)
         shard, block = self._place(index)
         start = int(row["offset"]) + int(row["json_offset"])
         return _record(self._bytes(shard, block, start, int(row["json_size"]), where), b"", where)
+
+    def digest(self, index: int) -> bytes | None:
+        """The SHA-256 of record `index`, where the set has it."""
+        return None if self.digests_N32 is None else self.digests_N32[index].tobytes()
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Tells the storage which records are read next."""
@@ -178,8 +212,8 @@ def _part(shard: Shard) -> int:
     return 0 if shard.part is None else shard.part + 1
 
 
-def parse_record(content: bytes, row: np.void, where: str) -> ImageRecord:
-    """The record in `content`, the bytes of its span.
+def parse_record(content: bytes, row: np.void, where: str, digest: bytes | None = None) -> ImageRecord:
+    """The record in `content`, the bytes of its span, whose SHA-256 is `digest`.
 
     Raises:
         RecordError: naming `where`: truncated, other bytes than were written, not a record.
@@ -189,6 +223,11 @@ def parse_record(content: bytes, row: np.void, where: str) -> ImageRecord:
     if zlib.crc32(content) != row["crc32"]:
         raise RecordError(
             f"{where}: damaged: the checksum of its bytes is not the one they were written with; {REMEDY}"
+        )
+    if digest is not None and hashlib.sha256(content).digest() != digest:
+        raise RecordError(
+            f"{where}: forged: its bytes fit its CRC, but are not those that were written (SHA-256); look into who can "
+            f"write to the store and the cache; {REMEDY}"
         )
     text, image = (
         content[int(row[f"{member}_offset"]) :][: int(row[f"{member}_size"])] for member in ("json", "image")
@@ -204,20 +243,31 @@ def _record(text: bytes, image: bytes, where: str) -> ImageRecord:
     return record_as_written(value, image, where)
 
 
-def _load_index(storage: Storage, manifest: Manifest) -> np.ndarray:
-    where, expected = join(storage.location, INDEX_NAME), manifest.index
+def _npy(storage: Storage, name: str, expected: IndexFile) -> Path | io.BytesIO:
+    """A file that the manifest describes: where it lies, or its content, if that is in a store."""
+    where = join(storage.location, name)
     source: Path | io.BytesIO = Path(where)
     try:
         if is_remote(storage.location):
-            content = storage.read(INDEX_NAME)
+            content = storage.read(name, expected.bytes)
             source, size, sha256 = io.BytesIO(content), len(content), hashlib.sha256(content).hexdigest()
         else:
-            size, sha256 = storage.size(INDEX_NAME), file_sha256(Path(where))
+            size, sha256 = storage.size(name), file_sha256(Path(where))
     except OSError as error:
         raise UserError(f"'{where}' of the shard set cannot be read: {error.strerror or error}; {REMEDY}") from None
     if (size, sha256) != (expected.bytes, expected.sha256):
         raise UserError(f"'{where}' is not the index that its manifest describes ({size} bytes, sha256); {REMEDY}")
-    return load_index(source, where)
+    return source
+
+
+def _warn_of_old(location: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"warning: '{location}' was built without {DIGESTS_NAME}: what the store and the cache give is checked by CRC "
+            "alone, which does not tell forged records; build it again with this version",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _check_size(storage: Storage, shard: Shard) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from mres.credentials import refusal
 from mres.errors import UserError
+from mres.io.json_files import MAX_BYTES
 from mres.shards.cache import BlockCache
 from mres.shards.daemons import DaemonPool
 from mres.shards.driver import Driver
@@ -99,9 +100,9 @@ class RemoteStorage:
         """Opened by who reads blocks; others, such as `shard.py info`, must not hold it to a limit of their own."""
         return BlockCache(self.options.cache_dir, self.options.cache_limit_bytes)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_BYTES) -> bytes:
         mine = self._mine()
-        content = mine.driver.read(join(self.location, name))
+        content = mine.driver.read(join(self.location, name), max_bytes)
         self._count(mine, bytes_fetched=len(content))
         return content
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mres.errors import UserError
+from mres.io.files import read_regular
+from mres.io.json_files import MAX_BYTES
 
 # A global shuffle touches all shards evenly, so evicting old descriptors would gain nothing: the first ones stay open,
 # shards beyond are opened for each read.
@@ -30,8 +32,8 @@ class Storage(Protocol):
 
     location: str
 
-    def read(self, name: str) -> bytes:
-        """All bytes of a small file: the manifest, the index.
+    def read(self, name: str, max_bytes: int = MAX_BYTES) -> bytes:
+        """All bytes of a small file, of at most so many: the manifest, the index.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -105,10 +107,10 @@ class LocalStorage:
         self.location = location
         self._descriptors: dict[str, int] = {}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_BYTES) -> bytes:
         path = self._path(name)
         try:
-            return Path(path).read_bytes()
+            return read_regular(Path(path), max_bytes)
         except FileNotFoundError:
             raise
         except NotADirectoryError as error:

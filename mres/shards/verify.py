@@ -38,6 +38,7 @@ def damages(location: str, *, workers: int = 0, remote: RemoteOptions | None = N
         if damaged:
             return [*strays, *damaged]
         shards = ShardSet(location, remote)
+        shards.digests_N32  # noqa: B018  a damaged file is named
     except UserError as error:
         return [str(error)]
     return [*strays, *_shard_damages(shards, workers)]
@@ -89,12 +90,13 @@ def _one_shard(shards: ShardSet, number: int, tick: Callable[[], None]) -> Itera
     storage = shards.storage_of(shard)
     first = sum(s.records for s in shards.manifest.shards[:number])
     digest = hashlib.sha256()
-    for row in shards.index_N[first : first + shard.records]:
+    for index in range(first, first + shard.records):
         tick()
+        row = shards.index_N[index]
         where = f"{path}: {record_key(int(row['key']))}"
         try:
             content = storage.read_range(shard.name, int(row["offset"]), int(row["size"]))
-            check_record(parse_record(content, row, where), where)
+            check_record(parse_record(content, row, where, shards.digest(index)), where)
         except (RecordError, OSError) as error:
             damaged = True
             yield str(error)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from mres.errors import UserError
-from mres.io.files import file_sha256, write_atomically
+from mres.io.files import write_atomically
 from mres.records import ImageRecord
+from mres.shards.digests import DIGESTS_NAME
 from mres.shards.index import INDEX_NAME, write_index
 from mres.shards.leaks import LEAKS_NAME, inherited, read_leaks
 from mres.shards.manifest import MANIFEST_NAME, IndexFile, Manifest, Part, Shard, Tally, make_manifest
@@ -177,16 +178,28 @@ def _write_view(
     with committed(out, plan, overwrite=overwrite) as folder:
         parts, shards, indices = _parts(out.resolve(), chosen)
         write_index(folder / INDEX_NAME, np.concatenate(indices))
-        index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
+        digests = _write_digests(folder / DIGESTS_NAME, chosen)
         quarantined = sum(s.manifest.counts.quarantined for s, _ in chosen)
         tally = Tally.sum(scan.tally for _, scan in chosen)
-        manifest = make_manifest(source, {}, tally.counts(quarantined), index, shards, parts)
+        manifest = make_manifest(
+            source, {}, tally.counts(quarantined), IndexFile.of(folder / INDEX_NAME), shards, parts, digests
+        )
         leaks = inherited([(whole, scan.kept_ids()) for whole, scan in chosen])
         if leaks is not None:
             manifest = manifest.model_copy(update={"leakcheck": leaks[0]})
             write_atomically(folder / LEAKS_NAME, leaks[1])
         write_atomically(folder / MANIFEST_NAME, manifest.to_bytes())
     return manifest
+
+
+def _write_digests(path: Path, chosen: Sequence[tuple[ShardSet, _Scan]]) -> IndexFile | None:
+    """Those of the records that are kept, where all sets have them; rows of an index come shard by shard, as they are."""
+    found = [None if s.digests_N32 is None else s.digests_N32[scan.keep_N] for s, scan in chosen]
+    kept = [digests for digests in found if digests is not None]
+    if len(kept) < len(found):
+        return None
+    np.save(path, np.concatenate(kept), allow_pickle=False)
+    return IndexFile.of(path)
 
 
 def _check_out(out: Path, sets: Sequence[ShardSet], *, overwrite: bool) -> None:

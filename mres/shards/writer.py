@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mres.errors import UserError, shown
+from mres.errors import UserError
 from mres.io.files import file_sha256, fsync, remove, write_atomically
 from mres.io.json_files import MAX_TABLE_BYTES, read_json
 from mres.io.processes import Ticks, spread
@@ -22,12 +22,13 @@ from mres.io.progress import track_count
 from mres.records import GRANULARITIES, ImageRecord, RecordError
 from mres.shards.budget import Budget, TooManyBadError, check_empty_masks
 from mres.shards.check import check_record
+from mres.shards.digests import DIGESTS_NAME, keep_digests, kept_digests
 from mres.shards.index import INDEX_DTYPE, INDEX_NAME, write_index
 from mres.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, IndexFile, Manifest, Shard, Tally, make_manifest
 from mres.shards.mds import MDS_INDEX_NAME, MdsShard, write_mds_index
-from mres.shards.reader import parse_record
 from mres.shards.resize import shrink_record
 from mres.shards.tar import TarShard
+from mres.shards.twins import find_twins, without_twins
 from mres.shards.workspace import PIECES, committed
 from mres.sources.source import NothingLeftError, RecordSource
 
@@ -213,7 +214,8 @@ def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, numb
             shard.close()
     if shard is not None:
         fsync(path)  # a description that outlives a power failure must not be of a shard that does not
-        write_index(_index_path(folder, path.name), shard.index(keys, np.array(expressions, dtype=np.int32)))
+        write_index(_index_path(folder, path.name), index_N := shard.index(keys, np.array(expressions, np.int32)))
+        keep_digests(path, index_N)
         result.shard = Shard(
             name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), records=len(result.ids)
         )
@@ -238,11 +240,12 @@ def _checked(source: RecordSource, item: int, options: WriteOptions) -> tuple[Im
 
 def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results: list[_ShardResult]) -> Manifest:
     """Index, quarantine list and manifest of the finished shards."""
-    index_N = _join(folder, results)
+    index_N, digests_N32 = _join(folder, results)
     tally, errors = Tally.sum(r.tally for r in results), [error for result in results for error in result.errors]
     shards = [result.shard for result in results if result.shard]
-    if twins := _twins(results):
-        index_N, twin_errors = _without_twins(source, folder, index_N, shards, tally, twins)
+    if twins := find_twins(record_id for result in results for record_id in result.ids):
+        index_N, twin_errors = without_twins(source, folder, index_N, shards, tally, twins)
+        digests_N32 = np.delete(digests_N32, list(twins), axis=0)
         budget = Budget(len(source), options.max_bad_fraction)
         budget.add(0, errors := errors + twin_errors, len(source))
         budget.check()
@@ -251,7 +254,8 @@ def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results
     counts = np.bincount(index_N["shard"], minlength=len(shards))
     shards = [shard.model_copy(update={"records": int(n)}) for shard, n in zip(shards, counts, strict=True)]
     write_index(folder / INDEX_NAME, index_N)
-    kept = {MANIFEST_NAME, INDEX_NAME, *(shard.name for shard in shards)}
+    write_index(folder / DIGESTS_NAME, digests_N32)
+    kept = {MANIFEST_NAME, INDEX_NAME, DIGESTS_NAME, *(shard.name for shard in shards)}
     if errors:
         kept.add(QUARANTINE_NAME)
         lines = [json.dumps({"error": error}, ensure_ascii=False) + "\n" for error in errors]
@@ -259,57 +263,25 @@ def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results
     if options.layout == "mds":
         kept.add(MDS_INDEX_NAME)
         write_mds_index(folder, [shard.name for shard in shards])
-    index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
+    index, digests = (IndexFile.of(folder / name) for name in (INDEX_NAME, DIGESTS_NAME))
     counts_of_set = tally.counts(len(errors))
     masks, expressions = (sum(of.values()) for of in (counts_of_set.targets, counts_of_set.expressions))
     check_empty_masks(sum(result.empty for result in results), masks, options.max_empty_fraction)
     source.check_kept(masks, expressions)
-    manifest = make_manifest(source.description, options.of_manifest(), counts_of_set, index, shards)
+    manifest = make_manifest(source.description, options.of_manifest(), counts_of_set, index, shards, digests=digests)
     write_atomically(folder / MANIFEST_NAME, manifest.to_bytes())
     _tidy(folder, kept)
     return manifest
 
 
-def _join(folder: Path, results: list[_ShardResult]) -> np.ndarray:
-    """The index of all finished shards (N,)."""
-    parts = [np.load(_index_path(folder, result.shard.name), allow_pickle=False) for result in results if result.shard]
-    for number, part in enumerate(parts):
-        part["shard"] = number
-    return np.concatenate(parts) if parts else np.zeros(0, INDEX_DTYPE)
-
-
-def _twins(results: list[_ShardResult]) -> dict[int, tuple[int, str]]:
-    """Records with the id of an earlier one: {row of the index: (row of that, id)}. Only the index leaves them out."""
-    seen: dict[str, int] = {}
-    twins: dict[int, tuple[int, str]] = {}
-    for row, record_id in enumerate(record_id for result in results for record_id in result.ids):
-        if (first := seen.setdefault(record_id, row)) != row:
-            twins[row] = first, record_id
-    return twins
-
-
-def _without_twins(
-    source: RecordSource,
-    folder: Path,
-    index_N: np.ndarray,
-    shards: list[Shard],
-    tally: Tally,
-    twins: dict[int, tuple[int, str]],
-) -> tuple[np.ndarray, list[str]]:
-    """The index without them (the tally, too), and what is to be said of them."""
-    errors = []
-    for row, (first, record_id) in twins.items():
-        tally.remove(_written(folder / shards[int(index_N[row]["shard"])].name, index_N[row]))
-        place, before = (source.place(int(index_N[r]["key"])) for r in (row, first))
-        twice = f"its id occurs twice, before at {before}; ids must be unique"
-        errors.append(f"{place}: record {shown(record_id)}: {twice}")
-    return np.delete(index_N, list(twins)), errors
-
-
-def _written(path: Path, row: np.void) -> ImageRecord:
-    with path.open("rb") as file:
-        file.seek(int(row["offset"]))
-        return parse_record(file.read(int(row["size"])), row, str(path))
+def _join(folder: Path, results: list[_ShardResult]) -> tuple[np.ndarray, np.ndarray]:
+    """The index of all finished shards (N,), and the digests of their records (N, 32)."""
+    parts, digests = [np.zeros(0, INDEX_DTYPE)], [np.zeros((0, 32), np.uint8)]
+    for number, shard in enumerate(result.shard for result in results if result.shard):
+        parts.append(np.load(_index_path(folder, shard.name), allow_pickle=False))
+        parts[-1]["shard"] = number
+        digests.append(kept_digests(folder / shard.name, parts[-1]))
+    return np.concatenate(parts), np.concatenate(digests)
 
 
 def _tidy(folder: Path, kept: set[str]) -> None:

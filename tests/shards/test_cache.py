@@ -152,14 +152,14 @@ def test_capacity(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="/file/cache' cannot be used: Not a directory; give one on a local disk"):
+    with pytest.raises(UserError, match="/file/cache' cannot be used: Not a directory; give one of your own"):
         BlockCache(tmp_path / "file" / "cache", SIZE)
 
 
 def open_without_rights(folder: Path) -> None:
     if os.getuid() == 0:
         os.setuid(65534)
-    with pytest.raises(UserError, match="cannot be used: Permission denied; give one on a local disk"):
+    with pytest.raises(UserError, match="cannot be used: Permission denied; give one of your own"):
         BlockCache(folder, SIZE)
 
 
@@ -169,9 +169,9 @@ def test_an_unwritable_folder_is_refused(existed: bool) -> None:
     try:
         if existed:
             BlockCache(folder, SIZE)
-            for path in folder.glob(".mres-cache/**/*"):
-                path.chmod(0o777)
-            (folder / ".mres-cache").chmod(0o777)
+        if os.getuid() == 0:
+            for path in [folder, *folder.rglob("*")]:
+                os.chown(path, 65534, 65534)
         folder.chmod(0o555)
         assert exit_code(in_fork(open_without_rights, folder)) == 0
     finally:
@@ -359,3 +359,56 @@ def test_what_goes_wrong_in_fetching_is_handed_on(failure: Callable[[str], Excep
     with pytest.raises(failure, match="why"):
         cache.fetch(URL, BLOCKS[0], download)
     assert fetch(cache, BLOCKS[0]) == content_of(BLOCKS[0])
+
+
+def _block_file(folder: Path) -> Path:
+    return BlockCache(folder, 3 * SIZE)._path(URL, BLOCKS[0])
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "link to a folder"])
+def test_what_is_no_file_of_the_cache_is_not_read(what: str, tmp_path: Path) -> None:
+    """Nor waited for: a pipe would never answer."""
+    forged, cache = tmp_path / "forged", BlockCache(tmp_path / "cache", 3 * SIZE)
+    path = _block_file(tmp_path / "cache")
+    if what == "link to a folder":
+        forged.mkdir()
+        (forged / path.name).write_bytes(bytes(SIZE))
+        path.parent.symlink_to(forged)
+    else:
+        path.parent.mkdir()
+        forged.write_bytes(bytes(SIZE))
+        {"link": lambda: path.symlink_to(forged), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[what]()
+    assert cache.read(URL, BLOCKS[0], 0, 10) is None
+    if "folder" in what:
+        with pytest.raises((UserError, OSError), match=r"link, or of another user|directory"):
+            fetch(cache, BLOCKS[0])
+    else:
+        assert fetch(cache, BLOCKS[0]) == content_of(BLOCKS[0])
+        assert cache.read(URL, BLOCKS[0], 0, 10) == content_of(BLOCKS[0])[:10]
+        assert not path.is_symlink()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("whose", ["the cache", "its ledger", "a set", "a block"])
+def test_what_belongs_to_another_user_is_refused(whose: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    fetch(BlockCache(folder, 3 * SIZE), BLOCKS[0])
+    path = _block_file(folder)
+    theirs = {"the cache": folder, "its ledger": folder / ".mres-cache", "a set": path.parent, "a block": path}[whose]
+    os.chown(theirs, 65534, 65534)
+    if whose in ("the cache", "its ledger"):
+        with pytest.raises(UserError, match=r"65534|another user"):
+            BlockCache(folder, 3 * SIZE)
+        return
+    assert BlockCache(folder, 3 * SIZE).read(URL, BLOCKS[0], 0, 10) is None
+
+
+def test_its_folders_are_open_to_their_user_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "cache"
+    (tmp_path / "above").mkdir()
+    fetch(BlockCache(folder, 3 * SIZE), BLOCKS[0])
+    for path in (folder, folder / ".mres-cache", _block_file(folder).parent):
+        assert path.stat().st_mode & 0o777 == 0o700
+    (folder / ".mres-cache").chmod(0o777)  # as an earlier version made it
+    BlockCache(folder, 3 * SIZE)
+    assert (folder / ".mres-cache").stat().st_mode & 0o777 == 0o700

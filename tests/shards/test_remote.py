@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -32,9 +33,12 @@ from remote_server import (
 )
 
 from mres.errors import UserError
+from mres.records import RecordError
 from mres.shards import driver
+from mres.shards.manifest import make_manifest
 from mres.shards.reader import ShardSet
 from mres.shards.remote import RemoteOptions, RemoteStorage
+from mres.shards.verify import damages
 
 SIZE, BLOCK = 40_000, 10_000
 SHARD = np.random.default_rng(0).bytes(SIZE)
@@ -383,3 +387,103 @@ def test_closed_storages_open_again(store: tuple[str, Proxy], options: RemoteOpt
     for _ in range(2):
         assert storage.read("manifest.json") == b"{}"
         storage.close()
+
+
+@pytest.fixture
+def served(shard_folder: Path, tmp_path: Path) -> Iterator[tuple[Path, str, RemoteOptions]]:
+    """A set in three shards, its URL, and how to read it."""
+    with folder_over_http(shard_folder.parent) as port:
+        yield shard_folder, f"http://127.0.0.1:{port}/set", RemoteOptions(tmp_path / "cache", 10**7, retries=0)
+
+
+def forge(content: bytes) -> bytes:
+    """Other content with the same CRC-32: what a CRC cannot tell from what was written."""
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 1
+    difference = zlib.crc32(changed) ^ zlib.crc32(content)
+    # CRCs are linear: which of 32 bits further on make up for the difference is a system of equations.
+    zero, at = zlib.crc32(bytes(len(content))), len(content) // 2 + 8
+    columns = []
+    for bit in range(32):
+        single = bytearray(len(content))
+        single[at + bit // 8] = 1 << bit % 8
+        columns.append([zlib.crc32(single) ^ zero, 1 << bit])
+    basis: list[list[int]] = []
+    for value, bits in columns:
+        for other, theirs in basis:
+            if value ^ other < value:
+                value, bits = value ^ other, bits ^ theirs
+        if value:
+            basis.append([value, bits])
+            basis.sort(reverse=True)
+    chosen = 0
+    for value, bits in basis:
+        if difference ^ value < difference:
+            difference, chosen = difference ^ value, chosen ^ bits
+    for number, byte in enumerate(chosen.to_bytes(4, "little")):
+        changed[at + number] ^= byte
+    assert zlib.crc32(changed) == zlib.crc32(content)
+    assert bytes(changed) != content
+    return bytes(changed)
+
+
+def _forge_record(path: Path, start: int, row: np.void) -> None:
+    """Forges a record's image in a file in which it lies at `start`."""
+    content = bytearray(path.read_bytes())
+    span = slice(start, start + int(row["size"]))
+    record = bytes(content[span])
+    image = int(row["image_offset"])
+    forged = (
+        record[:image]
+        + forge(record[image : image + int(row["image_size"])])
+        + record[image + int(row["image_size"]) :]
+    )
+    assert zlib.crc32(forged) == row["crc32"]
+    content[span] = forged
+    path.write_bytes(content)
+
+
+def test_a_poisoned_cache_does_not_get_through(served: tuple[Path, str, RemoteOptions]) -> None:
+    folder, url, options = served
+    shards, local = ShardSet(url, options), ShardSet(folder)
+    assert shards.read(0) == local.read(0)
+    row = local.index_N[1]
+    (block,) = options.cache_dir.glob("*/*.block")
+    _forge_record(block, int(row["offset"] - local.index_N[0]["offset"]), row)
+    assert shards.read(1) == local.read(1), "it is fetched once more"
+    assert shards.annotations(1) == local.annotations(1)
+
+
+def test_a_store_cannot_forge_records(served: tuple[Path, str, RemoteOptions]) -> None:
+    folder, url, options = served
+    shards = ShardSet(url, options)
+    row = shards.index_N[1]
+    _forge_record(folder / "shard-000000.tar", int(row["offset"]), row)
+    for read in (shards.read, shards.annotations):
+        with pytest.raises(RecordError, match=r"shard-000000\.tar: 00000001: forged.*SHA-256"):
+            read(1)
+    assert ShardSet(folder).read(1), "a folder is the user's own: its CRC still fits"
+    assert any("forged" in message for message in damages(str(folder)))
+
+
+def test_digests_that_do_not_fit_are_refused(served: tuple[Path, str, RemoteOptions]) -> None:
+    folder, url, options = served
+    content = (folder / "digests.npy").read_bytes()
+    (folder / "digests.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"digests\.npy' is not the index that its manifest describes"):
+        ShardSet(url, options)
+    ShardSet(folder)  # needs none of them
+    assert any("digests.npy" in message for message in damages(str(folder)))
+
+
+def test_a_set_of_an_earlier_version_is_read_with_a_warning(
+    served: tuple[Path, str, RemoteOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, url, options = served
+    old = ShardSet(folder).manifest.model_copy(update={"digests": None})
+    old = make_manifest(old.source, old.options, old.counts, old.index, old.shards)
+    (folder / "manifest.json").write_bytes(old.to_bytes())
+    (folder / "digests.npy").unlink()
+    assert b"digests" not in old.to_bytes()
+    assert ShardSet(url, options).read(2) == ShardSet(folder).read(2)
+    assert "CRC alone" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_missing_files(name: str, folder: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named(folder: Path) -> None:
-    with pytest.raises(UserError, match=f"'{folder}/.' cannot be read: Is a directory; check its rights"):
+    with pytest.raises(UserError, match=f"'{folder}/.' cannot be read: it is a folder.*; check its rights"):
         LocalStorage(str(folder)).read(".")
 
 

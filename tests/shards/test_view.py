@@ -34,7 +34,7 @@ def two(tmp_path: Path, write_set) -> tuple[Path, Path]:
 def test_a_merge_is_one_after_the_other(two: tuple[Path, Path], tmp_path: Path) -> None:
     merge_sets(tmp_path / "both", [str(path) for path in two])
     assert ids(tmp_path / "both") == [*(f"im{i}" for i in range(7)), *(f"im{i}" for i in range(10, 14))]
-    assert sorted(os.listdir(tmp_path / "both")) == ["index.npy", "manifest.json"]
+    assert sorted(os.listdir(tmp_path / "both")) == ["digests.npy", "index.npy", "manifest.json"]
     shards = ShardSet(tmp_path / "both")
     assert shards.manifest.counts.images_by_split == {"train": 7, "val": 4}
     assert shards.name(7) == f"{tmp_path}/b/shard-000000.tar: 00000000"

@@ -49,7 +49,7 @@ def test_filter_makes_a_view_and_a_view_of_it(data: Path) -> None:
     printed = done(data, "filter", "out", "view", "--ids", "some.txt")
     assert printed.startswith("view: 3 images in 3 shards")
     assert ids(data / "view") == ["im1", "im3", "im4"]
-    assert sorted(path.name for path in (data / "view").iterdir()) == ["index.npy", "manifest.json"]
+    assert sorted(path.name for path in (data / "view").iterdir()) == ["digests.npy", "index.npy", "manifest.json"]
     done(data, "filter", "view", "nested", "--split", "train", "--min-expressions", "2")
     assert ids(data / "nested") == ["im1", "im4"]
     shutil.rmtree(data / "view")

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from benchmarks.claim import claim
 from benchmarks.synthetic import TARGETS, made_source
 from mres.errors import UserError
-from mres.io.files import file_sha256
 from mres.model.text import Tokenizer
 from mres.model.unires.config import UniresConfig
 from mres.shards.index import INDEX_NAME, write_index
@@ -82,7 +81,7 @@ def made_set(folder: Path, num_images: int) -> Path:
     parts = [np.resize(index_N[index_N["shard"] == number], count) for number, count in enumerate(share)]
     write_index(folder / INDEX_NAME, np.concatenate(parts))
     shards = [s.model_copy(update={"records": int(n)}) for s, n in zip(manifest.shards, share, strict=True)]
-    index = IndexFile(bytes=(folder / INDEX_NAME).stat().st_size, sha256=file_sha256(folder / INDEX_NAME))
+    index = IndexFile.of(folder / INDEX_NAME)
     counts = _scaled(manifest, num_images / different)
     repeated = make_manifest(manifest.source, manifest.options, counts, index, shards)
     (folder / MANIFEST_NAME).write_bytes(repeated.to_bytes())
