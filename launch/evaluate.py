@@ -8,6 +8,8 @@ import sys
 from mres.errors import exit_on_user_error
 from mres.evaluate.run import main
 from mres.io.processes import end_process
+from mres.supervise.launcher import stop_without_launcher
 
 if __name__ == "__main__":
+    stop_without_launcher()
     end_process(exit_on_user_error(lambda: main(sys.argv[1:]))())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mres.errors import exit_on_user_error
+from mres.io.output import outlive_readers
 
 if TYPE_CHECKING:
     from mres.cluster.job import TrainJob
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 @exit_on_user_error
 def main() -> int:
+    outlive_readers()
     from mres.cluster.request import build_parser, make_request
     from mres.config import load_config
 

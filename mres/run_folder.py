@@ -120,6 +120,11 @@ class RunLog:
         waiting = self._logs[name].waiting if name in self._logs else ()
         return [*read_lines(self._dir / name), *map(json.loads, waiting)]
 
+    def has(self, name: str, step: int) -> bool:
+        """Whether a file of the run's folder has a line of that step."""
+        path = self._dir / name
+        return self.enabled and path.exists() and step in map(_step_of, path.read_bytes().splitlines())
+
     def rewind(self, step: int) -> None:
         """For a run that goes on after `step` steps: what was written of later ones, by a dead run mostly, is taken back."""
         if self.enabled:

@@ -29,6 +29,9 @@ OPTIONS = {
     "rounds": "measured rounds of each side",
     "threads": "CPU threads",
     "mb": "megabytes of tensors",
+    "kills": "kills of runs, over all strategies",
+    "each": "kills of each other command",
+    "seed": "of the moments of the kills",
 }
 _TRAINING: dict[str, int | str] = {"size": "tiny", "images": 4, "k": 16, "rounds": 9, "threads": 1}
 _DATA: dict[str, int | str] = {"size": "base", "images": 16, "k": 16}
@@ -73,6 +76,11 @@ BENCHES = {
         "checkpoint.checkpoint",
         "how long training waits for a save, saving and loading, beside cp of the same bytes",
         {"size": "middle", "ranks": 2, "rounds": 3, "threads": 1},
+    ),
+    "kills": Bench(
+        "kills.kills",
+        "runs and commands that are killed (kill -9) and repeated, against undisturbed ones, bit for bit",
+        {"kills": 50, "each": 20, "seed": 1},
     ),
 }
 

@@ -4,6 +4,7 @@ Every stage leaves something that is found again, so after Ctrl-C the same comma
 """
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from mres.config import load_config
 from mres.errors import UserError, exit_on_user_error
 from mres.evaluate.results import read_results
 from mres.evaluate.table import print_tables
+from mres.io.output import outlive_readers
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "demo"
@@ -130,11 +132,22 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+def _end_with_demo() -> None:
+    """In the command's process: SIGTERM comes when the demo is gone, whatever ended it."""
+    if hasattr(_LIBC, "prctl"):  # of Linux
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Relay:
     """While it is entered, what asks the demo to stop goes to the command that runs, once, and the demo waits for it.
 
     The command has a session of its own. So nothing reaches it twice, whether a terminal, `timeout` or make sends its
-    signal to one process or to all: a second one would have torchrun leave its ranks behind.
+    signal to one process or to all: a second one would have torchrun leave its ranks behind. A demo that is killed can
+    pass nothing on: the kernel then asks the command to stop.
     """
 
     def __init__(self) -> None:
@@ -142,7 +155,10 @@ class Relay:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Relay":
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        asks = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            asks.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in asks}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -150,7 +166,9 @@ class Relay:
             signal.signal(number, handler)
 
     def start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        self._process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_end_with_demo
+        )
         if self.received is not None:
             self._pass_on()
         return self._process
@@ -197,6 +215,7 @@ def run(stage: Stage, number: int, total: int) -> None:
 
 @exit_on_user_error
 def main() -> int:
+    outlive_readers()
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__)
     parser.add_argument("--processes", type=int, default=2, help="training processes (default: 2)")
     arguments = parser.parse_args()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mres.cluster.request import SIGNAL_DELAY_S, Cluster
 from mres.errors import exit_on_user_error
+from mres.supervise.launcher import is_lost, stop_without_launcher
 from mres.supervise.slurm_env import task_environment
 from mres.supervise.stop_request import PREEMPTED_EXIT
 
@@ -44,6 +45,7 @@ class TrainJob:
             # Ctrl-C in the terminal reaches submit.py alone, which passes it on once; see `mres.cluster.local`.
             os.setsid()
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            stop_without_launcher()
         entry = resolve_name(self.entry)
         code = exit_on_user_error(lambda: entry(list(self.argv)))()
         rank = int(os.environ["RANK"])
@@ -67,6 +69,8 @@ class TrainJob:
     def _requeue(self, rank: int) -> None:
         """Ends this task; rank 0 has the job started again, unless that has happened too often."""
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if is_lost():  # nobody would start it again, or could stop what is started
+            return
         if restarts >= self.max_requeues:
             if rank == 0 and self.max_requeues:
                 print(f"{_reason(os.environ)}; requeued {restarts} times, not again. {_REMEDY}", flush=True)

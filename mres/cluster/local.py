@@ -31,7 +31,8 @@ def run_local(job: TrainJob, request: JobRequest, folder: Path, grace_s: float =
     """Runs the job's tasks as processes, shows rank 0's log meanwhile, and returns the first exit code that is not 0.
 
     Ctrl-C (or SIGTERM) is passed on to the tasks, which save and end; a second one ends them at once. A closed
-    terminal leaves them running. Where a rank has failed, the others get `grace_s` to fail as well.
+    terminal leaves them running, and this process with them: without it (kill -9) they save and end. Where a rank has
+    failed, the others get `grace_s` to fail as well.
     """
     executor = submitit.LocalExecutor(folder, max_num_timeout=request.max_requeues)
     executor.update_parameters(
@@ -44,9 +45,10 @@ def run_local(job: TrainJob, request: JobRequest, folder: Path, grace_s: float =
     )
     # What is started meanwhile ignores Ctrl-C and a closed terminal: submitit's controller would kill the tasks after one
     # second, in the middle of their save.
-    with _signals_handled(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP):
-        submitted = executor.submit(job)
-    return _LocalRun(submitted, request.tasks_per_node, grace_s).run()
+    with _signals_handled(signal.SIG_IGN, signal.SIGHUP):
+        with _signals_handled(signal.SIG_IGN, signal.SIGINT):
+            submitted = executor.submit(job)
+        return _LocalRun(submitted, request.tasks_per_node, grace_s).run()
 
 
 def _visible_gpus(cuda_visible_devices: str | None) -> tuple[int, ...]:

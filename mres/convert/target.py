@@ -9,6 +9,7 @@ from mres.checkpoint.store import committed
 from mres.convert.formats import FORMATS
 from mres.formats.folder import MANIFEST, CheckpointError
 from mres.io.files import REPLACED_MARK
+from mres.io.staged import sweep
 
 # What may lie in a folder that no manifest covers: weights that do not say whose they are, or DeepSpeed's checkpoints.
 _FILES = re.compile("|".join(format_.files for format_ in FORMATS.values()))
@@ -27,6 +28,7 @@ def check_target(out: Path, *, overwrite: bool) -> None:
         )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    sweep(out.absolute())
     if not overwrite:
         raise CheckpointError(f"'{out}' exists and is not empty; name another folder, or --overwrite to replace it")
     if not _is_outcome(out):

@@ -6,7 +6,7 @@ Shapes: B images, K expressions an image, S side of the square, h side of the gr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from mres.config import Config
 from mres.evaluate.iou import figures_of, intersection_union
 from mres.evaluate.results import ExpressionResult, merge_results, num_cut
+from mres.io.processes import heed_parent_only
 from mres.io.progress import track
 from mres.model.task import SegmentationTask
 from mres.parallel.strategy import Strategy
@@ -31,6 +32,10 @@ from mres.stream.image import square_image
 
 # Expressions a forward pass takes an image; an image with more is encoded again for the rest.
 MAX_EXPRESSIONS = 32
+
+
+class EvaluationStoppedError(Exception):
+    """Somebody asked one of the ranks to stop; raised on all of them, after the same forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,16 @@ class _Pass:
 class Evaluator:
     """Masks compared at original resolution; ranks take images r, r + world, … without padding."""
 
-    def __init__(self, config: Config, shards: ShardSet, task: SegmentationTask, strategy: Strategy) -> None:
+    def __init__(
+        self,
+        config: Config,
+        shards: ShardSet,
+        task: SegmentationTask,
+        strategy: Strategy,
+        is_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._config, self._shards, self._task, self._strategy = config, shards, task, strategy
+        self._is_to_stop = is_to_stop
 
     def figures(self, module: nn.Module, *, max_images: int | None = None) -> dict[str, Any] | None:
         """mIoU, oIoU and P@X by granularity, and how many expressions were cut, on rank 0; None elsewhere."""
@@ -71,13 +84,16 @@ class Evaluator:
 
         Raises:
             RecordError: on all ranks, for a record or image that cannot be read; an evaluation leaves nothing out.
+            EvaluationStoppedError: `is_to_stop()` of a rank.
         """
         num_images = min(len(self._shards), max_images or len(self._shards))
         training = module.training
         module.eval()
-        with torch.no_grad():
-            mine = [result for results in self._forward_all(module, num_images) for result in results]
-        module.train(training)
+        try:
+            with torch.no_grad():
+                mine = [result for results in self._forward_all(module, num_images) for result in results]
+        finally:
+            module.train(training)
         parts = self._strategy.gather_object(mine)
         if parts is None:
             return None
@@ -94,7 +110,8 @@ class Evaluator:
         while True:
             job = next(work, None)
             bad = job if isinstance(job, str) else None
-            num_busy, num_bad = self._strategy.all_reduce_sum([float(job is not None), float(bad is not None)])
+            signs = float(job is not None), float(bad is not None), float(self._is_to_stop())
+            num_busy, num_bad, num_stopped = self._strategy.all_reduce_sum(signs)
             if num_bad:
                 first = next(message for message in self._strategy.all_gather_object(bad) if message is not None)
                 raise RecordError(
@@ -102,6 +119,8 @@ class Evaluator:
                 )
             if not num_busy:
                 return
+            if num_stopped:
+                raise EvaluationStoppedError
             if not isinstance(job, _Pass):
                 shape = self._task.shape
                 image_1CSS = torch.zeros(1, 3, shape.side, shape.side, dtype=torch.uint8)
@@ -121,6 +140,7 @@ class Evaluator:
             sampler=mine,
             collate_fn=list,
             num_workers=self._config.data.workers,
+            worker_init_fn=_init_worker,
         )
         shown = track(batches, len(batches), "evaluating (batches)") if world.is_main else batches
         for items in shown:
@@ -157,6 +177,10 @@ class Evaluator:
             )
             for (target, i), is_cut, mask_HW, truth_HW in zip(pairs, cut, masks_KHW, truth_KHW, strict=True)
         ]
+
+
+def _init_worker(_: int) -> None:
+    heed_parent_only()
 
 
 def predicted_masks(logits_Khh: Tensor, geometry: transforms.Geometry, side: int, threshold: float) -> list[np.ndarray]:

@@ -218,7 +218,7 @@ def commit_folder(part: Path, final: Path) -> None:
     with suppress(OSError):  # `final` is there: what cannot be removed is litter
         if replaced is not None:
             remove_folder(replaced, last=REPLACED_MARK)
-        _name_beside(final)
+    remove_replaced(final)
 
 
 def _exchange(part: Path, final: Path, replaced: Path) -> None:
@@ -233,6 +233,12 @@ def _exchange(part: Path, final: Path, replaced: Path) -> None:
         if not final.is_symlink():
             (final / REPLACED_MARK).unlink(missing_ok=True)
         raise
+
+
+def remove_replaced(final: Path) -> None:
+    """Removes what killed processes left of what `final` has replaced."""
+    with suppress(OSError):
+        _name_beside(final)
 
 
 def _name_beside(final: Path) -> Path:

@@ -87,6 +87,24 @@ def _work(make: Callable[[int], T], connection: Connection) -> None:
         return
 
 
+def heed_parent_only() -> None:
+    """For a forked helper of a process that saves before it ends: of those who ask to stop, it alone may end this one.
+
+    Launchers and terminals send a signal to whole groups or trees of processes, and a helper that goes first would end
+    the work in the middle of the save.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def _end_with_parent() -> None:
     """Ends this process at once where its parent was killed: whoever does its work again must be alone at it.
 

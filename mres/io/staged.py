@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mres.errors import UserError
-from mres.io.files import commit_folder, make_folder, remove, remove_folder
+from mres.io.files import commit_folder, make_folder, remove, remove_folder, remove_replaced
 from mres.io.locks import locked
 
 RESULT, JOURNAL = "result", "journal.jsonl"
@@ -85,6 +85,20 @@ def staged(
     with _held(root, out), _left_tidy(stage, keep):
         stage.take_up()
         yield stage
+
+
+def sweep(out: Path) -> None:
+    """Removes what a kill left beside `out` once that was there: the emptied folder, and what `out` had replaced.
+
+    What another process is at, or somebody may go on with, stays, and so does what is of others.
+    """
+    stage = Staged(out, out.with_name(out.name + ".incomplete"), "")
+    with suppress(UserError, OSError):
+        _check_ours(stage.root)
+        if stage.root.is_dir() and not stage.result.exists():
+            with _held(stage.root, out):
+                remove_folder(stage.root, last=JOURNAL)
+    remove_replaced(out)
 
 
 def _check_ours(root: Path) -> None:

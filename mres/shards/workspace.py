@@ -8,7 +8,7 @@ from typing import Any
 
 from mres.errors import UserError, about_os
 from mres.io.files import fsync, named
-from mres.io.staged import staged
+from mres.io.staged import staged, sweep
 from mres.shards.manifest import is_shard_set
 
 # A finished piece of the work. Whoever is killed while such are there goes on from them.
@@ -19,6 +19,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     """Refuses to replace what is no shard set, and anything without `overwrite`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    sweep(out)
     if not overwrite:
         raise UserError(f"'{out}' exists and is not empty; give another folder, or --overwrite to replace it")
     if not is_shard_set(out):

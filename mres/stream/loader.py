@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mres.errors import UserError
+from mres.io.processes import heed_parent_only
 from mres.records import ImageRecord, RecordError, Rle, expression_id
 from mres.rle import decode_counts
 from mres.stream import text_flip, transforms
@@ -138,7 +139,8 @@ def _collate(batch: Any) -> Any:
 
 
 def _init_worker(_: int) -> None:
-    """A worker is one thread, and its garbage collector leaves alone what the training process had: shared pages."""
+    """A worker computes in one thread, and its garbage collector leaves alone what the training process had: shared pages."""
+    heed_parent_only()
     torch.set_num_threads(1)
     gc.freeze()
 

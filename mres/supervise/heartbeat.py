@@ -137,8 +137,8 @@ class Heartbeat:
     def _forget_others(self) -> None:
         """The files of ranks that an earlier start with more of them had."""
         ours = {file_name(rank) for rank in range(self._beat.world_size)}
-        for path in self._path.parent.glob("rank-*.json"):
-            if path.name not in ours:
+        for path in self._path.parent.glob("rank-*"):
+            if path.suffix in (".json", ".part") and path.with_suffix(".json").name not in ours:
                 with suppress(OSError):
                     path.unlink()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from mres.pretrained.start import check_finite, first_weights, named_sources
 from mres.pretrained.whole import check_same_model
 from mres.run_folder import RunLog, write_start
 from mres.stream.loader import StreamState, TrainingStream
-from mres.stream.sets import TrainingSets, open_set
+from mres.stream.sets import TrainingSets
 from mres.supervise.agreement import check_agreement
 from mres.supervise.facts import environment, facts_of_model, facts_of_run
 from mres.supervise.flight_recorder import make_folder
@@ -43,6 +43,7 @@ from mres.train.callbacks.mfu import Mfu
 from mres.train.callbacks.profile import ProfileWindows
 from mres.train.callbacks.tensorboard import TensorBoard
 from mres.train.callbacks.trace import BatchTrace
+from mres.train.evaluations import Evaluations
 from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
 from mres.train.progress import Progress
 from mres.train.rollback import DivergenceError, last_good, note
@@ -101,6 +102,7 @@ class _Session:
         self.log = RunLog(config.run_dir, enabled=world.is_main, patient=self.patient)
         self.progress = Progress()
         self.callbacks = Callbacks()
+        self.evaluations = Evaluations(config, self.task, self.strategy, self.log, stop, self._evaluated)
         self.root = config.run_dir / "checkpoints"
         self.saver = Saver(
             self.root,
@@ -117,10 +119,10 @@ class _Session:
         check_agreement(self.strategy.all_gather_object, facts)
         with closing(self.log), closing(self._callbacks()) as self.callbacks:
             checkpoint = self._resume_from()
-            if checkpoint is not None and checkpoint.step >= self.last_step:
-                self.log.say(
-                    f"{self.config.run_dir} is complete: {checkpoint.step} steps (checkpoint.resume=never starts again)"
-                )
+            step = 0 if checkpoint is None else checkpoint.step
+            owes = step <= self.last_step and self.evaluations.owed_after(step)
+            if step >= self.last_step and not owes:
+                self.log.say(f"{self.config.run_dir} is complete: {step} steps (checkpoint.resume=never starts again)")
                 return 0
             first_step = self._take_up(checkpoint) if checkpoint else 0
             shortage = self.stream.sets.shortage(self.config.data.expressions_per_image)
@@ -165,12 +167,14 @@ class _Session:
             log=self.log,
             stop=self.stop,
             saver=self.saver,
-            evaluate=self._evaluate,
+            evaluate=self.evaluations.make,
             callbacks=self.callbacks,
         )
         self.log.rewind(first_step)
         while True:
             self.callbacks.run_start(first_step)
+            if self.evaluations.owed and not self.evaluations.make(first_step):
+                return first_step
             try:
                 return trainer.fit(first_step, self.last_step, self.progress)
             except DivergenceError as trouble:
@@ -257,14 +261,7 @@ class _Session:
             "model": self.config.model.model_dump(mode="json") | self._origin,
         }
 
-    def _evaluate(self, step: int) -> None:
-        assert self.config.data.val is not None, "refused before the start"
-        from mres.evaluate.evaluator import Evaluator
-
-        evaluator = Evaluator(self.config, open_set(self.config.data.val, self.config.data), self.task, self.strategy)
-        averaged = self.config.evaluate.weights == "ema"
-        with self.strategy.averaged() if averaged else nullcontext():
-            table = evaluator.figures(self.strategy.module, max_images=self.config.evaluate.max_images)
+    def _evaluated(self, step: int, table: dict[str, Any] | None) -> None:
         if table is not None:
             self.callbacks.evaluated(step, table)
             figures = ", ".join(f"{g} mIoU {table[g]['mIoU']:.3f}" for g in ("object", "part") if table[g]["num"])
@@ -285,7 +282,7 @@ class _Session:
             raise UserError(problem)
 
     def _farewell(self, done: int) -> int:
-        if done >= self.last_step:
+        if done >= self.last_step and not self.evaluations.owed:
             self.log.say(f"done: {done} steps; the run is in {self.config.run_dir}")
             return 0
         automatic = "" if self.config.checkpoint.resume == "auto" else " with checkpoint.resume=auto"

@@ -83,7 +83,7 @@ class Trainer:
         log: RunLog,
         stop: StopRequest,
         saver: Saver,
-        evaluate: Callable[[int], None],
+        evaluate: Callable[[int], bool],
         callbacks: Callbacks,
     ) -> None:
         self._config, self._strategy, self._task, self._stream = config, strategy, task, stream
@@ -121,8 +121,8 @@ class Trainer:
                 self._checkpoint(done, last=ends)
             if agreed.stop and done < last_step:
                 return done
-            if config.evaluate.every and done % config.evaluate.every == 0:
-                self._evaluation(done)
+            if config.evaluate.every and done % config.evaluate.every == 0 and not self._evaluation(done):
+                return done
         return last_step
 
     def _fetch(self, step: int, batches: Iterator[Batch]) -> Batch | UserError:
@@ -220,10 +220,14 @@ class Trainer:
             self._callbacks.phase("checkpoint", done)
             self._saver.save(done, last=last)
 
-    def _evaluation(self, done: int) -> None:
+    def _evaluation(self, done: int) -> bool:
+        """Whether it came to its end; where somebody asked to stop meanwhile, what was trained is saved instead."""
         self._callbacks.phase("evaluate", done)
         with self._window.timed("paused_s"):
-            self._evaluate(done)
+            if self._evaluate(done):
+                return True
+        self._checkpoint(done, last=True)
+        return False
 
     def _log(self, step: int, losses: dict[str, Tensor], lr: float) -> None:
         self._callbacks.phase("metrics", step + 1)

@@ -92,14 +92,39 @@ def test_second_stop_is_at_once(tmp_path: Path) -> None:
     assert not task.is_running() or task.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.parametrize("who", ["submit.py", "controller"])
+def test_killed_it_lets_the_tasks_save(tmp_path: Path, who: str) -> None:
+    process, task = start_until_ready(tmp_path)
+    victim = psutil.Process(process.pid) if who == "submit.py" else task.parent()
+    assert victim is not None
+    victim.kill()
+    wait_until(lambda: len(list(tmp_path.glob("saved*"))) == 2, "the tasks' saves")
+    psutil.wait_procs([task], timeout=PATIENCE_S)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in (p.info["cmdline"] or [])], (
+        "none goes on"
+    )
+    process.communicate(timeout=PATIENCE_S)
+
+
+def test_a_closed_terminal_leaves_it_running(tmp_path: Path) -> None:
+    process, task = start_until_ready(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    task.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=3)
+    assert task.is_running()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE_S)
+
+
 def start_until_ready(folder: Path) -> tuple["subprocess.Popen[str]", psutil.Process]:
     """A process that runs `run_local` on two tasks of `until_stopped`, and its rank 0."""
-    code = (
+    (folder / "submit.py").write_text(
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]; from test_local_job import run;"
-        "sys.exit(run(Path(sys.argv[1]), 'until_stopped', sys.argv[1]))"
+        "sys.exit(run(Path(sys.argv[1]), 'until_stopped', sys.argv[1], max_requeues=5))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder), *sys.path],
+        [sys.executable, str(folder / "submit.py"), str(folder), *sys.path],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

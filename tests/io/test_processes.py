@@ -1,14 +1,17 @@
 """Work in forked processes: every number once, errors and deaths reach the one who asked, nothing is left running."""
 
 import math
+import multiprocessing
 import os
 import signal
+import subprocess
 import time
+from multiprocessing.connection import Connection
 
 import pytest
 
 from mres.errors import UserError
-from mres.io.processes import Ticks, spread
+from mres.io.processes import Ticks, heed_parent_only, spread
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 50])
@@ -49,3 +52,23 @@ def test_a_killed_process_is_named_and_the_others_are_ended() -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_of_all_who_ask_a_helper_to_stop_only_its_parent_is_heard() -> None:
+    def work(ready: Connection) -> None:
+        heed_parent_only()
+        ready.send(None)
+        time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    helper = context.Process(target=work, args=(theirs,))
+    helper.start()
+    ours.recv()
+    for name in ("INT", "HUP", "USR2", "TERM"):
+        subprocess.run(["kill", f"-{name}", str(helper.pid)], check=True)
+    helper.join(0.5)
+    assert helper.exitcode is None
+    helper.terminate()
+    helper.join(60)
+    assert helper.exitcode == 0

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mres.errors import UserError
-from mres.io.staged import staged
+from mres.io.files import REPLACED_MARK
+from mres.io.staged import JOURNAL, staged, sweep
 
 
 def _interrupted(out: Path, purpose: str, *, keep: bool = True) -> None:
@@ -67,3 +68,25 @@ def test_what_is_of_others_stays_and_is_named(tmp_path: Path, what: str) -> None
     ):
         pass
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_kill_leaves_beside_what_is_there_is_swept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("out", "out.incomplete", "out.replaced", "out.replaced-2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "out.incomplete" / JOURNAL).write_text('{"purpose": "one"}\n')
+    (tmp_path / "out.replaced" / REPLACED_MARK).touch()
+    (tmp_path / "out.replaced-2" / "of others").touch()
+    sweep(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.replaced-2"]
+
+
+def test_what_somebody_may_go_on_with_or_is_at_is_not_swept(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with staged(tmp_path / "out", "one") as stage:
+        stage.commit()
+        sweep(tmp_path / "out")
+        assert stage.root.is_dir(), "its process has not ended"
+    _interrupted(tmp_path / "out", "one")
+    sweep(tmp_path / "out")
+    assert (tmp_path / "out.incomplete" / "result" / "half").is_file()

@@ -14,6 +14,7 @@ import yaml
 from commands import light_commands
 from tiny_run import EVALUATE, ROOT, TRAIN, Done, lines, run, start, tiny_config, wait, write_config
 
+from mres.io.locks import locked
 from mres.testing import free_port
 
 BIN = Path(sys.executable).parent
@@ -71,9 +72,19 @@ def test_real_launchers(tmp_path: Path, config: Path, launcher: str, strategy: s
 
 
 @pytest.mark.slow
-def test_ctrl_c_under_torchrun(tmp_path: Path, config: Path) -> None:
-    """The terminal sends it to every process at once, and torchrun passes it on."""
-    words = [*LAUNCHERS["torchrun"], TRAIN, "--config", config, "parallel.strategy=fsdp", "train.steps=1000000"]
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        ("torchrun", signal.SIGINT),
+        ("torchrun", signal.SIGKILL),
+        pytest.param("torchrun", signal.SIGHUP, marks=pytest.mark.exhaustive),
+        pytest.param("deepspeed", signal.SIGKILL, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_stopped_under_a_launcher(tmp_path: Path, config: Path, launcher: str, number: signal.Signals) -> None:
+    """The terminal sends it to every process at once, torchrun passes it on to groups of them; kill -9 meets it alone."""
+    words = [*LAUNCHERS[launcher], TRAIN, "--config", config, "parallel.strategy=fsdp", "train.steps=1000000"]
+    words = [str(word).replace("{port}", str(free_port())) for word in [*words, "data.workers=1"]]
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
     with (tmp_path / "out.txt").open("w") as out:
         process = subprocess.Popen(
@@ -82,9 +93,13 @@ def test_ctrl_c_under_torchrun(tmp_path: Path, config: Path) -> None:
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
         assert process.poll() is None, (tmp_path / "out.txt").read_text()
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, number)
     assert process.wait(timeout=300) != 0
-    reached = lines(metrics)[-1]["step"]
+    with locked(tmp_path / "runs" / "run" / "run.lock"):  # the ranks have let go of it
+        reached = lines(metrics)[-1]["step"]
     assert f"stopped at step {reached} of 1000000; run the same command again" in (tmp_path / "out.txt").read_text()
     assert (tmp_path / "runs" / "run" / "checkpoints" / f"step-{reached:08d}" / "MANIFEST.json").is_file()
 

@@ -12,7 +12,7 @@ from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT, StopRe
 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     request = StopRequest()
     request.install()
@@ -23,7 +23,12 @@ def stop() -> Iterator[StopRequest]:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, INTERRUPTED_EXIT), (signal.SIGTERM, PREEMPTED_EXIT), (signal.SIGUSR2, PREEMPTED_EXIT)],
+    [
+        (signal.SIGINT, INTERRUPTED_EXIT),
+        (signal.SIGTERM, PREEMPTED_EXIT),
+        (signal.SIGHUP, PREEMPTED_EXIT),
+        (signal.SIGUSR2, PREEMPTED_EXIT),
+    ],
 )
 def test_a_signal_is_only_noted(stop: StopRequest, number: signal.Signals, code: int) -> None:
     assert not stop.requested
@@ -31,6 +36,19 @@ def test_a_signal_is_only_noted(stop: StopRequest, number: signal.Signals, code:
     assert stop.requested
     assert stop.exit_code == code
     assert (INTERRUPTED_EXIT, PREEMPTED_EXIT) == (130, 75)
+
+
+def test_under_nohup_a_closed_terminal_is_nothing() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        request = StopRequest()
+        request.install()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not request.requested
+    finally:
+        for number, handler in {**before, signal.SIGHUP: hung_up}.items():
+            signal.signal(number, handler)
 
 
 def test_what_launchers_forward_is_not_a_second_ctrl_c(stop: StopRequest) -> None:

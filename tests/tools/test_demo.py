@@ -81,7 +81,7 @@ def test_results_of_another_checkpoint_do_not_count(demo: dict, tmp_path: Path) 
 RANK = """
 import os, signal, sys, time
 asked = []
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, frame: asked.append(number))
 print("rank started", os.getpid(), flush=True)
 while not asked:
@@ -99,8 +99,16 @@ sys.exit(demo["exit_on_user_error"](lambda: demo["run"](stage, 1, 1))())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_nothing_is_left_training(tmp_path: Path, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "passed_on"),
+    [
+        (signal.SIGTERM, 143, signal.SIGTERM),
+        pytest.param(signal.SIGINT, 130, signal.SIGINT, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGHUP, 129, signal.SIGTERM, marks=pytest.mark.exhaustive),
+        (signal.SIGKILL, -signal.SIGKILL, signal.SIGTERM),
+    ],
+)
+def test_nothing_is_left_training(tmp_path: Path, number: signal.Signals, code: int, passed_on: signal.Signals) -> None:
     """The real torchrun between: it is sent one signal, waits for its ranks, and the demo waits for it."""
     (tmp_path / "rank.py").write_text(RANK)
     (tmp_path / "demo.py").write_text(DEMO)
@@ -118,5 +126,17 @@ def test_nothing_is_left_training(tmp_path: Path, number: signal.Signals, code: 
     for _ in range(3):  # as `timeout make demo` does: to make, to the demo, and to both as a group
         process.send_signal(number)
     assert process.wait(timeout=PATIENCE_S) == code
+    if number == signal.SIGKILL:  # the kernel asks torchrun
+        psutil.wait_procs(family, timeout=PATIENCE_S)
     assert [child for child in family if child.is_running()] == []
-    assert (tmp_path / "saved").read_text().splitlines() == [f"saved by [{int(number)}]"] * 2
+    assert (tmp_path / "saved").read_text().splitlines() == [f"saved by [{int(passed_on)}]"] * 2
+
+
+def test_under_nohup_a_closed_terminal_is_nothing(demo: dict) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with demo["Relay"]() as relay:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert relay.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

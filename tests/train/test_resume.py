@@ -35,6 +35,7 @@ def assert_same_course(one: Path, other: Path) -> None:
     ("strategy", "world_size", "received", "code"),
     [
         pytest.param("single", 1, signal.SIGTERM, PREEMPTED_EXIT, marks=pytest.mark.exhaustive),
+        ("single", 1, signal.SIGHUP, PREEMPTED_EXIT),
         pytest.param("ddp", 2, signal.SIGINT, INTERRUPTED_EXIT, marks=pytest.mark.exhaustive),
         ("fsdp", 2, signal.SIGUSR2, PREEMPTED_EXIT),
     ],
@@ -78,6 +79,33 @@ def test_killed_between_two_checkpoints(tmp_path: Path, config: Path) -> None:
     assert again.codes == [0], again.output
     assert "going on at step 5" in again.output
     assert_same_course(tmp_path / "runs" / "whole", run_dir)
+
+
+@pytest.mark.parametrize(
+    ("step", "received", "code"),
+    [
+        (7, signal.SIGTERM, PREEMPTED_EXIT),
+        (STEPS, signal.SIGTERM, PREEMPTED_EXIT),
+        (7, signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_stopped_in_an_evaluation(tmp_path: Path, config: Path, step: int, received: signal.Signals, code: int) -> None:
+    """What was trained is saved, and who goes on makes that evaluation first."""
+    due = "evaluate.every=7", "checkpoint.every=7", "checkpoint.async_save=false"
+    assert train(tmp_path, config, "whole", *due).codes == [0]
+    first = train(tmp_path, config, "stopped", *due, raising=Raise(step, received, phase="evaluate"))
+    assert first.codes == [code], first.output
+    run_dir = tmp_path / "runs" / "stopped"
+    evaluations = run_dir / "evaluations.jsonl"
+    assert step not in [line["step"] for line in (lines(evaluations) if evaluations.exists() else [])]
+    assert (run_dir / "checkpoints" / f"step-{step:08d}" / "MANIFEST.json").is_file()
+    assert (f"stopped at step {step} of {STEPS}" in first.output) is (code == PREEMPTED_EXIT)
+
+    second = train(tmp_path, config, "stopped", *due)
+    assert second.codes == [0], second.output
+    assert_same_course(tmp_path / "runs" / "whole", run_dir)
+    assert evaluations.read_bytes() == (tmp_path / "runs" / "whole" / "evaluations.jsonl").read_bytes()
+    assert f"runs/stopped is complete: {STEPS} steps" in train(tmp_path, config, "stopped", *due).output
 
 
 def test_ctrl_c_from_outside_saves_and_says_how_to_go_on(tmp_path: Path, config: Path) -> None:

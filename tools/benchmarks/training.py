@@ -120,7 +120,7 @@ def _trainer_steps(
     trainer = Trainer(
         config, strategy=strategy, task=task, stream=Prepared(), log=log, stop=StopRequest(),  # type: ignore[arg-type]
         saver=_NoSaver(),  # type: ignore[arg-type]
-        evaluate=lambda step: None, callbacks=callbacks,
+        evaluate=lambda step: True, callbacks=callbacks,
     )  # fmt: skip
     return lambda: _silently(lambda: trainer.fit(0, steps, Progress()))
 
