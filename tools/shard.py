@@ -57,6 +57,12 @@ def _build_arguments(build: argparse.ArgumentParser) -> None:
         metavar="F",
         help="share of masks that may have no pixel though nothing says so (no_target)",
     )
+    build.add_argument(
+        "--orientation",
+        choices=("auto", "upright", "stored"),
+        default="auto",
+        help="what masks of images with an EXIF orientation were drawn on; auto: sizes tell, or else upright",
+    )
     build.add_argument("--overwrite", action="store_true", help="replace an existing shard set")
     _workers(build)
 
@@ -125,6 +131,7 @@ def _build(arguments: argparse.Namespace) -> int:
         max_side=arguments.max_side,
         quality=arguments.quality,
         layout=arguments.format,
+        orientation=arguments.orientation,
     )
     _check_inputs_stay(arguments)
     check_free(arguments.out.resolve(), overwrite=arguments.overwrite)

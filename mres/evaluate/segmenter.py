@@ -5,7 +5,6 @@ Shapes: B images, K expressions, S side of the model's square, h side of the gri
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from mres.checkpoint.opening import Kind
 from mres.config import Config
 from mres.errors import UserError
 from mres.evaluate.evaluator import MAX_EXPRESSIONS, predicted_masks
+from mres.io.files import read_regular
 from mres.model.task import SegmentationTask
+from mres.pixels.picture import MAX_IMAGE_BYTES, PictureError, upright_picture, upright_rgb
 from mres.pretrained.tokenizer_file import check_tokenizer
 from mres.pretrained.whole import load_weights, run_config
 from mres.stream import transforms
@@ -128,7 +129,7 @@ class Segmenter:
 
 
 def read_image(image: ImageLike) -> Image.Image:
-    """The image in RGB, upright.
+    """The image in RGB, upright: the pixels that a shard set built of it holds.
 
     Raises:
         UserError: nothing there, no image, or pixels of another type or shape.
@@ -139,16 +140,17 @@ def read_image(image: ImageLike) -> Image.Image:
                 f"an image as an array is uint8 of shape (height, width, 3) in RGB; found {image.dtype} {image.shape}"
             )
         return Image.fromarray(image)
+    where = f"'{image}'" if isinstance(image, str | Path) else f"the given {type(image).__name__}"
     try:
         if isinstance(image, Image.Image):
-            return ImageOps.exif_transpose(image).convert("RGB")
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return upright_rgb(image)
+        return upright_picture(image if isinstance(image, bytes) else read_regular(Path(image), MAX_IMAGE_BYTES))
     except FileNotFoundError:
         raise UserError(f"no image at '{image!s}'") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        where = f"'{image}'" if isinstance(image, str | Path) else f"the given {type(image).__name__}"
-        raise UserError(f"{where} cannot be read as an image: {error}") from None
+    except OSError as error:
+        raise UserError(f"{where} cannot be read as an image: {error.strerror}") from None
+    except PictureError as error:
+        raise UserError(f"{where} {error}") from None
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -6,7 +6,6 @@ on those and is evaluated on these has seen the answers, unless their images are
 Legend: N images of the set, H held-out ones.
 """
 
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from mres.errors import UserError
 from mres.io.files import bytes_sha256, file_sha256, write_atomically
 from mres.io.json_files import read_jsonl
+from mres.pixels.picture import open_picture, orientation_of, turned
 from mres.records import RecordError
 from mres.shards.manifest import MANIFEST_NAME, LeakCheck, Manifest
 from mres.shards.reader import ShardSet
@@ -56,13 +56,20 @@ def coco_id(record_id: str) -> int | None:
 
 
 def image_hash(image: bytes) -> int:
-    """Perceptual hash: the signs of the 8×8 lowest frequencies of the grey image (pHash), 64 bits."""
+    """Perceptual hash: the signs of the 8×8 lowest frequencies of the grey image (pHash), 64 bits.
+
+    Of the upright picture, so that sets built before images were turned upright are compared rightly with others.
+    """
     import imagehash
     from PIL import Image
 
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_picture(image) as opened:
+        orientation = orientation_of(opened, image)
         opened.draft("L", (64, 64))
-        return int(str(imagehash.phash(opened)), 16)
+        grey = opened.convert("L")
+    if orientation != 1:
+        grey = Image.fromarray(np.ascontiguousarray(turned(np.asarray(grey), orientation)))
+    return int(str(imagehash.phash(grey)), 16)
 
 
 def find_leaks(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mres.errors import UserError
 from mres.io.files import file_sha256
 from mres.io.json_files import JsonError, parse_json, read_json
+from mres.pixels.upright import UPRIGHT
 from mres.records import GRANULARITIES, ImageRecord
 from mres.shards.storage import Storage, is_remote, join
 
@@ -110,6 +111,11 @@ class Manifest(_Strict):
         if any(shard.part is not None and not 0 <= shard.part < len(self.parts) for shard in self.shards):
             raise ValueError("a shard names a part that is not in 'parts'")
         return self
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether its images are upright, of 8 bits; False: as files had them, which is how they are read."""
+        return UPRIGHT.items() <= self.options.items()
 
     @property
     def is_view(self) -> bool:

@@ -16,6 +16,8 @@ import numpy as np
 
 from mres.errors import UserError, near
 from mres.io.files import read_regular
+from mres.pixels.picture import MAX_IMAGE_BYTES, ORIENTATION, PictureError, of_8_bits, orientation_of
+from mres.pixels.upright import upright_record
 from mres.record_json import record_to_json
 from mres.records import Expression, Granularity, ImageRecord, RecordError, Rle, Target, encode_mask
 from mres.shards.check import check_record
@@ -23,10 +25,10 @@ from mres.shards.manifest import Manifest
 from mres.shards.writer import WriteOptions
 from mres.shards.writer import write_shards as write_source
 from mres.sources.coco_masks import annotation_mask, bounding_box
-from mres.sources.reading import image_size
+from mres.sources.mask_files import MaskSizeError
+from mres.sources.reading import in_size_of_masks
 from mres.sources.source import RecordSource
 
-_MAX_IMAGE_BYTES = 1 << 29
 _MASKS = "a boolean array (height, width), COCO run lengths, a polygon or several, or None for nothing in the image"
 
 
@@ -43,7 +45,8 @@ def record(
     """An image with what is said of it.
 
     Args:
-        image: a path, encoded bytes, an array (H, W, 3) or (H, W) of uint8, or a PIL image.
+        image: a path, encoded bytes, an array (H, W, 3) or (H, W) of uint8, or a PIL image; turned upright where it has an
+            EXIF orientation, with masks that are arrays of its size as stored.
         masks: {expression: mask}; a tuple of expressions shares one mask. A mask is a boolean array (H, W), or one of 0
             and 1, or of 0 and 255; COCO run lengths; a polygon [x, y, x, y …] or a list of them; None (or an array
             without a pixel): the expression refers to nothing in the image.
@@ -59,16 +62,19 @@ def record(
     where = f"mres.record: {id or name!r}"
     if not isinstance(masks, Mapping) or not masks:
         raise UserError(f"{where}: masks is {type(masks).__name__}, expected {{expression: mask}} with at least one")
-    height, width = image_size(content, where)
     texts = [key if isinstance(key, tuple) else (key,) for key in masks]
     _check_names(texts, category, parts, where)
-    targets = []
-    for number, (said, mask) in enumerate(zip(texts, masks.values(), strict=True)):
-        drawn = _mask(mask, height, width, f"{where}, {said[0]!r}")
-        kind: Granularity = "part" if said[0] in parts else "object"
-        named = category if isinstance(category, str) else category.get(said[0], "object")
-        targets.append(_target(str(number), kind, named, drawn, said))
-    made = ImageRecord(id or name, content, width, height, split, source, tuple(targets))
+
+    def annotated(height: int, width: int) -> ImageRecord:
+        targets = []
+        for number, (said, mask) in enumerate(zip(texts, masks.values(), strict=True)):
+            drawn = _mask(mask, height, width, f"{where}, {said[0]!r}")
+            kind: Granularity = "part" if said[0] in parts else "object"
+            named = category if isinstance(category, str) else category.get(said[0], "object")
+            targets.append(_target(str(number), kind, named, drawn, said))
+        return ImageRecord(id or name, content, width, height, split, source, tuple(targets))
+
+    made = upright_record(in_size_of_masks(content, where, annotated), "auto", "mres.record", Counter())
     check_record(made, "mres.record")
     return made
 
@@ -112,7 +118,7 @@ def _encoded(image: Any) -> tuple[bytes, str]:
 
     if isinstance(image, str | Path):
         try:
-            return read_regular(Path(image), _MAX_IMAGE_BYTES), Path(image).stem
+            return read_regular(Path(image), MAX_IMAGE_BYTES), Path(image).stem
         except OSError as error:
             raise UserError(f"mres.record: the image '{image}' cannot be read: {error.strerror}") from None
     if isinstance(image, bytes | bytearray):
@@ -125,9 +131,14 @@ def _encoded(image: Any) -> tuple[bytes, str]:
         raise UserError(
             f"mres.record: the image is {type(image).__name__}, expected a path, bytes, an array or a PIL image"
         )
-    with io.BytesIO() as buffer:
-        image.convert("L" if image.mode in ("1", "L") else "RGB").save(buffer, "PNG")
-        return _encoded(buffer.getvalue())
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation_of(image)
+    try:
+        with io.BytesIO() as buffer:
+            of_8_bits(image).save(buffer, "PNG", exif=exif)
+            return _encoded(buffer.getvalue())
+    except PictureError as error:
+        raise UserError(f"mres.record: the image {error}") from None
 
 
 def _check_names(texts: list[tuple[str, ...]], category: Any, parts: Collection[str], where: str) -> None:
@@ -149,14 +160,15 @@ def _mask(mask: Any, height: int, width: int, where: str) -> Rle:
         notes = Counter[str]()
         drawn = annotation_mask(_as_json(mask), height, width, where, notes)
         for note, number in notes.items():
-            warnings.warn(f"{where}: {note}: {number}", stacklevel=3)
+            warnings.warn(f"{where}: {note}: {number}", stacklevel=5)
         if drawn is None and not isinstance(mask, dict | Rle):
             raise RecordError(f"{where}: its polygons cover no pixel; None says that the expression refers to nothing")
         return drawn or nothing
     mask_HW = np.asarray(mask)
     if mask_HW.shape != (height, width) or mask_HW.dtype.kind not in "bui":
+        kind = RecordError if mask_HW.shape == (height, width) else MaskSizeError
         found = f"{type(mask).__name__} of {mask_HW.dtype} {mask_HW.shape}"
-        raise RecordError(f"{where}: the mask is {found}; expected {_MASKS}; the image is ({height}, {width})")
+        raise kind(f"{where}: the mask is {found}; expected {_MASKS}; the image is ({height}, {width})")
     values = np.unique(mask_HW)
     if not set(values.tolist()) <= {0, 1} and not set(values.tolist()) <= {0, 255}:
         raise RecordError(

@@ -17,6 +17,7 @@ import numpy as np
 
 from mres.errors import UserError
 from mres.io.files import write_atomically
+from mres.pixels.upright import UPRIGHT
 from mres.records import ImageRecord
 from mres.shards.digests import DIGESTS_NAME
 from mres.shards.index import INDEX_NAME, write_index
@@ -181,8 +182,9 @@ def _write_view(
         digests = _write_digests(folder / DIGESTS_NAME, chosen)
         quarantined = sum(s.manifest.counts.quarantined for s, _ in chosen)
         tally = Tally.sum(scan.tally for _, scan in chosen)
+        options = UPRIGHT if all(whole.manifest.is_upright for whole, _ in chosen) else {}
         manifest = make_manifest(
-            source, {}, tally.counts(quarantined), IndexFile.of(folder / INDEX_NAME), shards, parts, digests
+            source, options, tally.counts(quarantined), IndexFile.of(folder / INDEX_NAME), shards, parts, digests
         )
         leaks = inherited([(whole, scan.kept_ids()) for whole, scan in chosen])
         if leaks is not None:

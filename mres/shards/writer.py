@@ -8,9 +8,8 @@ import json
 import sys
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from mres.shards.digests import DIGESTS_NAME, keep_digests, kept_digests
 from mres.shards.index import INDEX_DTYPE, INDEX_NAME, write_index
 from mres.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, IndexFile, Manifest, Shard, Tally, make_manifest
 from mres.shards.mds import MDS_INDEX_NAME, MdsShard, write_mds_index
+from mres.shards.options import WriteOptions as WriteOptions
 from mres.shards.resize import shrink_record
 from mres.shards.tar import TarShard
 from mres.shards.twins import find_twins, without_twins
@@ -33,46 +33,6 @@ from mres.shards.workspace import PIECES, committed
 from mres.sources.source import NothingLeftError, RecordSource
 
 _LAYOUTS: dict[str, type[TarShard] | type[MdsShard]] = {"tar": TarShard, "mds": MdsShard}
-
-
-@dataclass(frozen=True)
-class WriteOptions:
-    """How a set is written.
-
-    `max_bad_fraction` is the share of the records that may be broken: those are listed in `quarantine.jsonl` and left
-    out. At 0 one stops the build, with the messages of the first that were found. `max_empty_fraction` is the share of the
-    masks that may have no pixel without being marked as `no_target`. `max_side` (pixels) re-encodes larger images as JPEG
-    of `quality`; None keeps every byte. `workers` are further processes, 0 works in this one.
-    """
-
-    images_per_shard: int = 1000
-    max_bad_fraction: float = 0.0
-    max_empty_fraction: float = 0.5
-    overwrite: bool = False
-    workers: int = 0
-    max_side: int | None = None
-    quality: int = 92
-    layout: Literal["tar", "mds"] = "tar"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.images_per_shard <= 10_000_000:
-            raise UserError(f"images per shard: {self.images_per_shard}; allowed: 1 to 10000000")
-        if not 0 <= self.max_bad_fraction < 1:
-            raise UserError(f"max bad fraction: {self.max_bad_fraction}; allowed: 0 to below 1")
-        if not 0 <= self.max_empty_fraction <= 1:
-            raise UserError(f"max empty fraction: {self.max_empty_fraction}; allowed: 0 to 1")
-        if not 0 <= self.workers <= 1024:
-            raise UserError(f"workers: {self.workers}; allowed: 0 to 1024")
-        if self.max_side is not None and not 16 <= self.max_side <= 20_000:
-            raise UserError(f"max side: {self.max_side}; allowed: 16 to 20000 pixels")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"quality: {self.quality}; allowed: 1 to 100")
-
-    def of_manifest(self) -> dict[str, Any]:
-        """What decides the set's bytes."""
-        no_bytes = ("overwrite", "workers", "max_empty_fraction")
-        kept = {key: value for key, value in asdict(self).items() if key not in no_bytes}
-        return kept if self.max_side is not None else {k: v for k, v in kept.items() if k != "quality"}
 
 
 def write_shards(source: RecordSource, out: Path, options: WriteOptions | None = None) -> Manifest:
@@ -87,6 +47,7 @@ def write_shards(source: RecordSource, out: Path, options: WriteOptions | None =
             the disk is full, a worker died.
     """
     options = options or WriteOptions()
+    source = replace(source, frame=options.orientation)
     kept = {key: value for key, value in options.of_manifest().items() if key != "max_bad_fraction"}
     plan = {"source": source.description, "total": len(source), "options": kept}
     with committed(out, plan, overwrite=options.overwrite) as folder:
@@ -268,7 +229,8 @@ def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results
     masks, expressions = (sum(of.values()) for of in (counts_of_set.targets, counts_of_set.expressions))
     check_empty_masks(sum(result.empty for result in results), masks, options.max_empty_fraction)
     source.check_kept(masks, expressions)
-    manifest = make_manifest(source.description, options.of_manifest(), counts_of_set, index, shards, digests=digests)
+    about = {**source.description, "notes": dict(sorted(source.notes.items()))} if source.notes else source.description
+    manifest = make_manifest(about, options.of_manifest(), counts_of_set, index, shards, digests=digests)
     write_atomically(folder / MANIFEST_NAME, manifest.to_bytes())
     _tidy(folder, kept)
     return manifest

@@ -12,7 +12,7 @@ from mres.sources.coco_masks import EmptyMaskError, bounding_box
 from mres.sources.coco_names import COCO_NAMES
 from mres.sources.image_folder import ImageFolder
 from mres.sources.mask_files import read_mask
-from mres.sources.reading import JsonFile, image_size, need_folder, read_image, record_ids
+from mres.sources.reading import JsonFile, in_size_of_masks, need_folder, read_image, record_ids
 from mres.sources.source import RecordSource
 
 _LOOKED_FOR = 20  # files of which at least one must be there before a build begins
@@ -73,7 +73,7 @@ def make_record(
     source: str,
     notes: "Counter[str]",
 ) -> ImageRecord:
-    """The record of an image; its size is read from the image's header.
+    """The record of an image, in the size that the image's header says and its masks have.
 
     Args:
         mask_of: (segment, height, width) → its mask; may raise `EmptyMaskError`, which is counted in `notes`.
@@ -82,21 +82,24 @@ def make_record(
     Raises:
         RecordError: not an image, no mask with a pixel, or one id for two masks.
     """
-    height, width = image_size(image, where)
-    targets: dict[str, Target] = {}
-    for segment in picture.segments:
-        try:
-            mask = mask_of(segment, height, width)
-        except EmptyMaskError:
-            notes["masks that cover no pixel, left out"] += 1
-            continue
-        target = Target(
-            segment.id, segment.granularity, segment.category, mask, bounding_box(mask), segment.expressions
-        )
-        targets[segment.id] = _merged(targets.get(segment.id), target, where, notes)
-    if not targets:
-        raise RecordError(f"{where}: none of its masks covers a pixel")
-    return ImageRecord(picture.record_id, image, width, height, split, source, tuple(targets.values()))
+
+    def made(height: int, width: int) -> ImageRecord:
+        targets: dict[str, Target] = {}
+        for segment in picture.segments:
+            try:
+                mask = mask_of(segment, height, width)
+            except EmptyMaskError:
+                notes["masks that cover no pixel, left out"] += 1
+                continue
+            target = Target(
+                segment.id, segment.granularity, segment.category, mask, bounding_box(mask), segment.expressions
+            )
+            targets[segment.id] = _merged(targets.get(segment.id), target, where, notes)
+        if not targets:
+            raise RecordError(f"{where}: none of its masks covers a pixel")
+        return ImageRecord(picture.record_id, image, width, height, split, source, tuple(targets.values()))
+
+    return in_size_of_masks(image, where, made)
 
 
 def _merged(before: Target | None, target: Target, where: str, notes: "Counter[str]") -> Target:

@@ -12,7 +12,7 @@ from mres.sources.coco_expressions import noun_of
 from mres.sources.coco_masks import EmptyMaskError
 from mres.sources.mask_files import read_mask
 from mres.sources.object_parts import make_target
-from mres.sources.reading import JsonFile, add_paths, image_size, need_folder
+from mres.sources.reading import JsonFile, add_paths, image_file, in_size_of_masks, need_folder
 from mres.sources.source import RecordSource
 
 # Of the six texts of a part the last two are names ("handle of the cup", "handle of the cup that can be held").
@@ -52,11 +52,14 @@ def instructpart(annotations: Path, images: Path | None, masks: Path | None, spl
         where = f"{annotations}: image '{entry['image_path']}'"
         parts = _parts(entry["part_list"], where)
         image = _image(images, entry["image_path"], [_file_stem(stem, *key) for key in parts], where)
-        height, width = image_size(image, where)
-        targets = tuple(_targets(masks, stem, parts, height, width, where, notes))
-        if not targets:
-            raise RecordError(f"{where}: none of its masks covers a pixel")
-        return ImageRecord(stem, image, width, height, split, "instructpart", targets)
+
+        def made(height: int, width: int) -> ImageRecord:
+            targets = tuple(_targets(masks, stem, parts, height, width, where, notes))
+            if not targets:
+                raise RecordError(f"{where}: none of its masks covers a pixel")
+            return ImageRecord(stem, image, width, height, split, "instructpart", targets)
+
+        return in_size_of_masks(image, where, made)
 
     return RecordSource(str(annotations), len(entries), make, description, notes)
 
@@ -97,7 +100,7 @@ def _image(images: Path, image_path: str, names: list[str], where: str) -> bytes
     """Published under its own name; the authors' code looks for it under its mask's."""
     for name in (PurePosixPath(image_path).name, *(f"{name}.jpg" for name in names)):
         if (images / name).is_file():
-            return (images / name).read_bytes()
+            return image_file(images / name, where)
     raise RecordError(f"{where}: no such file in '{images}'")
 
 

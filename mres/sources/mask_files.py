@@ -1,12 +1,13 @@
-"""Masks that are pictures (PNG or JPEG, as large as their image, 0 and 255) to run lengths."""
+"""Masks that are pictures (as large as their image, 0 and 255) to run lengths."""
 
 # Shapes: H, W = the image's height and width in pixels.
 
-import io
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mres.io.files import read_regular
+from mres.pixels.picture import MAX_IMAGE_BYTES, PictureError, header_of, open_picture, turned
 from mres.records import RecordError, Rle, encode_mask
 from mres.sources.coco_masks import EmptyMaskError
 
@@ -17,8 +18,14 @@ _MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # 8 bits a channel: what 0 and 25
 _OTHER_VALUES = "masks with values other than 0 and 255, cut at 127"
 
 
+class MaskSizeError(RecordError):
+    """A mask that is not as large as its image."""
+
+
 def read_mask(picture: Path | bytes, height: int, width: int, where: str, notes: "Counter[str]") -> Rle:
-    """The mask in a picture: what is brighter than 127 belongs to it.
+    """The mask in a picture: what is brighter than 127, and not transparent, belongs to it.
+
+    An EXIF orientation of its own turns it upright, as one turns its image.
 
     Args:
         picture: its file, or its encoded bytes.
@@ -27,7 +34,8 @@ def read_mask(picture: Path | bytes, height: int, width: int, where: str, notes:
         notes: where a mask with values other than 0 and 255 is counted.
 
     Raises:
-        RecordError: no such file, not a picture, of another size or without a pixel above 127 though not black.
+        RecordError: no such file, not a picture, or without a pixel above 127 though not black.
+        MaskSizeError: of another size.
         EmptyMaskError: all black.
     """
     grey_HW = _grey(picture, height, width, where)
@@ -42,20 +50,25 @@ def read_mask(picture: Path | bytes, height: int, width: int, where: str, notes:
 
 
 def _grey(picture: Path | bytes, height: int, width: int, where: str) -> "np.ndarray":
-    """The picture's grey values (H, W); its size is checked before its pixels are decoded."""
+    """The picture's grey values (H, W), upright; its size is checked before its pixels are decoded."""
     import numpy as np
     from PIL import Image
 
     content = _content(picture, where)
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            if image.size != (width, height):
-                size = f"{image.size[0]}x{image.size[1]}"
-                raise RecordError(f"{where}: the mask has {size} pixels, its image {width}x{height}")
+        with open_picture(content) as image:
+            header = header_of(image, content)
+            if header.upright_size != (width, height):
+                raise MaskSizeError(f"{where}: the mask has {header.sizes()}, its image {width}x{height}")
             if image.mode not in _MODES:
                 raise RecordError(f"{where}: the mask is of mode '{image.mode}', expected 8-bit grey values")
-            return np.asarray(image.convert("L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image.load()
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+            return turned(np.asarray(image.convert("L")), header.orientation)
+    except PictureError as error:
+        raise RecordError(f"{where}: the mask {error}") from None
+    except (OSError, ValueError, SyntaxError) as error:
         raise RecordError(f"{where}: the mask cannot be decoded: {error}") from None
 
 
@@ -63,6 +76,6 @@ def _content(picture: Path | bytes, where: str) -> bytes:
     if isinstance(picture, bytes):
         return picture
     try:
-        return picture.read_bytes()
+        return read_regular(picture, MAX_IMAGE_BYTES)
     except OSError as error:
         raise RecordError(f"{where}: the mask '{picture}' cannot be read: {error.strerror}") from None

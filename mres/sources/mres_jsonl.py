@@ -12,7 +12,7 @@ from mres.io.files import open_regular
 from mres.io.json_files import JsonError, parse_object
 from mres.record_checks import record_from_json
 from mres.records import ImageRecord, RecordError
-from mres.sources.reading import add_paths
+from mres.sources.reading import add_paths, image_file
 from mres.sources.source import RecordSource
 
 
@@ -102,7 +102,4 @@ def _read_image(value: dict[str, Any], folder: Path, allow_outside: bool, where:
     relative = PurePosixPath(image)
     if not allow_outside and (relative.is_absolute() or ".." in relative.parts):
         raise RecordError(f"{where}: '{image}' leaves the folder of the records; --allow-outside accepts such paths")
-    try:
-        return (folder / image).read_bytes()
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{where}: '{folder / image}' cannot be read: {getattr(error, 'strerror', error)}") from None
+    return image_file(folder / image, where)

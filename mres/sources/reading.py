@@ -1,7 +1,6 @@
 """What readers of foreign files share: JSON with its hash, folders, images, their sizes and ids, options that name paths."""
 
 import argparse
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +9,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from mres.errors import UserError, near
+from mres.io.files import read_regular
 from mres.io.json_files import read_json_table
+from mres.pixels.picture import MAX_IMAGE_BYTES, Header, PictureError, read_header
 from mres.records import RecordError
 from mres.sources.image_folder import ImageFolder, plain_path
+from mres.sources.mask_files import MaskSizeError
 
 Key = TypeVar("Key")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -66,23 +69,55 @@ def need_folder(folder: Path, option: str) -> None:
 
 
 def read_image(images: ImageFolder, file_name: str, where: str) -> bytes:
-    """An image's bytes. Raises: RecordError: no such file among the images, or it cannot be read."""
+    """An image's bytes. Raises: RecordError: no such file among the images, or not an image."""
     place = images.find(file_name, where)
+    return image_file(place, where)
+
+
+def image_file(place: Path, where: str) -> bytes:
+    """The bytes of an image's file. Raises: RecordError: no such file, or none of a format of pictures that is read."""
     try:
-        return place.read_bytes()
+        content = read_regular(place, MAX_IMAGE_BYTES)
+        read_header(content)
     except OSError as error:
         raise RecordError(f"{where}: '{place}' cannot be read: {error.strerror}") from None
+    except PictureError as error:
+        raise RecordError(f"{where}: '{place}' {error}") from None
+    return content
 
 
 def image_size(image: bytes, where: str) -> tuple[int, int]:
-    """(height, width) of an encoded image, in pixels as they lie in the file. Raises: RecordError."""
-    from PIL import Image
+    """(height, width) of an encoded image's upright picture, in pixels. Raises: RecordError."""
+    return _header(image, where).upright_size[::-1]
 
+
+def _header(image: bytes, where: str) -> Header:
     try:
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
-            return opened.height, opened.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: not a JPEG or PNG image ({error})") from None
+        return read_header(image)
+    except PictureError as error:
+        raise RecordError(f"{where}: the image {error}") from None
+
+
+def in_size_of_masks(image: bytes, where: str, made: Callable[[int, int], Made]) -> Made:
+    """made(height, width), which reads the image's mask files: of the upright picture, or where those do not fit, as stored.
+
+    Raises:
+        RecordError: not an image, or masks of neither size.
+    """
+    header = _header(image, where)
+    upright_width, upright_height = header.upright_size
+    try:
+        return made(upright_height, upright_width)
+    except MaskSizeError as error:
+        if header.orientation == 1:
+            raise
+        if header.size == header.upright_size:
+            raise RecordError(f"{error}; the image: {header.sizes()}") from None
+    stored_width, stored_height = header.size
+    try:
+        return made(stored_height, stored_width)
+    except MaskSizeError as error:
+        raise RecordError(f"{error}; the image: {header.sizes()}") from None
 
 
 def record_ids(file_names: Mapping[Key, str], *, alike: bool) -> dict[Key, str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mres.pixels.upright import Frame, upright_record
 from mres.records import ImageRecord, RecordError
 
 
@@ -26,28 +27,35 @@ class RecordSource:
 
     Attributes:
         name: what messages call it: the file as the user gave it.
-        total: how many records `make` is asked for, those that cannot be made included.
-        make: record `number` (0 … total-1); raises `RecordError`. Called in forked processes, in any order.
+        total: how many records `annotated` is asked for, those that cannot be made included.
+        annotated: record `number` (0 … total-1) as the format has it: the image's bytes as they are, masks as they were
+            drawn on it, upright or as stored; raises `RecordError`. Called in forked processes, in any order.
         description: what they are made from (JSON values), the same on every machine: no absolute paths, no dates.
         errors: entries that were refused already; they come first, one record each.
         place_of: where record `number` stands, "file:line"; None: its number says that.
         check_kept: what is called with the numbers of targets and expressions that are left, at the end of a build; it
             raises a `UserError` where these are not what was published.
+        frame: what masks were drawn on, where an image has an EXIF orientation (`mres.pixels.upright`).
         notes: what was left out or repaired, message → number of times; grows while records are made. What is known
             before the first record is made belongs in it from the start.
     """
 
     name: str
     total: int
-    make: Callable[[int], ImageRecord]
+    annotated: Callable[[int], ImageRecord]
     description: dict[str, Any]
     notes: Counter[str] = field(default_factory=Counter)
     errors: Sequence[RecordError] = ()
     place_of: Callable[[int], str] | None = None
     check_kept: Callable[[int, int], None] = _any_counts
+    frame: Frame = "auto"
 
     def __len__(self) -> int:
         return len(self.errors) + self.total
+
+    def make(self, number: int) -> ImageRecord:
+        """Record `number` (0 … total-1), its image upright, of 8 bits, JPEG or PNG. Raises: RecordError."""
+        return upright_record(self.annotated(number), self.frame, self.name, self.notes)
 
     def __getitem__(self, number: int) -> ImageRecord:
         """Raises: RecordError, also for what no reader has foreseen (a name that no file can have, a number of 400 digits)."""

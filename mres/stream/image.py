@@ -5,13 +5,13 @@ Shapes: H×W an original image, C = 3 colours (RGB), S the side of the square; h
 
 from __future__ import annotations
 
-import io
 import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from mres.pixels.picture import PictureError, check_size, open_picture
 from mres.records import ImageRecord, RecordError
 from mres.stream.config import AugmentConfig
 from mres.stream.transforms import Geometry
@@ -37,9 +37,9 @@ def open_image(record: ImageRecord, where: str) -> Image.Image:
         RecordError: not an image, or of another size than the record says.
     """
     try:
-        image = Image.open(io.BytesIO(record.image))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: record {record.id!r}: the image cannot be read ({error})") from None
+        image = open_picture(record.image)
+    except PictureError as error:
+        raise RecordError(f"{where}: record {record.id!r}: the image {error}") from None
     if image.size != (record.width, record.height):
         raise RecordError(
             f"{where}: record {record.id!r}: the image is {image.size[0]} x {image.size[1]} pixels, "
@@ -81,6 +81,7 @@ def decode_plain_jpeg(record: ImageRecord, reduction: int) -> np.ndarray | None:
         found = simplejpeg.decode_jpeg_header(record.image)
         if found[:2] != (record.height, record.width) or found[2] not in _PLAIN_COLOURS:
             return None
+        check_size(record.width, record.height)
         pixels_hwC: np.ndarray = simplejpeg.decode_jpeg(record.image, min_height=height, min_width=width, fastdct=False)
     except ValueError:
         return None

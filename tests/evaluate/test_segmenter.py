@@ -67,7 +67,7 @@ def test_what_is_cut_off_a_text_is_said(segmenter: Segmenter, pixels_HW3: np.nda
     [
         (np.zeros((4, 4), np.uint8), "a car", None, "found uint8 \\(4, 4\\)"),
         (np.zeros((4, 4, 3), np.float32), "a car", None, "found float32"),
-        (b"no image", "a car", None, "the given bytes cannot be read as an image"),
+        (b"no image", "a car", None, "the given bytes is a text"),
         ("nowhere.png", "a car", None, "no image at 'nowhere.png'"),
         (Image.new("RGB", (4, 4)), [], None, "an expression is empty"),
         (Image.new("RGB", (4, 4)), ["a car", " "], None, "an expression is empty"),

@@ -1,15 +1,26 @@
 """MRES JSONL files: images beside them, bad lines that do not end the reading."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pycocotools import mask as coco
 
 from mres.errors import UserError
 from mres.records import ImageRecord, RecordError
 from mres.sources.mres_jsonl import mres_jsonl
+
+
+def image(size: tuple[int, int], colour: str = "black") -> bytes:
+    with io.BytesIO() as buffer:
+        Image.new("RGB", size, colour).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+INSIDE, OUTSIDE = image((2, 1)), image((2, 1), "red")
 
 
 def line(id_: str, image: Any = "images/a.jpg", **fields: Any) -> str:
@@ -28,8 +39,8 @@ def line(id_: str, image: Any = "images/a.jpg", **fields: Any) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "data/images").mkdir(parents=True)
-    (tmp_path / "data/images/a.jpg").write_bytes(b"jpeg")
-    (tmp_path / "outside.jpg").write_bytes(b"outside")
+    (tmp_path / "data/images/a.jpg").write_bytes(INSIDE)
+    (tmp_path / "outside.jpg").write_bytes(OUTSIDE)
     return tmp_path / "data"
 
 
@@ -42,7 +53,7 @@ def write(folder: Path, *lines: str | bytes) -> Path:
 def test_good_lines_become_records(folder: Path) -> None:
     source = mres_jsonl(write(folder, line("a"), "", line("b", split="val")), split=None)
     assert len(source) == 2
-    assert [(record.id, record.image) for record in source] == [("a", b"jpeg"), ("b", b"jpeg")]
+    assert [(record.id, record.image) for record in source] == [("a", INSIDE), ("b", INSIDE)]
 
 
 def test_a_split_is_taken_and_the_rest_counted(folder: Path) -> None:
@@ -77,7 +88,7 @@ def test_a_bad_line_is_named_and_does_not_end_the_reading(bad: str | bytes, mess
 
 def test_paths_outside_are_read_if_allowed(folder: Path) -> None:
     path = write(folder, line("a", image="../outside.jpg"), line("b", image=str(folder / "images/a.jpg")))
-    assert [record.image for record in mres_jsonl(path, split=None, allow_outside=True)] == [b"outside", b"jpeg"]
+    assert [record.image for record in mres_jsonl(path, split=None, allow_outside=True)] == [OUTSIDE, INSIDE]
 
 
 def test_a_missing_or_empty_file_is_refused(folder: Path) -> None:
@@ -90,7 +101,7 @@ def test_a_missing_or_empty_file_is_refused(folder: Path) -> None:
 def test_the_documented_example_is_valid(folder: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/data-format.md").read_text()
     example = json.loads(page.split("```json\n")[1].split("```")[0])
-    (folder / example["image"]).write_bytes(b"jpeg")
+    (folder / example["image"]).write_bytes(image((example["width"], example["height"])))
     (record,) = mres_jsonl(write(folder, json.dumps(example)), split="train")
     assert isinstance(record, ImageRecord)
     for target in record.targets:

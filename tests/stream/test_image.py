@@ -202,8 +202,8 @@ def decode(record: ImageRecord, side: int = 32) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"image": b"no image"}, "set/shard-000000.tar: 00000003: record 'im7': the image cannot be read"),
-        ({"image": b""}, "record 'im7': the image cannot be read"),
+        ({"image": b"no image"}, "set/shard-000000.tar: 00000003: record 'im7': the image is a text"),
+        ({"image": b""}, "record 'im7': the image is empty"),
         ({"width": 41}, "record 'im7': the image is 40 x 30 pixels, the record says 41 x 30"),
     ],
 )
