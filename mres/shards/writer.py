@@ -162,6 +162,9 @@ def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, numb
             except RecordError as error:
                 result.errors.append(str(error))
                 continue
+            finally:
+                result.errors += source.refused
+                source.refused.clear()
             if shard is None:  # opened only once there is a record for it
                 shard = layout(path)
             shard.add(item, record, suffix)

@@ -1,17 +1,20 @@
 """CRIS's JSON (`anns/<data set>/<split>.json`, `masks/<data set>/<segment id>.png`) to image records."""
 
 import argparse
-import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mres.errors import shown
 from mres.records import RecordError
-from mres.sources.cris_tables import EntryFile, Segment, check_count, file_source, read_segment
+from mres.sources.cris_files import EntryFile, file_source
+from mres.sources.cris_tables import Segment, check_count, read_segment
 from mres.sources.reading import add_paths
-from mres.sources.refer_counts import PUBLISHED
+from mres.sources.refer_counts import published_check
 from mres.sources.source import RecordSource
+
+_FARTHEST = 1e9  # pixels; JSON's numbers may be infinite, or larger than any float
 
 
 def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = None) -> RecordSource:
@@ -31,14 +34,6 @@ def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = No
     notes: Counter[str] = Counter()
     parsed = file.segments(lambda number, entry, where: _segment(number, entry, where, notes))
     data_set = annotations.resolve().parent.name
-    published = [
-        of_set[annotations.stem].refs
-        for (name, _), of_set in PUBLISHED.items()
-        if name == data_set and annotations.stem in of_set
-    ]
-    if published and len(file.entries) not in published:
-        numbers = " or ".join(map(str, published))
-        notes[f"entries of {data_set} {annotations.stem}, where {numbers} were published"] = len(file.entries)
     return file_source(
         file,
         parsed,
@@ -48,6 +43,7 @@ def cris(annotations: Path, masks: Path, images: Path, *, split: str | None = No
         source=f"{data_set} (cris)",
         description={"format": "cris"},
         notes=notes,
+        check_kept=published_check(annotations, notes),
     )
 
 
@@ -62,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _segment(number: int, entry: dict[str, Any], where: str, notes: "Counter[str]") -> Segment:
-    found = replace(read_segment(number, entry, where, notes), box=_box(entry.get("bbox"), where))
+    found = read_segment(number, entry, where, notes)
+    found = replace(found, box=_box(entry.get("bbox"), where), ref_id=entry["segment_id"])
     check_count(entry.get("sentences_num"), entry["sentences"], where, "sentences_num")
     return found
 
@@ -71,7 +68,7 @@ def _box(value: Any, where: str) -> tuple[float, float, float, float] | None:
     if value is None:
         return None
     is_box = isinstance(value, list) and len(value) == 4 and all(isinstance(v, int | float) for v in value)
-    if not is_box or not all(map(math.isfinite, value)):
-        raise RecordError(f"{where}: field 'bbox': found {value!r}, expected [x1, y1, x2, y2]")
+    if not is_box or not all(-_FARTHEST <= v <= _FARTHEST for v in value):
+        raise RecordError(f"{where}: field 'bbox': found {shown(value)}, expected [x1, y1, x2, y2] in pixels")
     x1, y1, x2, y2 = value
     return (x1, y1, x2, y2)

@@ -5,6 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from mres.sources.cris_tables import Picture, Segment, check_count, make_record,
 from mres.sources.legacy_arrow import is_legacy_arrow, loads
 from mres.sources.mask_files import read_mask
 from mres.sources.reading import add_paths, name_of
+from mres.sources.refer_counts import published_check
 from mres.sources.safe_pickle import loads_plain
 from mres.sources.source import RecordSource
 
@@ -59,7 +61,8 @@ def cris_lmdb(lmdb: Path, *, split: str | None = None) -> RecordSource:
         "values_sha256": digest.hexdigest(),
         "split": split,
     }
-    return RecordSource(str(path), len(found), make, description, notes, errors)
+    check_kept = published_check(path, notes)
+    return RecordSource(str(path), len(found), make, description, notes, errors, check_kept=check_kept)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,6 +159,7 @@ def _fields(content: bytes, where: str) -> dict[str, Any]:
 def _segment(number: int, content: bytes, where: str, notes: "Counter[str]") -> Segment:
     value = _fields(content, where)
     found = read_segment(number, value, where, notes, id_field="seg_id", sentences_field="sents")
+    found = replace(found, ref_id=value["seg_id"])
     check_count(value.get("num_sents"), value["sents"], where, "num_sents")
     return found
 

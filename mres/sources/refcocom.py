@@ -14,7 +14,8 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import Granularity
 from mres.sources.coco_names import COCO_NAMES
-from mres.sources.cris_tables import EntryFile, Segment, file_source, read_segment
+from mres.sources.cris_files import EntryFile, file_source
+from mres.sources.cris_tables import Segment, read_segment
 from mres.sources.reading import add_choice, add_paths
 from mres.sources.source import RecordSource
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mres.errors import UserError
 from mres.sources.reading import add_choice, add_paths
-from mres.sources.refer_counts import PUBLISHED, check_counts
-from mres.sources.refer_tables import RefTables, count, folder_of, ref_source, refs_of_split
+from mres.sources.refer_counts import PUBLISHED, check_counts, count, kept_check
+from mres.sources.refer_records import TEXTS, Text, ref_source
+from mres.sources.refer_tables import RefTables, folder_of, refs_of_split
 from mres.sources.source import RecordSource
 
 # Who split each data set; the first is the default.
@@ -21,9 +22,16 @@ SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 
 
 def refer(
-    root: Path, dataset: str, split: str, images: Path, *, split_by: str | None = None, accept_counts: bool = False
+    root: Path,
+    dataset: str,
+    split: str,
+    images: Path,
+    *,
+    split_by: str | None = None,
+    accept_counts: bool = False,
+    text: Text = "sent",
 ) -> RecordSource:
-    """The image records of one split: one target for each ref, with all its sentences (`sent`, cleaned).
+    """The image records of one split: one target for each ref, with all its sentences.
 
     Args:
         root: the folder that holds `refcoco`, `refcoco+`, `refcocog`, each with `refs(<split_by>).p` and instances.json.
@@ -32,6 +40,7 @@ def refer(
         images: the folder of the images, COCO's train2014.
         split_by: who split the data set; None: the default.
         accept_counts: go on with other counts than the published ones.
+        text: which of a sentence's texts is taken: "sent" (cleaned) or "raw" (as typed).
 
     Raises:
         UserError: unknown or contradictory options, a file that is missing, holds code or is not of its form, refs that
@@ -48,13 +57,23 @@ def refer(
     tables = RefTables(path, folder / "instances.json")
     _refuse_grefcoco(tables)
     notes: Counter[str] = Counter()
-    chosen = refs_of_split(tables, split, is_of_split, notes)
+    chosen, errors = refs_of_split(tables, split, is_of_split, notes)
     published = PUBLISHED.get((dataset, by), {})
-    found = {name: count([ref for ref in tables.refs if is_of_split(ref.split, name)]) for name in published}
-    check_counts(found, published, split, where=str(path), accept=accept_counts, notes=notes)
-    title = f"{dataset} ({by})"
-    description = {"format": "refer", "dataset": dataset, "split_by": by}
-    return ref_source(tables, chosen, images, split=split, title=title, description=description, notes=notes)
+    found = {name: count(ref.sentences for ref in tables.refs if is_of_split(ref.split, name)) for name in published}
+    check_counts(found, published, split, where=str(path), accept=accept_counts)
+    expected = published.get(split) or count(ref.sentences for ref in chosen)
+    return ref_source(
+        tables,
+        chosen,
+        errors,
+        images,
+        split=split,
+        title=f"{dataset} ({by})",
+        text=text,
+        description={"format": "refer", "dataset": dataset, "split_by": by},
+        check_kept=kept_check(expected, split, published=split in published, accept=accept_counts, notes=notes),
+        notes=notes,
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images)",
     )
     add_choice(parser, "--split", SPLITS, "test: all of testA, testB …")
+    parser.add_argument("--text", choices=TEXTS, default="sent", help="of a sentence: cleaned, or as typed")
     parser.add_argument(
         "--accept-counts", action="store_true", help="go on where refs or sentences are not as many as published"
     )

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from mres.pixels.upright import Frame, upright_record
 from mres.records import ImageRecord, RecordError
@@ -13,7 +13,10 @@ class NothingLeftError(RecordError):
     """A record of which nothing is left once what was counted in `notes` is left out: no error, it is passed over."""
 
 
-def _any_counts(targets: int, expressions: int) -> None:
+CheckKept: TypeAlias = Callable[[int, int], None]
+
+
+def any_counts(targets: int, expressions: int) -> None:
     """Of most sets nobody has published how many there are."""
 
 
@@ -35,6 +38,8 @@ class RecordSource:
         place_of: where record `number` stands, "file:line"; None: its number says that.
         check_kept: what is called with the numbers of targets and expressions that are left, at the end of a build; it
             raises a `UserError` where these are not what was published.
+        refused: what was wrong with parts of records whose other parts are kept; grows while records are made. Each counts
+            as a bad record.
         frame: what masks were drawn on, where an image has an EXIF orientation (`mres.pixels.upright`).
         notes: what was left out or repaired, message → number of times; grows while records are made. What is known
             before the first record is made belongs in it from the start.
@@ -47,7 +52,8 @@ class RecordSource:
     notes: Counter[str] = field(default_factory=Counter)
     errors: Sequence[RecordError] = ()
     place_of: Callable[[int], str] | None = None
-    check_kept: Callable[[int, int], None] = _any_counts
+    check_kept: CheckKept = any_counts
+    refused: list[str] = field(default_factory=list)
     frame: Frame = "auto"
 
     def __len__(self) -> int:

@@ -11,11 +11,13 @@ from made_cris import HEIGHT, WIDTH, entry, jpeg, pixels, png, rectangle, write_
 
 from mres.errors import UserError
 from mres.records import ImageRecord, RecordError
+from mres.shards.writer import WriteOptions, write_shards
 from mres.sources import registry
 from mres.sources.coco_masks import EmptyMaskError
 from mres.sources.coco_names import COCO_NAMES
 from mres.sources.cris import cris
 from mres.sources.mask_files import read_mask
+from mres.sources.source import NothingLeftError
 
 A, B = "COCO_train2014_000000000009.jpg", "COCO_train2014_000000000025.jpg"
 
@@ -50,7 +52,10 @@ def test_entries_of_an_image_become_one_record(tmp_path: Path) -> None:
     assert second.id == Path(B).stem
     assert source.description["annotations"] == "refcoco/val.json"
     assert str(tmp_path) not in json.dumps(source.description)
-    assert source.notes == {"entries of refcoco val, where 3811 or 5000 were published": 3}
+    assert source.notes == {}
+    write_shards(source, tmp_path / "set")
+    published = "3811 with 10834 sentences or 5000 with any number of sentences"
+    assert source.notes[f"refs kept of refcoco val (published: {published})"] == 3
     assert module.open(parser.parse_args([*options, "--split=mine"])).description["split"] == "mine"
 
 
@@ -80,15 +85,57 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     (files["masks"] / "2.png").write_bytes(png(None))
     (files["masks"] / "4.png").write_bytes(png(None))
     source = cris(**files)
-    record, error = source
+    assert len(source) == 2
+    record = source[0]
     assert [(t.id, [e.text for e in t.expressions]) for t in record.targets] == [("1", ["one", "one again"])]
-    assert str(error).endswith(f"{B}: none of its masks covers a pixel")
+    with pytest.raises(NothingLeftError, match=f"{B}: none of its masks covers a pixel"):
+        source[1]
     assert source.notes == {
-        "blank expressions, left out": 1,
+        "blank sentences, left out": 1,
         "entries without expressions, left out": 1,
         "entries of a segment that had one already, merged": 1,
         "masks that cover no pixel, left out": 2,
+        "images none of whose masks covers a pixel, left out": 1,
     }
+
+
+def test_a_blank_sentence_keeps_the_places_of_the_others_and_the_ids_of_the_source_travel(tmp_path: Path) -> None:
+    (record,) = cris(**write_cris(tmp_path, [entry(7, A, "one", "  ", "two")], "mine/train.json"))
+    (target,) = record.targets
+    assert (target.id, target.ref_id) == ("7", 7)
+    assert [(e.text, e.sent_id, e.sent_index) for e in target.expressions] == [("one", 0, 0), ("two", 2, 2)]
+
+
+def test_a_mask_without_a_pixel_stays_in_a_held_out_split(tmp_path: Path) -> None:
+    files = write_cris(tmp_path, [entry(1, A, "one"), entry(2, A, "two")], "mine/testA.json")
+    (files["masks"] / "2.png").write_bytes(png(None))
+    source = cris(**files)
+    (record,) = source
+    assert [pixels(target.mask).any() for target in record.targets] == [True, False]
+    assert record.targets[1].box == (0, 0, 0, 0)
+    assert source.notes == {"masks that cover no pixel, kept as empty truth (held-out split)": 1}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        7,
+        entry(10**400, A, "one"),
+        entry("n" * 5000, "other.jpg", "one"),
+        entry(2, "i" * 5000 + ".jpg", "one"),
+        entry(2, "\ud800.jpg", "one"),
+        entry(2, A, "a \ud800"),
+        {**entry(2, A, "one"), "bbox": [10**400, 1, 1, 1]},
+        {**entry(2, A, "one"), "cat": 10**400},
+        {**entry(2, A, "one"), "sentences_num": 10**400},
+    ],
+    ids=range(9),
+)
+def test_no_entry_ends_a_build_that_has_a_budget(bad: Any, tmp_path: Path) -> None:
+    files = write_cris(tmp_path, [entry(1, A, "one"), entry(3, B, "three")], "mine/train.json")
+    files["annotations"].write_text(json.dumps([entry(1, A, "one"), bad, entry(3, B, "three")]))
+    manifest = write_shards(cris(**files), tmp_path / "out", WriteOptions(max_bad_fraction=0.5))
+    assert (manifest.counts.images, manifest.counts.quarantined) == (2, 1)
 
 
 @pytest.mark.parametrize(

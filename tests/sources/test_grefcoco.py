@@ -49,9 +49,15 @@ def test_refs_to_any_number_of_objects(name: str, tmp_path: Path) -> None:
         "1": "person",
         "2": "dog+person",
         "3": "person",
-        "4": "no-target",
+        "4": "",
         "5": "person",
+        "6": "person",
     }
+    assert [id_ for id_, target in found.items() if target.no_target] == ["4"]
+    assert {id_: (target.ref_id, target.ann_id) for id_, target in found.items()} == {
+        "1": (1, (11,)), "2": (2, (12, 11)), "3": (3, (13, 11)), "4": (4, (-1,)), "5": (5, (11, 14)), "6": (6, (14,)),
+    }  # fmt: skip
+    assert not decode(found["6"].mask).any()  # a crowd alone: an empty truth, which is not meant so
     assert {target.granularity for target in record.targets} == {"object"}
     one_HW, dog_HW = rectangle_mask(2, 3, 10, 4), rectangle_mask(8, 3, 10, 8)
     assert (decode(found["1"].mask) == one_HW).all()
@@ -62,9 +68,12 @@ def test_refs_to_any_number_of_objects(name: str, tmp_path: Path) -> None:
     assert (decode(found["5"].mask) == one_HW).all()  # without the crowd
     assert source.notes == {
         "masks of crowds, left out": 2,
-        "refs to crowds alone, left out": 1,
+        "masks that cover no pixel, kept as empty truth (held-out split)": 1,
         "refs to nothing, with an empty mask": 1,
         "refs of other splits than 'val', left out": 1,
+        "split 'val' without published counts, not compared": 1,
+        "expressions of all splits (published: 278232)": 8,
+        "expressions of all splits that refer to nothing (published: 32202)": 1,
     }
     assert source.description["refs"] == f"grefcoco/{name}"
 
@@ -94,13 +103,24 @@ def test_the_command_line_reads_the_same(tmp_path: Path) -> None:
         ([ref(1, [-1, 11], 5, "val", "x")], "ref 1: its annotation -1 is not there"),
         ([ref(1, [11, 15], 5, "val", "x")], "ref 1: its image is 5, that of its annotation 15 is 9"),
         ([ref(1, [-1], 6, "val", "x")], "ref 1: its image 6 is not there"),
-        ([ref(1, [], 5, "val", "x")], "field 'ann_id': found list"),
+        ([ref(1, [], 5, "val", "x")], r"field 'ann_id': found \[\]"),
         ([ref(1, [11], 5, "testAB", "x")], "no ref of the split 'val'.*testAB"),
     ],
 )
 def test_refs_that_do_not_fit_are_refused(refs: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"grefs\(unc\).json'.*" + message):
         read(tmp_path, refs)
+
+
+def test_the_text_as_typed_is_taken_if_asked_for(tmp_path: Path) -> None:
+    write_data(tmp_path / "grefcoco", "grefs(unc).json", REFS, ANNOTATIONS)
+    images = str(tmp_path / "train2014")
+    options = ["--root", str(tmp_path), "--images", images, "--split", "testA", "--text", "raw"]
+    source = open_weights("grefcoco", *options)
+    (record,) = source
+    assert texts(record.targets[0]) == ["Single."]
+    assert record.targets[0].ann_id == 15
+    assert source.description["text"] == "raw"
 
 
 def test_splits_are_matched_exactly(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """RefCOCO and its family in REFER's layout: splits, masks, texts, counts, and what does not fit together."""
 
 import json
-from collections import Counter
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from made_refer import DOG, PERSON, annotation, rectangle, ref, write_data
 from mres.errors import UserError
 from mres.records import ImageRecord, RecordError
 from mres.shards.check import check_record
+from mres.shards.writer import WriteOptions, write_shards
 from mres.sources.refer import is_of_split, refer
 from mres.sources.refer_counts import PUBLISHED, Counts, check_counts
-from mres.sources.source import RecordSource
+from mres.sources.source import NothingLeftError, RecordSource
 
 ANNOTATIONS = [
     annotation(11, 5, rectangle(2, 3, 10, 4)),
@@ -140,7 +141,8 @@ def test_refclef_has_lists_of_run_lengths(tmp_path: Path) -> None:
     ("sentence", "expected", "note"),
     [
         ({"sent": " the dog ", "raw": "The dog!"}, ["the dog"], None),
-        ({"sent": "", "raw": "The dog!"}, ["The dog!"], "sentences without 'sent', taken from 'raw'"),
+        ({"sent": "", "raw": "The dog!"}, [], "blank sentences, left out"),
+        ({"sent": None, "raw": "The dog!"}, ["The dog!"], "sentences without 'sent', taken from 'raw'"),
         ({"raw": "The dog!"}, ["The dog!"], "sentences without 'sent', taken from 'raw'"),
         ({"sent": " ", "raw": ""}, [], "blank sentences, left out"),
     ],
@@ -158,9 +160,29 @@ def test_the_cleaned_text_is_taken(
     assert set(source.notes) - set(read(tmp_path).notes) == ({note} if note else set())
 
 
+@pytest.mark.parametrize("text", ["sent", "raw"])
+def test_what_was_typed_is_taken_instead_and_the_ids_of_the_source_travel(text: str, tmp_path: Path) -> None:
+    changed = ref(102, 11, 5, "train", "woman", "lady", "her")
+    changed["sentences"][1] |= {"sent": " ", "raw": ""}
+    write(tmp_path, [changed])
+    source = read(tmp_path, text=text)
+    (record,) = source
+    (target,) = record.targets
+    assert (target.ref_id, target.ann_id, target.no_target) == (102, 11, False)
+    assert [(e.text, e.sent_id, e.sent_index) for e in target.expressions] == [
+        ({"sent": "woman", "raw": "Woman."}[text], 10200, 0),
+        ({"sent": "her", "raw": "Her."}[text], 10202, 2),
+    ]
+    assert source.notes["blank sentences, left out"] == 1
+    assert source.description.get("text", "sent") == text
+
+
+def dot(id_: int) -> dict[str, Any]:
+    """An annotation whose polygon covers no pixel."""
+    return annotation(id_, 9, [[2.1, 2.1, 2.2, 2.1, 2.2, 2.2, 2.1, 2.2]])
+
+
 def test_refs_that_cannot_be_targets_are_counted(tmp_path: Path) -> None:
-    dot = annotation(15, 9, rectangle(2, 2, 1, 1))
-    dot["segmentation"] = [[2.1, 2.1, 2.2, 2.1, 2.2, 2.2, 2.1, 2.2]]
     blank = [{"sent": " ", "raw": "", "tokens": [], "sent_id": 1}]
     refs = [
         *REFS[:1],
@@ -168,15 +190,40 @@ def test_refs_that_cannot_be_targets_are_counted(tmp_path: Path) -> None:
         ref(106, 15, 9, "train", "dot"),
         ref(107, 11, 5, "train"),
     ]
-    write(tmp_path, refs, annotations=[*ANNOTATIONS, dot])
+    write(tmp_path, refs, annotations=[*ANNOTATIONS, dot(15)])
     source = read(tmp_path)
-    first, error = source
-    assert isinstance(first, ImageRecord)
-    assert [target.id for target in first.targets] == ["101"]
-    assert isinstance(error, RecordError)
-    assert str(error).endswith("none of its 1 refs has a mask and an expression")
+    assert len(source) == 2
+    record = source[0]
+    assert [target.id for target in record.targets] == ["101"]
+    with pytest.raises(NothingLeftError, match="none of its 1 refs has a mask and an expression"):
+        source[1]
     assert source.notes["refs without expressions, left out"] == 2
     assert source.notes["masks that cover no pixel, left out"] == 1
+    assert source.notes["images none of whose refs is left, left out"] == 1
+
+
+def test_a_mask_without_a_pixel_stays_in_a_held_out_split(tmp_path: Path) -> None:
+    refs = [ref(1, 15, 9, "val", "dot"), ref(2, 13, 9, "val", "left person")]
+    write(tmp_path, refs, annotations=[*ANNOTATIONS, dot(15)])
+    source = read(tmp_path, "val")
+    (record,) = source
+    found = by_id(record)
+    assert not decode(found["1"].mask).any()
+    assert (found["1"].box, found["1"].category, found["1"].no_target) == ((0, 0, 0, 0), "person", False)
+    assert decode(found["2"].mask).any()
+    assert source.notes["masks that cover no pixel, kept as empty truth (held-out split)"] == 1
+    check_record(record, "test")
+
+
+def test_bad_pieces_cost_themselves(tmp_path: Path) -> None:
+    good = rectangle(1, 1, 15, 20 - 2)
+    pieces = [*good, *rectangle(100, 3, 10, 4), [3.0, 3.0, 4.0, 4.0], [5.0, 5.0, 9.0, 5.0, 7.0, 5.0], [1.0, 2.0, 3.0]]
+    write(tmp_path, annotations=[{**ANNOTATIONS[0], "segmentation": pieces}, *ANNOTATIONS[1:]])
+    source = read(tmp_path)
+    _, record = source
+    assert (decode(by_id(record)["102"].mask) == rectangle_mask(1, 1, 15, 18)).all()
+    assert list(by_id(record)) == ["102", "103"]
+    assert sum(number for note, number in source.notes.items() if note.startswith("polygons")) == 4
 
 
 @pytest.mark.parametrize("segmentation", [rectangle(100, 3, 10, 4), None])
@@ -190,21 +237,27 @@ def test_a_mask_without_a_pixel_costs_its_ref_only(segmentation: Any, tmp_path: 
     assert sum(left) == sum(whole) - source.notes["masks that cover no pixel, left out"] < sum(whole)
 
 
-def test_a_damaged_mask_is_of_its_image_only(tmp_path: Path) -> None:
-    write(tmp_path, annotations=[{**ANNOTATIONS[0], "segmentation": rectangle(1, 3, 1e9, 4)}, *ANNOTATIONS[1:]])
-    good, error = read(tmp_path)
-    assert isinstance(good, ImageRecord)
-    assert isinstance(error, RecordError)
-    with pytest.raises(RecordError, match=r"image 5 \(COCO.*5.jpg\), annotation 11: .* far outside"):
-        raise error
+def test_a_damaged_mask_costs_its_ref_and_is_a_bad_record(tmp_path: Path) -> None:
+    write(tmp_path, annotations=[{**ANNOTATIONS[0], "segmentation": rectangle(1, 3, 10**9, 4)}, *ANNOTATIONS[1:]])
+    source = read(tmp_path)
+    _, record = source
+    assert list(by_id(record)) == ["103"]
+    (refused,) = source.refused
+    assert re.search(r"image 5 \(COCO.*5.jpg\), annotation 11: .* far outside.*\(ref 102\)", refused)
+    with pytest.raises(UserError, match="far outside"):
+        write_shards(read(tmp_path), tmp_path / "strict")
+    counts = write_shards(read(tmp_path), tmp_path / "lenient", WriteOptions(max_bad_fraction=0.5)).counts
+    assert (counts.images, counts.targets["object"], counts.quarantined) == (2, 2, 1)
 
 
-@pytest.mark.parametrize("sentence", ["the dog", 7, {"sent": 7}, {"tokens": []}])
-def test_a_bad_sentence_is_named(sentence: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sentence", ["the dog", 7, {"sent": 7}, {"tokens": []}, {"sent": "x" * 3000}])
+def test_a_bad_sentence_is_named_and_costs_itself(sentence: Any, tmp_path: Path) -> None:
     write(tmp_path, [{**REFS[1], "sentences": [{"sent": "good"}, sentence]}])
-    (error,) = read(tmp_path)
-    assert isinstance(error, RecordError)
-    assert r"refs(unc).p: ref 102, sentence 1: found" in str(error)
+    source = read(tmp_path)
+    (record,) = source
+    assert texts(record.targets[0]) == ["good"]
+    (refused,) = source.refused
+    assert r"refs(unc).p: ref 102, sentence 1: found" in refused
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
@@ -219,31 +272,49 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
     ("refs", "message"),
     [
         ([ref(1, 99, 5, "train", "x")], "1 of 1 refs .*the first, ref 1: its annotation 99 is not there"),
-        ([REFS[1], ref(1, 13, 77, "train", "x")], "1 of 2 refs .*ref 1: its image 77 is not there"),
+        ([REFS[1], ref(1, 13, 77, "train", "x")], "ref 1: its image 77 is not there; .*one release"),
         ([ref(1, 13, 5, "train", "x")], "ref 1: its image is 5, that of its annotation 13 is 9"),
-        ([ref(1, 16, 5, "train", "x")], "ref 1: the category 44 of its annotation 16 is not there"),
         ([ref(1, -1, 5, "train", "x")], "ref 1: its annotation -1 is not there"),
-        ([ref(1, 11, 5, "train", "x"), ref(1, 12, 5, "train", "y")], "the ref_id 1 occurs twice"),
+        (
+            [ref(1, 11, 5, "train", "x"), ref(1, 12, 5, "train", "y")],
+            "ref number 1: the ref_id 1 occurs twice, before in ref number 0",
+        ),
         ([ref(1, [11, 12], 5, "train", "x")], "ref 1 has 2 annotations, expected one; .* the format grefcoco"),
-        ([{"sent": "x"}], "ref number 0: field 'ref_id': found NoneType 'None', expected a whole number"),
-        ([{**REFS[0], "ann_id": []}], "field 'ann_id': found list"),
-        ([{**REFS[0], "ann_id": True}], "field 'ann_id': found bool 'True'"),
-        ([REFS[0], {**REFS[0], "split": 1}], "ref number 1: field 'split': found int '1', expected text"),
-        ([{**REFS[0], "sentences": "x"}], "field 'sentences': found str 'x', expected a list"),
-        ([7], "ref number 0: found int '7', expected a dictionary"),
-        ([], "is no file of refs: found list"),
-        ({"refs": []}, "is no file of refs: found dict"),
+        ([{"sent": "x"}], "ref number 0: field 'ref_id': found None, expected a whole number"),
+        ([{**REFS[0], "ann_id": []}], "field 'ann_id': found \\[\\]"),
+        ([{**REFS[0], "ann_id": True}], "field 'ann_id': found True"),
+        ([REFS[0], {**REFS[0], "split": 1}], "ref number 1: field 'split': found 1, expected text"),
+        ([{**REFS[0], "sentences": "x"}], "field 'sentences': found 'x', expected a list"),
+        ([7], "ref number 0: found 7, expected a dictionary"),
+        ([], "is no file of refs: found \\[\\]"),
+        ({"refs": []}, "is no file of refs: found {'refs'"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(refs: Any, message: str, tmp_path: Path) -> None:
     write(tmp_path, refs, annotations=[*ANNOTATIONS, annotation(16, 5, rectangle(1, 1, 2, 2), category=44)])
     with pytest.raises(UserError, match=r"refs\(unc\).p'.*" + message):
-        read(tmp_path)
+        raise read(tmp_path).errors[0]
+
+
+def test_a_broken_ref_costs_itself_where_there_is_a_budget(tmp_path: Path) -> None:
+    broken: list[Any] = [7, {**REFS[0], "ref_id": None}, ref(1, 99, 5, "train", "x"), {**REFS[1], "sentences": ["y"]}]
+    write(tmp_path, [*REFS, *broken, {**REFS[3], "ref_id": True}])
+    source = read(tmp_path)
+    assert [type(record) for record in source].count(RecordError) == 4  # the last is of another split
+    counts = write_shards(read(tmp_path), tmp_path / "out", WriteOptions(max_bad_fraction=0.7)).counts
+    assert (counts.images, counts.quarantined) == (2, 4)
+
+
+def test_a_category_that_instances_do_not_name_costs_nothing(tmp_path: Path) -> None:
+    write(tmp_path, [ref(1, 16, 5, "train", "x")], annotations=[annotation(16, 5, rectangle(1, 1, 2, 2), category=44)])
+    (record,) = read(tmp_path)
+    assert record.targets[0].category == "category 44"
 
 
 def test_annotations_that_no_ref_can_name_are_counted(tmp_path: Path) -> None:
     write(tmp_path, images=[{"id": 9, "file_name": "a.jpg", "width": 40, "height": 20}], refs=[REFS[0]])
-    assert read(tmp_path).notes["annotations of instances.json without an image or a category, left out"] == 2
+    (number,) = [n for note, n in read(tmp_path).notes.items() if note.startswith("entries of instances.json")]
+    assert number == 2
 
 
 @pytest.mark.parametrize(
@@ -302,21 +373,36 @@ def test_counts_are_those_of_the_file(tmp_path: Path) -> None:
         ["test", "refs", "5,000", "0", "-5,000"],
     ]
     assert "--accept-counts" in remedy
-    notes = read(tmp_path, "val", split_by="google").notes
-    assert notes["refs (published of 'val': 5000)"] == 4999
+    read(tmp_path, "val", split_by="google")
 
 
 def test_sentences_count_too() -> None:
     published = PUBLISHED["refcoco", "unc"]
     found = {**published, "testB": Counts(1810, 5096), "train": Counts(1, 1)}
-    notes: Counter[str] = Counter()
     for split in ("val", "testA", "test"):
-        check_counts(found, published, split, where="f.p", accept=False, notes=notes)
-    assert not notes
+        check_counts(found, published, split, where="f.p", accept=False)
     with pytest.raises(UserError, match=r"testB  sentences      5,095      5,096          \+1\n"):
-        check_counts(found, published, "testB", where="f.p", accept=False, notes=notes)
-    check_counts(found, published, "testB", where="f.p", accept=True, notes=notes)
-    assert notes == {"sentences (published of 'testB': 5095)": 5096}
+        check_counts(found, published, "testB", where="f.p", accept=False)
+    check_counts(found, published, "testB", where="f.p", accept=True)
+
+
+def test_published_counts_are_those_of_what_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file has as many as published; one sentence is blank, and one image is not there."""
+    monkeypatch.setitem(PUBLISHED, ("refcoco", "unc"), {"train": Counts(3, 4), "val": Counts(2, 3)})
+    refs = [*REFS[:3], ref(104, 13, 9, "val", "left person", " "), ref(105, 11, 5, "val", "x")]
+    write(tmp_path, refs)
+    refs[3]["sentences"][1] |= {"sent": " "}
+    (tmp_path / "train2014/COCO_train2014_000000000005.jpg").unlink()
+    lenient = WriteOptions(max_bad_fraction=0.5)
+    with pytest.raises(UserError, match=r"(?s)split 'val'.*refs +2 +1 +-1\n.*sentences +3 +1 +-2\n.*--accept-counts"):
+        write_shards(read(tmp_path, "val", accept_counts=False), tmp_path / "val", lenient)
+    assert not (tmp_path / "val").exists()
+    for split, accept, kept in (("val", True, 1), ("train", False, 2)):
+        source = read(tmp_path, split, accept_counts=accept)
+        write_shards(source, tmp_path / f"{split}-{accept}", lenient)
+        number = {"val": 3, "train": 4}[split]
+        assert source.notes[f"sentences kept (published of '{split}': {number})"] == kept
+    assert source.notes["refs kept (published of 'train': 3)"] == 1
 
 
 def test_published_counts_add_up() -> None:
