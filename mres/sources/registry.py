@@ -55,6 +55,13 @@ SOURCES = {
     "instances": SourceFormat(
         "mres.sources.coco_instances", "coco_instances", "COCO-style instance masks (COCO, Objects365 with masks)"
     ),
+    "labelme": SourceFormat("mres.sources.labelme", "labelme", "LabelMe's JSON files (X-AnyLabeling's too)"),
+    "via": SourceFormat("mres.sources.via", "via", "VGG Image Annotator's JSON, projects and exports"),
+    "supervisely": SourceFormat("mres.sources.supervisely", "supervisely", "a project in Supervisely's format"),
+    "voc": SourceFormat("mres.sources.voc", "voc", "Pascal VOC's SegmentationObject and SegmentationClass"),
+    "labelmap": SourceFormat(
+        "mres.sources.labelmap", "labelmap", "semantic label maps (CamVid, Cityscapes, ADE20K …): pictures with names"
+    ),
     "instructpart": SourceFormat(
         "mres.sources.instructpart", "instructpart", "InstructPart: parts that an instruction asks for"
     ),

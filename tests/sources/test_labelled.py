@@ -1,0 +1,464 @@
+"""LabelMe, VIA, Supervisely, VOC and label maps: files as the tools write them, read with the pixels that they mean."""
+
+import base64
+import copy
+import io
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_coco import by_id, decode, only_record, open_weights, texts
+from PIL import Image
+
+from mres.errors import UserError
+from mres.records import ImageRecord, RecordError
+from mres.shards.check import check_record
+from mres.sources.source import RecordSource
+
+HEIGHT, WIDTH = 20, 40
+
+
+def picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 100, 110)).save(path)
+    return path
+
+
+def encoded(image: Image.Image) -> bytes:
+    with io.BytesIO() as buffer:
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def area(record: ImageRecord, id_: str) -> int:
+    return int(decode(by_id(record)[id_].mask).sum())
+
+
+def checked(source: RecordSource) -> ImageRecord:
+    record = only_record(source)
+    check_record(record, "here")
+    return record
+
+
+def error_of(source: RecordSource) -> str:
+    (item,) = source
+    assert isinstance(item, RecordError), item
+    return str(item)
+
+
+# --- LabelMe ---------------------------------------------------------------------------------------------------------
+
+
+def shape(label: str, kind: str, points: list[list[float]], **fields: Any) -> dict[str, Any]:
+    """As LabelMe 5 writes it."""
+    return {
+        "label": label, "points": points, "group_id": None, "description": "", "shape_type": kind, "flags": {}, "mask": None,
+        **fields,
+    }  # fmt: skip
+
+
+BLOB = base64.b64encode(encoded(Image.new("1", (5, 4), 1))).decode()
+SHAPES = [
+    shape("car", "rectangle", [[12.0, 10.0], [2.0, 4.0]]),
+    shape("wheel", "circle", [[30.0, 10.0], [34.0, 10.0]]),
+    shape("dog", "mask", [[20.0, 2.0], [24.0, 5.0]], mask=BLOB),
+    shape("cat", "polygon", [[0, 0], [4, 0], [4, 4], [0, 4]], group_id=1),
+    shape("cat", "polygon", [[6, 0], [8, 0], [8, 4], [6, 4]], group_id=1, description="the grey cat behind the bar"),
+    shape("pole", "linestrip", [[0, 0], [4, 4]]),
+]
+
+
+def labelme_file(folder: Path, shapes: list[dict[str, Any]], name: str = "a.json", **fields: Any) -> Path:
+    value = {
+        "version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": "a.jpg", "imageData": None,
+        "imageHeight": HEIGHT, "imageWidth": WIDTH, **fields,
+    }  # fmt: skip
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(value, indent=2))
+    return folder / name
+
+
+def test_labelme_shapes_are_the_pixels_that_they_enclose(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    labelme_file(tmp_path, SHAPES)
+    source = open_weights("labelme", "--annotations", str(tmp_path))
+    record = checked(source)
+    assert record.id == "a"
+    assert (area(record, "car"), area(record, "dog"), area(record, "cat")) == (60, 20, 24)
+    assert abs(area(record, "wheel") - np.pi * 16) < 4
+    assert by_id(record)["car"].box == (2, 4, 10, 6)
+    assert by_id(record)["dog"].box == (20, 2, 5, 4)
+    assert texts(by_id(record)["car"]) == ["the car", "car"]
+    (said,) = [t for t in record.targets if "the grey cat behind the bar" in texts(t)]
+    assert int(decode(said.mask).sum()) == 24
+    assert source.notes["lines and points, left out"] == 1
+
+
+def test_labelme_instances_and_parts_are_told_apart(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    boxes = [[[0, 0], [8, 18]], [[30, 0], [38, 18]]]
+    shapes = [shape("car", "rectangle", points) for points in boxes]
+    shapes.append(shape("car:wheel", "rectangle", [[31, 10], [35, 16]]))
+    labelme_file(tmp_path, shapes)
+    record = checked(open_weights("labelme", "--annotations", str(tmp_path)))
+    said = {text: target for target in record.targets for text in texts(target)}
+    assert said["the right car"].box == (30, 0, 8, 18)
+    assert said["the wheel of the right car"].parent == said["the right car"].id
+    assert said["the cars"].box == (0, 0, 38, 18)
+
+
+@pytest.mark.parametrize("path", ["..\\images\\a.jpg", "../images/a.jpg", "C:\\Users\\me\\images\\a.jpg"])
+def test_labelme_images_elsewhere(tmp_path: Path, path: str) -> None:
+    picture(tmp_path / "images/a.jpg")
+    labelme_file(tmp_path / "json", SHAPES, imagePath=path)
+    source = open_weights("labelme", "--annotations", str(tmp_path / "json"), "--images", str(tmp_path / "images"))
+    assert checked(source).width == WIDTH
+    assert "a.jpg" in error_of(open_weights("labelme", "--annotations", str(tmp_path / "json")))
+
+
+def test_labelme_embedded_images_need_no_file(tmp_path: Path) -> None:
+    content = picture(tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").unlink()
+    labelme_file(tmp_path, SHAPES, imageData=base64.b64encode(content).decode())
+    assert checked(open_weights("labelme", "--annotations", str(tmp_path))).image == content
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"imageHeight": None}, ["a.json", "imageHeight"]),
+        ({"imageHeight": 10**400}, ["imageHeight"]),
+        ({"imageHeight": HEIGHT + 1}, [f"{WIDTH}x{HEIGHT + 1}"]),
+        ({"imageData": "???"}, ["imageData"]),
+        ({"imagePath": None}, ["imagePath", "imageData"]),
+        ({"shapes": {}}, ["a.json", "shapes"]),
+        ({"shapes": [shape("car", "polygn", [])]}, ["shapes[0]", "did you mean 'polygon'"]),
+        ({"shapes": [shape("car", "polygon", [[0, "x"]])]}, ["shapes[0]", "points"]),
+        ({"shapes": [shape("car", "circle", [[0, 1]])]}, ["shapes[0]", "circle"]),
+        ({"shapes": [shape("car", "mask", [[0, 1]], mask="AAAA")]}, ["shapes[0]", "bitmap"]),
+        ({"shapes": [shape(None, "rectangle", [[0, 1], [3, 3]])]}, ["region 0", "label"]),  # type: ignore[arg-type]
+        ({"shapes": [shape(" ", "rectangle", [[0, 1], [3, 3]])]}, ["region 0", "label"]),
+        ({"shapes": []}, ["no region"]),
+        ({"shapes": [shape("car", "polygon", [[0, 0], [1e300, 1], [1, 9]])]}, ["shapes[0]"]),
+    ],
+)
+def test_labelme_says_what_is_wrong_with_a_file(tmp_path: Path, fields: dict[str, Any], words: list[str]) -> None:
+    picture(tmp_path / "a.jpg")
+    labelme_file(tmp_path, **{"shapes": SHAPES, **fields})
+    source = open_weights("labelme", "--annotations", str(tmp_path))
+    with pytest.raises(RecordError) as caught:
+        checked(source)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_broken_json_is_one_record(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    labelme_file(tmp_path, SHAPES)
+    (tmp_path / "b.json").write_text("{" * 100)
+    good, bad = open_weights("labelme", "--annotations", str(tmp_path))
+    assert isinstance(good, ImageRecord)
+    assert isinstance(bad, RecordError)
+    assert "b.json" in str(bad)
+    with pytest.raises(UserError, match="--annotations"):
+        open_weights("labelme", "--annotations", str(tmp_path / "nothing"))
+
+
+# --- VIA -------------------------------------------------------------------------------------------------------------
+
+VIA_REGIONS = [
+    {
+        "shape_attributes": {"name": "rect", "x": 2, "y": 4, "width": 10, "height": 6},
+        "region_attributes": {"type": "car"},
+    },
+    {
+        "shape_attributes": {"name": "polygon", "all_points_x": [20, 25, 25, 20], "all_points_y": [2, 2, 6, 6]},
+        "region_attributes": {"type": "dog"},
+    },
+    {"shape_attributes": {"name": "circle", "cx": 32, "cy": 10, "r": 4}, "region_attributes": {"type": "ball"}},
+    {
+        "shape_attributes": {"name": "ellipse", "cx": 10, "cy": 15, "rx": 6, "ry": 2, "theta": 0},
+        "region_attributes": {"type": {"cat": True}},
+    },
+    {"shape_attributes": {"name": "point", "cx": 1, "cy": 1}, "region_attributes": {"type": "x"}},
+    {"shape_attributes": {"name": "rect", "x": 0, "y": 0, "width": 2, "height": 2}, "region_attributes": {}},
+]
+
+
+def via_source(folder: Path, regions: Any, *options: str, project: bool = False) -> RecordSource:
+    """An export of VIA 2, or its project file."""
+    picture(folder / "images/a.jpg")
+    entry = {"filename": "a.jpg", "size": 1234, "regions": regions, "file_attributes": {}}
+    value: dict[str, Any] = {"a.jpg1234": entry, "b.jpg99": {**entry, "filename": "b.jpg", "regions": []}}
+    if project:
+        value = {
+            "_via_settings": {},
+            "_via_img_metadata": value,
+            "_via_attributes": {},
+            "_via_data_format_version": "2.0.10",
+        }
+    (folder / "via.json").write_text(json.dumps(value))
+    return open_weights("via", "--annotations", str(folder / "via.json"), "--images", str(folder / "images"), *options)
+
+
+@pytest.mark.parametrize("form", ["export", "project", "of version 1"])
+def test_via_shapes_are_the_pixels_that_they_enclose(tmp_path: Path, form: str) -> None:
+    regions = {str(n): r for n, r in enumerate(VIA_REGIONS)} if form == "of version 1" else VIA_REGIONS
+    source = via_source(tmp_path, regions, project=form == "project")
+    record = checked(source)
+    assert (area(record, "car"), area(record, "dog")) == (60, 20)
+    assert abs(area(record, "ball") - np.pi * 16) < 4
+    assert abs(area(record, "cat") - np.pi * 12) < 5
+    assert by_id(record)["cat"].box[2] > 2 * by_id(record)["cat"].box[3]
+    assert source.notes["images without regions, left out"] == 1
+    assert source.notes["regions without a value of 'type', left out"] == 1
+    assert source.notes["lines and points, left out"] == 1
+
+
+def test_via_asks_which_attribute_is_the_label(tmp_path: Path) -> None:
+    regions = copy.deepcopy(VIA_REGIONS[:1])
+    regions[0]["region_attributes"]["colour"] = "red"
+    with pytest.raises(UserError, match=r"colour, type.*--label"):
+        via_source(tmp_path, regions)
+    assert [t.category for t in checked(via_source(tmp_path, regions, "--label", "type")).targets] == ["car"]
+    with pytest.raises(UserError, match="did you mean 'type'"):
+        via_source(tmp_path, regions, "--label", "typ")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "word"),
+    [
+        ({"name": "rect", "x": 1, "y": 2, "width": "x", "height": 3}, "points"),
+        ({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1]}, "all_points_x"),
+        ({"name": "polgon"}, "did you mean 'polygon'"),
+        (None, "shape_attributes"),
+    ],
+)
+def test_via_says_what_is_wrong_with_a_region(tmp_path: Path, attributes: Any, word: str) -> None:
+    source = via_source(tmp_path, [{"shape_attributes": attributes, "region_attributes": {"type": "car"}}])
+    message = error_of(source)
+    assert word in message
+    assert "regions[0]" in message
+
+
+@pytest.mark.parametrize("value", [[], {}, {"project": {}, "metadata": {}}, {"images": [], "annotations": []}])
+def test_what_is_not_via_is_refused(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "via.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match="not JSON of VIA"):
+        open_weights("via", "--annotations", str(tmp_path / "via.json"), "--images", str(tmp_path))
+
+
+# --- Supervisely -----------------------------------------------------------------------------------------------------
+
+BITMAP = np.array([[0, 255, 255], [255, 255, 0]], np.uint8)
+
+
+def bitmap(origin: Any = (20, 2)) -> dict[str, Any]:
+    data = base64.b64encode(zlib.compress(encoded(Image.fromarray(BITMAP)))).decode()
+    return {
+        "id": 1, "classId": 2, "geometryType": "bitmap", "classTitle": "dog", "tags": [], "labelerLogin": "me",
+        "bitmap": {"data": data, "origin": list(origin)},
+    }  # fmt: skip
+
+
+def figure(kind: str, title: str, exterior: Any, interior: Any = ()) -> dict[str, Any]:
+    return {"geometryType": kind, "classTitle": title, "points": {"exterior": exterior, "interior": list(interior)}}
+
+
+def supervisely_source(folder: Path, objects: Any, **fields: Any) -> RecordSource:
+    picture(folder / "ds0/img/a.jpg")
+    (folder / "ds0/ann").mkdir(exist_ok=True)
+    (folder / "meta.json").write_text(
+        json.dumps({"classes": [{"title": "dog", "shape": "bitmap", "color": "#FF0000"}]})
+    )
+    value = {"description": "", "tags": [], "size": {"height": HEIGHT, "width": WIDTH}, "objects": objects, **fields}
+    (folder / "ds0/ann/a.jpg.json").write_text(json.dumps(value))
+    return open_weights("supervisely", "--root", str(folder))
+
+
+def test_supervisely_bitmaps_holes_and_boxes(tmp_path: Path) -> None:
+    hole = [[4, 6], [8, 6], [8, 10], [4, 10]]
+    objects = [
+        bitmap(),
+        figure("polygon", "car", [[2, 4], [12, 4], [12, 14], [2, 14]], [hole]),
+        figure("rectangle", "cat", [[30, 2], [36, 8]]),
+        figure("point", "x", [[1, 1]]),
+    ]
+    source = supervisely_source(tmp_path, objects)
+    record = checked(source)
+    assert record.id == "a"
+    assert (area(record, "car"), area(record, "cat")) == (100 - 16, 36)
+    dog_HW = decode(by_id(record)["dog"].mask)
+    assert (dog_HW[2:4, 20:23] == (BITMAP > 0)).all()
+    assert dog_HW.sum() == 4
+    assert source.notes["objects of the geometry point, left out"] == 1
+
+
+def test_supervisely_bitmaps_that_reach_out_are_clipped_and_counted(tmp_path: Path) -> None:
+    source = supervisely_source(tmp_path, [bitmap((-1, 19))])
+    assert area(checked(source), "dog") == 2
+    assert source.notes["masks clipped to their image"] == 1
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ([{**bitmap(), "bitmap": {"data": "AAAA", "origin": [0, 0]}}], ["objects[0]", "bitmap.data"]),
+        ([{**bitmap(), "bitmap": {"data": "AAAA"}}], ["objects[0]", "origin"]),
+        ([{**bitmap(), "bitmap": None}], ["objects[0]"]),
+        ([figure("poligon", "car", [])], ["objects[0]", "did you mean 'polygon'"]),
+        ([figure("rectangle", "car", [[1, 1]])], ["objects[0]", "rectangle"]),
+        ([figure("polygon", None, [[2, 4], [12, 4], [12, 14]])], ["label"]),  # type: ignore[arg-type]
+        (None, ["objects"]),
+    ],
+)
+def test_supervisely_says_what_is_wrong_with_a_file(tmp_path: Path, objects: Any, words: list[str]) -> None:
+    message = error_of(supervisely_source(tmp_path, objects))
+    for word in ("a.jpg.json", *words):
+        assert word in message
+
+
+def test_supervisely_bombs_cost_little(tmp_path: Path) -> None:
+    bomb = base64.b64encode(zlib.compress(bytes(300 << 20), 9)).decode()
+    assert "bitmap" in error_of(
+        supervisely_source(tmp_path, [{**bitmap(), "bitmap": {"data": bomb, "origin": [0, 0]}}])
+    )
+
+
+# --- label maps and VOC ----------------------------------------------------------------------------------------------
+
+
+def palette(labels_HW: np.ndarray) -> Image.Image:
+    """A palette PNG as VOC's: colours by bits of the number, 255 nearly white."""
+    colours = np.zeros((256, 3), np.uint8)
+    for number in range(256):
+        for bit in range(8):
+            for channel in range(3):
+                colours[number, channel] |= ((number >> (3 * bit + channel)) & 1) << (7 - bit)
+    image = Image.fromarray(labels_HW.astype(np.uint8), "L").convert("P")
+    image.putdata(labels_HW.astype(np.uint8).ravel().tolist())
+    image.putpalette(colours.ravel().tolist())
+    return image
+
+
+LABELS_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
+LABELS_HW[2:8, 2:10] = 1
+LABELS_HW[2:8, 30:38] = 2
+LABELS_HW[9, :] = 255
+NAMES = ["background", "road", "fire hydrant"]
+COLOURS = {0: (0, 0, 0), 1: (128, 64, 128), 2: (64, 0, 192), 255: (255, 255, 255)}
+
+
+def labelmap_source(
+    folder: Path, image: Image.Image, names: str, *options: str, name: str = "names.txt"
+) -> RecordSource:
+    picture(folder / "images/town_0_leftImg8bit.png")
+    (folder / "masks").mkdir(exist_ok=True)
+    image.save(folder / "masks/town_0_gtFine_labelIds.png")
+    (folder / name).write_text(names)
+    paths = ("--masks", str(folder / "masks"), "--images", str(folder / "images"), "--names", str(folder / name))
+    suffixes = ("--mask-suffix", "_gtFine_labelIds", "--image-suffix", "_leftImg8bit")
+    return open_weights("labelmap", *paths, *suffixes, *options)
+
+
+def coloured() -> Image.Image:
+    rgb_HWC = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for value, colour in COLOURS.items():
+        rgb_HWC[value == LABELS_HW] = colour
+    return Image.fromarray(rgb_HWC)
+
+
+@pytest.mark.parametrize(
+    ("image", "names", "name"),
+    [
+        (Image.fromarray(LABELS_HW), "\n".join(NAMES), "names.txt"),
+        (palette(LABELS_HW), "\n".join(NAMES), "names.txt"),
+        (Image.fromarray(LABELS_HW.astype(np.uint16)), "0 background\n1 road\n2 fire hydrant\n", "names.txt"),
+        (Image.fromarray(np.stack([LABELS_HW] * 3, -1)), "name,id\nbackground,0\nroad,1\nfire hydrant,2", "names.csv"),
+        (Image.fromarray(LABELS_HW), "__ignore__\n_background_\nroad\nfire hydrant\n", "class_names.txt"),
+        (Image.fromarray(LABELS_HW), json.dumps(NAMES), "names.json"),
+        (palette(LABELS_HW), json.dumps({str(n): name for n, name in enumerate(NAMES)}), "names.json"),
+        (Image.fromarray(LABELS_HW), json.dumps({name: n for n, name in enumerate(NAMES)}), "names.json"),
+        (coloured(), "name,r,g,b\nbackground,0,0,0\nroad,128,64,128\nfire hydrant,64,0,192\nvoid,255,255,255", "class_dict.csv"),
+        (coloured(), "0 0 0\tbackground\n128 64 128\troad\n64 0 192\tfire hydrant\n255 255 255 Void", "label_colors.txt"),
+        (coloured(), "# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:128,64,128::\nfire hydrant:64,0,192::\n"
+                     "ignored:255,255,255::", "labelmap.txt"),
+        (coloured(), json.dumps({"road": [128, 64, 128], "fire hydrant": [64, 0, 192], "void": [255] * 3, "_x": [0] * 3}),
+         "names.json"),
+    ],
+    ids=["grey", "palette", "16 bits", "grey as colour", "LabelMe", "list", "numbers", "names", "csv", "CamVid", "CVAT", "colours"],
+)  # fmt: skip
+def test_every_form_of_a_label_map_is_the_same_masks(tmp_path: Path, image: Image.Image, names: str, name: str) -> None:
+    record = checked(labelmap_source(tmp_path, image, names, name=name))
+    assert record.id == "town_0_leftImg8bit"
+    found = {t.category: t for t in record.targets}
+    assert set(found) == {"road", "fire hydrant"}
+    assert (decode(found["road"].mask) == (LABELS_HW == 1)).all()
+    assert (decode(found["fire hydrant"].mask) == (LABELS_HW == 2)).all()
+    assert texts(found["fire hydrant"]) == ["fire hydrant", "all of the fire hydrant"]
+
+
+def test_a_value_without_a_name_is_named(tmp_path: Path) -> None:
+    image = Image.fromarray(LABELS_HW)
+    assert "values without a name: 2" in error_of(labelmap_source(tmp_path, image, "background\nroad"))
+    assert "values without a name: 255" in error_of(labelmap_source(tmp_path, image, "\n".join(NAMES), "--ignore", "7"))
+    assert "#ffffff" in error_of(labelmap_source(tmp_path, coloured(), "0 0 0 x\n128 64 128 road\n64 0 192 y"))
+    assert "colours" in error_of(labelmap_source(tmp_path, coloured(), "\n".join(NAMES)))
+
+
+@pytest.mark.parametrize("names", ["", "a\n\n", '{"0": 1.5', "0 road\n0 sky"])
+def test_names_that_are_none_are_refused(tmp_path: Path, names: str) -> None:
+    if names == "a\n\n":
+        assert "without a name" in error_of(labelmap_source(tmp_path, Image.fromarray(LABELS_HW), names))
+        return
+    with pytest.raises(UserError, match="--names"):
+        labelmap_source(
+            tmp_path, Image.fromarray(LABELS_HW), names, name="n.json" if names.startswith("{") else "n.txt"
+        )
+
+
+def test_a_map_of_another_size_or_without_an_image_is_named(tmp_path: Path) -> None:
+    source = labelmap_source(tmp_path, Image.fromarray(LABELS_HW[:-1]), "\n".join(NAMES))
+    with pytest.raises(RecordError, match=f"{WIDTH}x{HEIGHT}"):
+        checked(source)
+    (tmp_path / "images/town_0_leftImg8bit.png").unlink()
+    assert "town_0_leftImg8bit" in error_of(labelmap_source_again(tmp_path))
+    with pytest.raises(UserError, match="--mask-suffix"):
+        labelmap_source_again(tmp_path, "--mask-suffix", "_x")
+
+
+def labelmap_source_again(folder: Path, *options: str) -> RecordSource:
+    paths = ("--masks", str(folder / "masks"), "--images", str(folder / "images"), "--names", str(folder / "names.txt"))
+    return open_weights(
+        "labelmap", *paths, "--mask-suffix", "_gtFine_labelIds", "--image-suffix", "_leftImg8bit", *options
+    )
+
+
+def voc_root(root: Path, class_HW: np.ndarray, object_HW: np.ndarray) -> Path:
+    picture(root / "JPEGImages/2007_000032.jpg")
+    for name, labels_HW in (("SegmentationClass", class_HW), ("SegmentationObject", object_HW)):
+        (root / name).mkdir(exist_ok=True)
+        palette(labels_HW).save(root / name / "2007_000032.png")
+    (root / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets/Segmentation/train.txt").write_text("2007_000032\n")
+    return root
+
+
+def test_voc_objects_have_the_class_of_their_pixels(tmp_path: Path) -> None:
+    class_HW, object_HW = np.zeros((2, HEIGHT, WIDTH), np.uint8)
+    for number, (x, category) in enumerate(((2, 1), (28, 1), (16, 15)), start=1):
+        class_HW[1:12, x - 1 : x + 9] = object_HW[1:12, x - 1 : x + 9] = 255  # the border
+        class_HW[2:11, x : x + 8], object_HW[2:11, x : x + 8] = category, number
+    record = checked(open_weights("voc", "--root", str(voc_root(tmp_path, class_HW, object_HW))))
+    said = {text: target for target in record.targets for text in texts(target)}
+    assert record.id == "2007_000032"
+    assert (decode(said["the left aeroplane"].mask) == (object_HW == 1)).all()
+    assert (decode(said["the person"].mask) == (object_HW == 3)).all()
+    assert int(decode(said["the aeroplanes"].mask).sum()) == 2 * 72
+    with pytest.raises(UserError, match=r"--split.*did you mean 'train'"):
+        open_weights("voc", "--root", str(tmp_path), "--split", "trian")
+    (tmp_path / "SegmentationObject/2007_000032.png").unlink()
+    assert "SegmentationObject" in error_of(open_weights("voc", "--root", str(tmp_path)))
