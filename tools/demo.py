@@ -155,7 +155,7 @@ class Relay:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Relay":
-        asks = [signal.SIGINT, signal.SIGTERM]
+        asks = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
             asks.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._note) for number in asks}

@@ -93,7 +93,7 @@ def heed_parent_only() -> None:
     Launchers and terminals send a signal to whole groups or trees of processes, and a helper that goes first would end
     the work in the middle of the save.
     """
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_by_parent, daemon=True).start()

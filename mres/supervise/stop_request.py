@@ -17,14 +17,14 @@ _SECOND_CTRL_C_AFTER_S = 2.0
 
 
 class StopRequest:
-    """Whether this process was asked to stop: Ctrl-C, SIGTERM, a closed terminal (SIGHUP), or SLURM's warning (SIGUSR2)."""
+    """Whether this process was asked to stop: Ctrl-C, SIGTERM, SIGQUIT, a closed terminal (SIGHUP), SLURM's warning (SIGUSR2)."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._since = 0.0
 
     def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR2):
             signal.signal(number, self._note)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup, which is asked for
             signal.signal(signal.SIGHUP, self._note)

@@ -65,7 +65,7 @@ def test_of_all_who_ask_a_helper_to_stop_only_its_parent_is_heard() -> None:
     helper = context.Process(target=work, args=(theirs,))
     helper.start()
     ours.recv()
-    for name in ("INT", "HUP", "USR2", "TERM"):
+    for name in ("INT", "HUP", "QUIT", "USR2", "TERM"):
         subprocess.run(["kill", f"-{name}", str(helper.pid)], check=True)
     helper.join(0.5)
     assert helper.exitcode is None

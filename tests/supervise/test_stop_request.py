@@ -12,7 +12,7 @@ from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT, StopRe
 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     request = StopRequest()
     request.install()
@@ -26,6 +26,7 @@ def stop() -> Iterator[StopRequest]:
     [
         (signal.SIGINT, INTERRUPTED_EXIT),
         (signal.SIGTERM, PREEMPTED_EXIT),
+        (signal.SIGQUIT, PREEMPTED_EXIT),
         (signal.SIGHUP, PREEMPTED_EXIT),
         (signal.SIGUSR2, PREEMPTED_EXIT),
     ],
@@ -39,7 +40,9 @@ def test_a_signal_is_only_noted(stop: StopRequest, number: signal.Signals, code:
 
 
 def test_under_nohup_a_closed_terminal_is_nothing() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR2)
+    }
     hung_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         request = StopRequest()

@@ -108,6 +108,14 @@ def test_stopped_in_an_evaluation(tmp_path: Path, config: Path, step: int, recei
     assert f"runs/stopped is complete: {STEPS} steps" in train(tmp_path, config, "stopped", *due).output
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("received", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_in_the_last_save_changes_nothing(tmp_path: Path, config: Path, received: signal.Signals) -> None:
+    done = train(tmp_path, config, "run", raising=Raise(STEPS, received, phase="checkpoint"))
+    assert done.codes == [0], done.output
+    assert (tmp_path / "runs/run/checkpoints" / f"step-{STEPS:08d}" / "MANIFEST.json").is_file()
+
+
 def test_ctrl_c_from_outside_saves_and_says_how_to_go_on(tmp_path: Path, config: Path) -> None:
     processes = start(TRAIN, ["--config", str(config), "train.steps=1000000"], tmp_path)
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
