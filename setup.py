@@ -16,6 +16,7 @@ def version() -> str:
 MDS = ["mosaicml-streaming>=0.13.0"]  # to write MDS shards beside WebDataset tars
 REMOTE = ["aiohttp>=3.9", "gcsfs>=2025.3", "s3fs>=2025.3"]  # shards on https://, gs://, s3://
 LMDB = ["lmdb>=1.4"]  # to read the LMDBs that CRIS and its kin train on
+HEIF = ["pillow-heif>=0.16"]  # to build from HEIC photographs, and predict on them
 EXPORT = ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"]  # tools/export.py --program onnx
 DEV = [
     "flask>=3",  # moto's server needs it and flask-cors
@@ -51,7 +52,7 @@ setup(
         "ninja>=1.11",
         "numpy>=2.0",
         "open_clip_torch>=3.0",
-        "pillow>=10",
+        "pillow>=10.1",
         "psutil>=5.9",
         "pycocotools>=2.0.8",
         "pydantic>=2.7",
@@ -70,9 +71,10 @@ setup(
         "mds": MDS,
         "remote": REMOTE,
         "lmdb": LMDB,
+        "heif": HEIF,
         "export": EXPORT,
         "dev": DEV,
-        "all": MDS + REMOTE + LMDB + EXPORT + DEV,
+        "all": MDS + REMOTE + LMDB + HEIF + EXPORT + DEV,
     },
     classifiers=[
         "Programming Language :: Python :: 3.10",
