@@ -15,7 +15,7 @@ from mres.sources.source import NothingLeftError, RecordSource
 
 Annotation = dict[str, Any]
 Id: TypeAlias = int | str
-_SHOWN = 20  # errors that a message names
+SHOWN = 20  # errors that a message names
 
 
 class CocoFile:
@@ -30,7 +30,7 @@ class CocoFile:
     Attributes:
         name: folder and name of the file; the same on every machine.
         fields: the names of everything at the top of the JSON.
-        images: {id: entry}; annotations_of: {image id: entries}; names: {category id: name};
+        categories, images: {id: entry}; annotations_of: {image id: entries}; names: {category id: name};
         errors: entries that cannot be used, each of which costs itself alone;
         left_out: what of the file is left out without being an error, message → number of times.
 
@@ -105,9 +105,11 @@ class CocoFile:
 
     def _names(self, value: Any) -> dict[Id, str]:
         if not self._needs_names and isinstance(value, dict) and value.get("categories") is None:
+            self.categories = {}
             return {}
         names = {}
-        for id_, entry in self._table(value, "categories").items():
+        self.categories = self._table(value, "categories")
+        for id_, entry in self.categories.items():
             name = entry.get("name")
             if _is_text(name):
                 names[id_] = name.strip()
@@ -122,7 +124,7 @@ class CocoFile:
         """The images that have a file of their own; two of one name would silently share a picture."""
         images, seen = {}, dict[str, Id]()
         for id_, entry in self._table(value, "images").items():
-            if "file_name" not in entry and isinstance(
+            if not _is_text(entry.get("file_name")) and isinstance(
                 entry.get("coco_url"), str
             ):  # LVIS v1: …/train2017/000000391895.jpg
                 entry["file_name"] = "/".join(entry["coco_url"].split("/")[-2:])
@@ -144,7 +146,7 @@ class CocoFile:
             meant = near(name, self.fields, otherwise="")
             raise UserError(f"'{self.path}' is not a COCO file: it has no list '{name}'{meant and '; ' + meant}")
         table: dict[Id, dict[str, Any]] = {}
-        places, errors = dict[Id, int](), []
+        places, errors, of_two = dict[Id, int](), list[str](), set[Id]()
         for position, entry in enumerate(entries):
             id_ = id_of(entry.get("id")) if isinstance(entry, dict) else None
             if id_ is None:
@@ -152,13 +154,15 @@ class CocoFile:
                 errors.append(f"{name}[{position}] has no 'id' that is a number or text{found}")
             elif id_ in table:
                 errors.append(f"the id {id_!r} occurs twice in '{name}': {name}[{places[id_]}] and {name}[{position}]")
+                if entry.get("file_name") != table[id_].get("file_name"):  # whose are its annotations?
+                    of_two.add(id_)
             else:
                 table[id_], places[id_] = entry, position
                 entry["id"] = id_
         if errors and not table:
             raise UserError(f"'{self.path}' is not a COCO file: {listed(errors)}")
         self.errors += [RecordError(f"{self.path}: {error}") for error in errors]
-        return table
+        return {id_: entry for id_, entry in table.items() if id_ not in of_two}
 
     def _sort_in(self, annotation: Annotation) -> None:
         where = f"{self.path}: annotation {annotation['id']!r}"
@@ -183,8 +187,8 @@ def listed(errors: Sequence[object]) -> str:
     """Errors in one message: one as it is, of several the first, each on a line."""
     if len(errors) == 1:
         return str(errors[0])
-    more = f"\n  … and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-    return f"{len(errors)} errors:" + "".join(f"\n  {error}" for error in errors[:_SHOWN]) + more
+    more = f"\n  … and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    return f"{len(errors)} errors:" + "".join(f"\n  {error}" for error in errors[:SHOWN]) + more
 
 
 def _is_text(value: Any) -> TypeGuard[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 from mres.errors import UserError
 from mres.sources.coco_expressions import noun_of
 from mres.sources.coco_file import CocoFile, add_coco_arguments, image_source
-from mres.sources.coco_masks import is_held_out
+from mres.sources.coco_masks import is_drawn, is_held_out
 from mres.sources.object_parts import MaskReader, Nouns
 from mres.sources.source import RecordSource
 
@@ -51,22 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _read_crowds(file: CocoFile, crowds: Crowds, notes: "Counter[str]") -> None:
     """Masks marked as crowds become instances where that is asked for, or where the file is CVAT's.
 
-    COCO marks a few regions among many polygons. Where every mask is so marked, or CVAT's own attributes stand beside
-    run lengths that all are, the mark says only that they were painted.
+    COCO marks a few regions among many polygons. Where every mask is so marked, or all run lengths of a file of CVAT's (by
+    its attributes) or supervision's (by its super-category), the mark says only that they are run lengths.
     """
     found = [annotation for annotations in file.annotations_of.values() for annotation in annotations]
     masks = [a for a in found if isinstance(a.get("segmentation"), dict)]
     marked = [a for a in found if a.get("iscrowd")]
-    drawn = [a for a in found if isinstance(a.get("segmentation"), list) and a["segmentation"]]
+    drawn = [a for a in found if isinstance(a.get("segmentation"), list) and is_drawn(a["segmentation"])]
     is_of_cvat = all(isinstance(a.get("attributes"), dict) and "occluded" in a["attributes"] for a in marked)
-    by_rule = bool(masks) and all(a.get("iscrowd") for a in masks) and (not drawn or is_of_cvat)
+    is_of_supervision = all(entry.get("supercategory") == "common-objects" for entry in file.categories.values())
+    by_rule = bool(masks) and all(a.get("iscrowd") for a in masks) and (not drawn or is_of_cvat or is_of_supervision)
     if not marked or crowds == "groups" or (crowds == "auto" and not by_rule):
         return
     for annotation in marked:
         annotation["iscrowd"] = 0
-    why = (
-        ""
-        if crowds == "instances"
-        else " since every painted mask is, as CVAT does it (--crowds groups reads them as groups)"
-    )
-    notes[f"masks marked iscrowd 1, read as single instances{why}"] = len(marked)
+    note = "masks marked iscrowd 1, read as single instances"
+    if crowds == "auto":
+        note += " since all run lengths are, as CVAT and supervision write them (--crowds groups reads them as groups)"
+    notes[note] = len(marked)

@@ -7,12 +7,13 @@ from typing import Any
 
 from mres.errors import UserError, near
 from mres.io.files import bytes_sha256, read_regular
-from mres.sources.coco_file import CocoFile, listed
+from mres.sources.coco_file import SHOWN, CocoFile, listed
 from mres.sources.image_folder import name_parts
 from mres.sources.reading import id_of
 
 SPLITS = ("train", "val", "test")
 _MAX_BYTES = 1 << 28  # of a list of images
+_COMPARED = 2000  # names that are compared for a near one
 
 
 def need_split(split: str) -> None:
@@ -65,12 +66,15 @@ def images_of_list(file: CocoFile, path: Path, notes: "Counter[str]") -> tuple[l
             names = sorted(str(file.images[image_id]["file_name"]) for image_id in ids)
             ambiguous.append(f"{line!r} may be {' or '.join(map(repr, names[:5]))}")
         elif not ids:
-            unknown.append(f"{line!r} names no image; {near(line, file.file_names, otherwise='')}".rstrip("; "))
+            unknown.append(line)
         found |= ids
     if ambiguous or not found:
-        raise UserError(
-            f"'{path}' (--split-file) and '{file.path}': {listed(ambiguous or unknown or ['it names no image'])}"
-        )
+        known = [file.file_names[:_COMPARED] if number < SHOWN else [] for number in range(len(unknown))]
+        meant = [near(line, names, otherwise="") for line, names in zip(unknown, known, strict=True)]
+        errors = ambiguous or [
+            f"{line!r} names no image; {text}".rstrip("; ") for line, text in zip(unknown, meant, strict=True)
+        ]
+        raise UserError(f"'{path}' (--split-file) and '{file.path}': {listed(errors or ['it names no image'])}")
     if unknown:
         notes["lines of the split file that name no image of the annotations"] = len(unknown)
     chosen = [image_id for image_id in file.annotated() if image_id in found]

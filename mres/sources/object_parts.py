@@ -88,8 +88,9 @@ def drop_unsure(file: CocoFile, nouns: Nouns, notes: "Counter[str]") -> None:
     """Leaves out, with their parts, the objects of which an image may have more that nobody drew: "the chair" might be one."""
     noun_of_id = {id_: nouns[name][0] for id_, name in file.names.items()}
     for image_id, annotations in file.annotations_of.items():
-        unsure_ids = file.images[image_id].get("not_exhaustive_category_ids") or ()
-        unsure = {noun_of_id[id_] for id_ in map(id_of, unsure_ids) if id_ in noun_of_id}
+        unsure_ids = file.images[image_id].get("not_exhaustive_category_ids")
+        listed = map(id_of, unsure_ids if isinstance(unsure_ids, list) else ())
+        unsure = {noun_of_id[id_] for id_ in listed if id_ in noun_of_id}
         kept = [a for a in annotations if noun_of_id.get(a["category_id"]) not in unsure]
         if left_out := len(annotations) - len(kept):
             notes["annotations of objects of which their image has more, not annotated, left out"] += left_out
