@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from mres.errors import UserError
 
 _SHOWN = 20  # bad records that one run names
+_MOST_CHARACTERS = 1_000  # of a message: names can be of any length
 _LOOK_ON = 10_000  # records that a build still makes for their sake, once it has failed
+
+
+def bounded(message: object) -> str:
+    """A message without its middle, where it is long."""
+    text, half = str(message), _MOST_CHARACTERS // 2
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 class TooManyBadError(UserError):

@@ -19,7 +19,7 @@ from mres.io.json_files import MAX_TABLE_BYTES, read_json
 from mres.io.processes import Ticks, spread
 from mres.io.progress import track_count
 from mres.records import GRANULARITIES, ImageRecord, RecordError
-from mres.shards.budget import Budget, TooManyBadError, check_empty_masks
+from mres.shards.budget import Budget, TooManyBadError, bounded, check_empty_masks
 from mres.shards.check import check_record
 from mres.shards.digests import DIGESTS_NAME, keep_digests, kept_digests
 from mres.shards.index import INDEX_DTYPE, INDEX_NAME, write_index
@@ -160,10 +160,10 @@ def _write_shard(source: RecordSource, folder: Path, options: WriteOptions, numb
             except NothingLeftError:
                 continue
             except RecordError as error:
-                result.errors.append(str(error))
+                result.errors.append(bounded(error))
                 continue
             finally:
-                result.errors += source.refused
+                result.errors += map(bounded, source.refused)
                 source.refused.clear()
             if shard is None:  # opened only once there is a record for it
                 shard = layout(path)
