@@ -172,8 +172,8 @@ def _piece_mask(piece: Any, height: int, width: int, seen: "Counter[str]") -> Rl
     if _is_bare(piece):
         return None
     if isinstance(piece, dict):
-        mask = _run_lengths(piece, height, width)
-        return None if mask.is_empty else mask
+        runs = _run_lengths(piece, height, width)
+        return _encoded(runs, height, width) if any(runs[1::2]) else None
     if not isinstance(piece, list):
         raise ValueError(f"a polygon is {type(piece).__name__}, expected a list of coordinates x, y, x, y …")
     flat = _flat(piece)
@@ -220,7 +220,8 @@ def _polygon_mask(xy_N2: np.ndarray, height: int, width: int, seen: "Counter[str
     return Rle(height, width, encoded["counts"])
 
 
-def _run_lengths(segmentation: dict[str, Any], height: int, width: int) -> Rle:
+def _run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
+    """Run lengths that cover the image. Raises: ValueError."""
     counts = segmentation.get("counts")
     if segmentation.get("size") != [height, width]:
         raise ValueError(f"the mask's size is {shown(segmentation.get('size'))}, the image's is [{height}, {width}]")
@@ -232,7 +233,7 @@ def _run_lengths(segmentation: dict[str, Any], height: int, width: int) -> Rle:
         raise ValueError("'counts' is neither a compressed string nor a list of whole numbers")
     if sum(runs) != height * width:
         raise ValueError(f"the run lengths cover {sum(runs)} pixels, the image has {height * width}")
-    return _encoded(runs, height, width)
+    return runs
 
 
 def _encoded(runs: list[int], height: int, width: int) -> Rle:

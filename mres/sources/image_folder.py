@@ -61,6 +61,8 @@ class ImageFolder:
                 if is_respelled:
                     self._notes[ELSEWHERE] += 1
                 return self._folder / path
+            if os.path.lexists(self._folder / path) and not os.path.isdir(self._folder / path):
+                return self._folder / path  # a pipe, a device, a link to nothing: whoever reads it says so
             tried.append(str(path))
         found = self._below(name)
         if len(found) == 1:

@@ -2,18 +2,20 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from mres.errors import UserError
 from mres.records import Expression, ImageRecord, RecordError, Target
 from mres.sources.coco_expressions import noun_of
-from mres.sources.coco_masks import EmptyMaskError
+from mres.sources.coco_file import listed
+from mres.sources.coco_masks import KEPT_EMPTY, LEFT_OUT_EMPTY, EmptyMaskError, empty_mask, is_held_out
+from mres.sources.image_folder import ImageFolder, plain_path
 from mres.sources.mask_files import read_mask
 from mres.sources.object_parts import make_target
 from mres.sources.reading import JsonFile, add_paths, image_file, in_size_of_masks, need_folder
-from mres.sources.source import RecordSource
+from mres.sources.source import NothingLeftError, RecordSource
 
 # Of the six texts of a part the last two are names ("handle of the cup", "handle of the cup that can be held").
 _KINDS = ("instruction", "instruction", "instruction", "instruction", "category", "category")
@@ -30,15 +32,16 @@ def instructpart(annotations: Path, images: Path | None, masks: Path | None, spl
         split: the name that the records carry.
 
     Raises:
-        UserError: not such a file, no such folder, an image twice. What is wrong with one record comes out of the
-            iteration as a `RecordError`.
+        UserError: not such a file, no such folder. What is wrong with one record comes out of the iteration as a
+            `RecordError`; entries that cannot be used, as one of an image that another entry has, come first.
     """
     images, masks = images or annotations.parent / "images", masks or annotations.parent / "masks"
     need_folder(images, "--images")
     need_folder(masks, "--masks")
     file = JsonFile.read(annotations)
-    entries = _entries(file)
+    entries, errors = _entries(file)
     notes: Counter[str] = Counter()
+    folder = ImageFolder(images, [entry["image_path"] for entry in entries], notes)
     description = {
         "format": "instructpart",
         "annotations": file.name,
@@ -48,20 +51,22 @@ def instructpart(annotations: Path, images: Path | None, masks: Path | None, spl
 
     def make(number: int) -> ImageRecord:
         entry = entries[number]
-        stem = PurePosixPath(entry["image_path"]).stem
+        stem = plain_path(entry["image_path"]).stem
         where = f"{annotations}: image '{entry['image_path']}'"
         parts = _parts(entry["part_list"], where)
-        image = _image(images, entry["image_path"], [_file_stem(stem, *key) for key in parts], where)
+        image = image_file(_place(folder, images, entry["image_path"], parts, where), where)
 
         def made(height: int, width: int) -> ImageRecord:
-            targets = tuple(_targets(masks, stem, parts, height, width, where, notes))
+            found = _targets(masks, stem, parts, height, width, where, notes, held_out=is_held_out(split))
+            targets = tuple(found)
             if not targets:
-                raise RecordError(f"{where}: none of its masks covers a pixel")
+                notes["images none of whose masks covers a pixel, left out"] += 1
+                raise NothingLeftError(f"{where}: none of its masks covers a pixel")
             return ImageRecord(stem, image, width, height, split, "instructpart", targets)
 
         return in_size_of_masks(image, where, made)
 
-    return RecordSource(str(annotations), len(entries), make, description, notes)
+    return RecordSource(str(annotations), len(entries), make, description, notes, errors)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,24 +76,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", metavar="NAME", help="what the records are labelled as")
 
 
-def _entries(file: JsonFile) -> list[dict[str, Any]]:
+def _entries(file: JsonFile) -> tuple[list[dict[str, Any]], list[RecordError]]:
+    """The entries that have an image of their own, and the errors of the others."""
     annotations, entries = file.path, file.value
     form = "a list of {'image_path', 'part_list'}"
     if not isinstance(entries, list) or not entries:
         raise UserError(f"'{annotations}' is not InstructPart's: expected {form}, found {type(entries).__name__}")
     seen: dict[str, int] = {}
+    good, errors = [], []
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not _is_text(entry.get("image_path")) or "part_list" not in entry:
-            raise UserError(f"'{annotations}' is not InstructPart's: [{position}] is not of the form {form}")
-        stem = PurePosixPath(entry["image_path"]).stem
+            errors.append(RecordError(f"{annotations}: [{position}] is not of the form {form}"))
+            continue
+        stem = plain_path(entry["image_path"]).stem
         if stem in seen:
-            raise UserError(f"'{annotations}': [{seen[stem]}] and [{position}] both have the image '{stem}'")
+            errors.append(RecordError(f"{annotations}: [{seen[stem]}] and [{position}] both have the image '{stem}'"))
+            continue
         seen[stem] = position
-    return entries
+        good.append(entry)
+    if not good:
+        raise UserError(f"'{annotations}' is not InstructPart's: {listed(errors)}")
+    return good, errors
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _is_name(value: Any) -> TypeGuard[str]:
@@ -96,12 +108,15 @@ def _is_name(value: Any) -> TypeGuard[str]:
     return _is_text(value) and "/" not in value and bool(noun_of(value))
 
 
-def _image(images: Path, image_path: str, names: list[str], where: str) -> bytes:
+def _place(folder: ImageFolder, images: Path, image_path: str, parts: Iterable[tuple[str, str]], where: str) -> Path:
     """Published under its own name; the authors' code looks for it under its mask's."""
-    for name in (PurePosixPath(image_path).name, *(f"{name}.jpg" for name in names)):
-        if (images / name).is_file():
-            return image_file(images / name, where)
-    raise RecordError(f"{where}: no such file in '{images}'")
+    names = [f"{_file_stem(plain_path(image_path).stem, *key)}.jpg" for key in parts]
+    try:
+        return folder.find(image_path, where)
+    except RecordError:
+        if place := next((images / name for name in names if (images / name).is_file()), None):
+            return place
+        raise
 
 
 def _targets(
@@ -112,6 +127,8 @@ def _targets(
     width: int,
     where: str,
     notes: "Counter[str]",
+    *,
+    held_out: bool,
 ) -> Iterator[Target]:
     for (owner, part), expressions in parts.items():
         name = _file_stem(stem, owner, part)
@@ -120,8 +137,10 @@ def _targets(
         try:
             mask = read_mask(place, height, width, f"{where}, {part} of {owner}", notes)
         except EmptyMaskError:
-            notes["masks that cover no pixel, left out"] += 1
-            continue
+            notes[KEPT_EMPTY if held_out else LEFT_OUT_EMPTY] += 1
+            if not held_out:
+                continue
+            mask = empty_mask(height, width)
         category = f"{noun_of(owner)}:{noun_of(part)}"
         yield make_target(f"{owner}:{part}", "part", category, mask, tuple(dict.fromkeys(expressions)))
 
