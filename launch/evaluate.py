@@ -6,10 +6,16 @@ Runs under plain python, torchrun, deepspeed or srun; the figures do not depend 
 import sys
 
 from mres.errors import exit_on_user_error
-from mres.evaluate.run import main
 from mres.io.processes import end_process
 from mres.supervise.launcher import stop_without_launcher
 
+
+def main() -> int:
+    from mres.evaluate.run import main  # takes a moment, in which somebody may press Ctrl-C
+
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
     stop_without_launcher()
-    end_process(exit_on_user_error(lambda: main(sys.argv[1:]))())
+    end_process(exit_on_user_error(main)())

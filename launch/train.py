@@ -7,9 +7,15 @@ from mres.io.output import outlive_readers
 from mres.io.processes import end_process
 from mres.supervise.launcher import stop_without_launcher
 from mres.supervise.rendezvous import tell_refusal
-from mres.train.run import main
+
+
+def main() -> int:
+    from mres.train.run import main  # takes a moment, in which somebody may press Ctrl-C
+
+    return main(sys.argv[1:])
+
 
 if __name__ == "__main__":
     outlive_readers()
     stop_without_launcher()
-    end_process(exit_on_user_error(lambda: main(sys.argv[1:]), tell_refusal)())
+    end_process(exit_on_user_error(main, tell_refusal)())

@@ -92,7 +92,7 @@ def test_second_stop_is_at_once(tmp_path: Path) -> None:
     assert not task.is_running() or task.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("who", ["submit.py", "controller"])
+@pytest.mark.parametrize("who", ["submit.py", pytest.param("controller", marks=pytest.mark.exhaustive)])
 def test_killed_it_lets_the_tasks_save(tmp_path: Path, who: str) -> None:
     process, task = start_until_ready(tmp_path)
     victim = psutil.Process(process.pid) if who == "submit.py" else task.parent()
@@ -106,6 +106,7 @@ def test_killed_it_lets_the_tasks_save(tmp_path: Path, who: str) -> None:
     process.communicate(timeout=PATIENCE_S)
 
 
+@pytest.mark.exhaustive
 def test_a_closed_terminal_leaves_it_running(tmp_path: Path) -> None:
     process, task = start_until_ready(tmp_path)
     process.send_signal(signal.SIGHUP)

@@ -27,7 +27,12 @@ STARTER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sy
 
 
 @pytest.mark.parametrize(
-    ("programs", "killed"), [(["torchrun"], 0), (["deepspeed", "launch.sh"], 0), (["submit.py", "torchrun"], 1)]
+    ("programs", "killed"),
+    [
+        (["torchrun"], 0),
+        pytest.param(["deepspeed", "launch.sh"], 0, marks=pytest.mark.exhaustive),
+        pytest.param(["submit.py", "torchrun"], 1, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_launcher_that_is_killed(tmp_path: Path, programs: list[str], killed: int) -> None:
     chain, log = start(tmp_path, programs)

@@ -105,7 +105,7 @@ sys.exit(demo["exit_on_user_error"](lambda: demo["run"](stage, 1, 1))())
         (signal.SIGTERM, 143, signal.SIGTERM),
         pytest.param(signal.SIGINT, 130, signal.SIGINT, marks=pytest.mark.exhaustive),
         pytest.param(signal.SIGHUP, 129, signal.SIGTERM, marks=pytest.mark.exhaustive),
-        (signal.SIGKILL, -signal.SIGKILL, signal.SIGTERM),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, signal.SIGTERM, marks=pytest.mark.exhaustive),
     ],
 )
 def test_nothing_is_left_training(tmp_path: Path, number: signal.Signals, code: int, passed_on: signal.Signals) -> None:

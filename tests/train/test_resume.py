@@ -35,7 +35,7 @@ def assert_same_course(one: Path, other: Path) -> None:
     ("strategy", "world_size", "received", "code"),
     [
         pytest.param("single", 1, signal.SIGTERM, PREEMPTED_EXIT, marks=pytest.mark.exhaustive),
-        ("single", 1, signal.SIGHUP, PREEMPTED_EXIT),
+        pytest.param("single", 1, signal.SIGHUP, PREEMPTED_EXIT, marks=pytest.mark.exhaustive),
         pytest.param("ddp", 2, signal.SIGINT, INTERRUPTED_EXIT, marks=pytest.mark.exhaustive),
         ("fsdp", 2, signal.SIGUSR2, PREEMPTED_EXIT),
     ],
@@ -85,8 +85,8 @@ def test_killed_between_two_checkpoints(tmp_path: Path, config: Path) -> None:
     ("step", "received", "code"),
     [
         (7, signal.SIGTERM, PREEMPTED_EXIT),
-        (STEPS, signal.SIGTERM, PREEMPTED_EXIT),
-        (7, signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(STEPS, signal.SIGTERM, PREEMPTED_EXIT, marks=pytest.mark.exhaustive),
+        pytest.param(7, signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.exhaustive),
     ],
 )
 def test_stopped_in_an_evaluation(tmp_path: Path, config: Path, step: int, received: signal.Signals, code: int) -> None:
