@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mres.errors import UserError
+from mres.errors import UserError, shown
 from mres.io.files import bytes_sha256, file_sha256, read_regular
 from mres.io.json_files import JsonError, parse_json
 from mres.records import MAX_SIDE, RecordError
@@ -60,25 +60,31 @@ def read_names(path: Path) -> LabelNames:
         pairs = _of_json(parse_json(text, f"'{path}'")) if path.suffix.lower() == ".json" else _of_lines(text)
         if not pairs or len({len(key) for key, _ in pairs}) > 1 or len(dict(pairs)) < len(pairs):
             raise ValueError("a value without a name, or one with two")
-        if any(
-            not isinstance(name, str) or not name.strip() or not 0 <= min(key) <= max(key) < 65536
-            for key, name in pairs
-        ):
-            raise ValueError("a blank name, or a value that is none")
-    except (JsonError, ValueError, TypeError, AttributeError) as error:
+        values = {_value(key): name.strip() for key, name in pairs}
+        if not all(values.values()):
+            raise ValueError("a blank name")
+    except (JsonError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"'{path}' does not name labels ({error}); expected a name a line, or JSON {{value: name}} (--names)"
         ) from None
-    values = {key[0] if len(key) == 1 else (key[0] << 16) + (key[1] << 8) + key[2]: name.strip() for key, name in pairs}
     return LabelNames(values, len(pairs[0][0]) == 3, bytes_sha256(content))
+
+
+def _value(key: tuple[int, ...]) -> int:
+    """A number, or a colour as one. Raises: ValueError."""
+    most = {1: 65535, 3: 255}.get(len(key))
+    if most is None or not all(type(part) is int and 0 <= part <= most for part in key):
+        raise ValueError(f"the value {shown(key)}")
+    return key[0] if len(key) == 1 else (key[0] << 16) + (key[1] << 8) + key[2]
 
 
 def _of_json(value: object) -> list[tuple[tuple[int, ...], str]]:
     if isinstance(value, list):
         return [((number,), name) for number, name in enumerate(value)]
-    assert isinstance(value, dict) or not value, "else AttributeError says so"
+    if not isinstance(value, dict):
+        raise ValueError(f"it is {type(value).__name__}")
     pairs: list[tuple[tuple[int, ...], str]] = []
-    for key, item in value.items():  # type: ignore[attr-defined]
+    for key, item in value.items():
         if isinstance(item, str):
             pairs.append(((int(key),), item))
         else:

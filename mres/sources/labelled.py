@@ -12,10 +12,18 @@ from typing import Any
 from mres.errors import shown
 from mres.records import Expression, Granularity, ImageRecord, RecordError, Rle, Target
 from mres.sources.coco_expressions import noun_of
-from mres.sources.coco_masks import annotation_mask, share_inside, union
+from mres.sources.coco_masks import (
+    KEPT_EMPTY,
+    LEFT_OUT_EMPTY,
+    annotation_mask,
+    empty_mask,
+    is_held_out,
+    share_inside,
+    union,
+)
 from mres.sources.object_parts import AnnotatedMask, assemble, make_target
 from mres.sources.reading import image_size, record_ids
-from mres.sources.source import RecordSource
+from mres.sources.source import NothingLeftError, RecordSource
 
 _MAX_FILE_BYTES = 1 << 29
 INSIDE = 0.5  # a part belongs to the object that holds most of it, and at least this share
@@ -36,6 +44,29 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """An instance with its mask; `id` is unique in its image."""
+
+    id: str
+    label: str
+    mask: Rle
+    texts: tuple[str, ...] = ()
+
+    @property
+    def nouns(self) -> list[str]:
+        """What the object is called, and of a part then the part."""
+        return [noun_of(name) for name in self.label.split(":", 1)]
+
+    @property
+    def category(self) -> str:
+        return ":".join(self.nouns)
+
+    @property
+    def granularity(self) -> Granularity:
+        return "part" if ":" in self.label else "object"
+
+
+@dataclass(frozen=True)
 class Labelled:
     """An image as annotated: `size` is (height, width) as the annotation says, None where it does not."""
 
@@ -52,13 +83,14 @@ def labelled_source(
     split: str,
     description: dict[str, Any],
     notes: "Counter[str]",
-    targets_of: "Callable[[Sequence[Region], int, int, str, Counter[str]], list[Target]] | None" = None,
+    targets_of: "Callable[[Sequence[Drawn], Counter[str]], list[Target]] | None" = None,
 ) -> RecordSource:
     """One record for each of `names`, file names of which its id is made.
 
-    A label `object:part` is a part; one that begins with "_" is left out.
+    A label `object:part` is a part; one that begins with "_" is left out. In a held-out split a label without a pixel is
+    kept, as an empty truth.
     """
-
+    targets_of = targets_of or instance_targets
     ids = record_ids(dict(enumerate(names)), alike=True)
 
     def make(number: int) -> ImageRecord:
@@ -66,9 +98,11 @@ def labelled_source(
 
         def made(height: int, width: int) -> ImageRecord:
             regions = list(_named(one.regions(height, width), one.where, notes))
-            targets = (targets_of or instance_targets)(regions, height, width, one.where, notes)
+            drawn = _drawn(regions, height, width, one.where, is_held_out(split), notes)
+            targets = targets_of(drawn, notes)
             if not targets:
-                raise RecordError(f"{one.where}: no region with a label has a mask with a pixel")
+                notes["images without a region that has a label and a pixel, left out"] += 1
+                raise NothingLeftError(f"{one.where}: no region has a label and a pixel")
             return ImageRecord(ids[number], one.image, width, height, split, description["format"], tuple(targets))
 
         return made(*(one.size or image_size(one.image, one.where)))
@@ -82,7 +116,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 def _named(regions: Iterable[Region], where: str, notes: "Counter[str]") -> Iterator[Region]:
     for region in regions:
-        if not isinstance(region.label, str) or not all(map(noun_of, region.label.split(":"))):
+        if not isinstance(region.label, str) or not all(map(noun_of, region.label.split(":", 1))):
             raise RecordError(f"{where}: region {region.id}: nothing can be called {shown(region.label)}, its label")
         if region.label.startswith("_"):
             notes["regions whose label begins with '_', left out"] += 1
@@ -90,60 +124,64 @@ def _named(regions: Iterable[Region], where: str, notes: "Counter[str]") -> Iter
             yield region
 
 
-def instance_targets(
-    regions: Sequence[Region], height: int, width: int, where: str, notes: "Counter[str]"
-) -> list[Target]:
-    """Templated targets of instances and their parts, and one for what people say of a region."""
-    masks: dict[tuple[str, str], list[Rle]] = defaultdict(list)
+def _drawn(
+    regions: Sequence[Region], height: int, width: int, where: str, held_out: bool, notes: "Counter[str]"
+) -> list[Drawn]:
+    """The instances: regions of one label and id together, without those that have no pixel. Raises: RecordError."""
+    pieces: dict[tuple[str, str], list[Rle]] = defaultdict(list)
     texts: dict[tuple[str, str], list[str]] = defaultdict(list)
     for region in regions:
-        mask = mask_of(region.mask, height, width, f"{where}: region {region.id} ({region.label})", notes)
-        if mask is not None:
-            masks[region.label, region.id].append(mask)
-            texts[region.label, region.id] += region.texts
-    found = [_annotated(label, id_, union(pieces), where) for (label, id_), pieces in masks.items()]
+        place = f"{where}: region {region.id} ({region.label})"
+        mask = (
+            region.mask if isinstance(region.mask, Rle) else annotation_mask(region.mask, height, width, place, notes)
+        )
+        pieces[region.label, region.id] += [mask] if mask is not None and not mask.is_empty else []
+        texts[region.label, region.id] += region.texts
+    named = {label for (label, _), masks in pieces.items() if masks}
+    found = []
+    for number, ((label, id_), masks) in enumerate(pieces.items()):
+        unique = id_ if [other for _, other in pieces].count(id_) == 1 else f"{id_}-{number}"
+        if masks:
+            found.append(Drawn(unique, label, union(masks), tuple(dict.fromkeys(texts[label, id_]))))
+        elif held_out and label not in named:
+            named.add(label)
+            notes[KEPT_EMPTY] += 1
+            found.append(Drawn(unique, label, empty_mask(height, width)))
+        else:
+            notes[LEFT_OUT_EMPTY] += 1
+    return found
+
+
+def instance_targets(instances: Sequence[Drawn], notes: "Counter[str]") -> list[Target]:
+    """Templated targets of instances and their parts, and one for what people say of a region."""
+    found = [_annotated(one) for one in instances]
     objects = [one for one in found if one.part is None]
     parts = [(one, _owner(one, objects)) for one in found if one.part is not None]
     targets = assemble(objects, parts, notes)
-    for one, said in zip(found, texts.values(), strict=True):
-        if said:
-            category, id_ = one.noun + (f":{one.part}" if one.part else ""), one.annotation["id"]
-            kind: Granularity = "object" if one.part is None else "part"
-            expressions = tuple(map(Expression, dict.fromkeys(said)))
-            targets.append(make_target(f"{category}.{id_}.said", kind, category, one.mask, expressions))
+    for one in instances:
+        if one.texts:
+            expressions = tuple(map(Expression, one.texts))
+            category = one.category
+            targets.append(make_target(f"{category}.{one.id}.said", one.granularity, category, one.mask, expressions))
     return targets
 
 
-def class_targets(
-    regions: Sequence[Region], height: int, width: int, where: str, notes: "Counter[str]"
-) -> list[Target]:
+def class_targets(instances: Sequence[Drawn], notes: "Counter[str]") -> list[Target]:
     """One target for each label: how many instances its region has, nobody said."""
     targets = []
-    for region in regions:
-        noun = ":".join(map(noun_of, region.label.split(":")))
-        said = noun.rpartition(":")[2]
+    for one in instances:
+        said = one.nouns[-1]
         texts = tuple(Expression(text, "category") for text in (said, f"all of the {said}"))
-        targets.append(
-            make_target(f"{noun}.{region.id}", "part" if ":" in noun else "object", noun, region.mask, texts)
-        )
+        targets.append(make_target(f"{one.category}.{one.id}", one.granularity, one.category, one.mask, texts))
     return targets
 
 
-def _annotated(label: str, id_: str, mask: Rle, where: str) -> AnnotatedMask:
-    owner, colon, part = label.partition(":")
-    return AnnotatedMask({"id": id_}, noun_of(owner), noun_of(part) if colon else None, mask, where, [mask])
+def _annotated(one: Drawn) -> AnnotatedMask:
+    noun, *part = one.nouns
+    return AnnotatedMask({"id": one.id}, noun, part[0] if part else None, one.mask, "", [one.mask])
 
 
 def _owner(part: AnnotatedMask, objects: Sequence[AnnotatedMask]) -> str | None:
     shares = {one.annotation["id"]: share_inside(part.mask, one.mask) for one in objects if one.noun == part.noun}
     best = max(shares, key=lambda id_: shares[id_], default=None)
     return best if best is not None and shares[best] >= INSIDE else None
-
-
-def mask_of(mask: Any, height: int, width: int, where: str, notes: "Counter[str]") -> Rle | None:
-    """A region's mask; None, and counted, where it covers no pixel. Raises: RecordError."""
-    drawn = mask if isinstance(mask, Rle) else annotation_mask(mask, height, width, where, notes)
-    if drawn is None or drawn.is_empty:
-        notes["masks that cover no pixel, left out"] += 1
-        return None
-    return drawn

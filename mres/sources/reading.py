@@ -127,7 +127,11 @@ def record_ids(file_names: Mapping[Key, str], *, alike: bool) -> dict[Key, str]:
         alike: where one of them needs its folders or suffix, all have them.
     """
     paths = {key: plain_path(name) for key, name in file_names.items()}
-    forms: list[Callable[[PurePosixPath], str]] = [lambda path: path.stem, lambda path: str(path.with_suffix("")), str]
+    forms: list[Callable[[PurePosixPath], str]] = [
+        lambda path: path.stem,
+        lambda path: str(path.with_suffix("") if path.name else path),
+        str,
+    ]
     counts = [Counter(map(form, paths.values())) for form in forms]
     shortest = next((n for n, count in enumerate(counts) if max(count.values(), default=1) == 1), 2) if alike else 0
 

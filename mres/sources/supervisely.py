@@ -82,7 +82,10 @@ def _area(kind: str, one: dict[str, Any], size: tuple[int, int], where: str, not
             raise RecordError(f"{where}: a rectangle of {len(exterior) // 2} points, expected two corners")
         (left, right), (top, bottom) = sorted(exterior[0::2]), sorted(exterior[1::2])
         return [box(left, top, right - left, bottom - top)]
-    interior = [flat_points(hole, where) for hole in points.get("interior") or ()]
+    holes_given = points.get("interior") or []
+    if not isinstance(holes_given, list):
+        raise RecordError(f"{where}: 'interior' is {shown(holes_given)}, expected a list of holes")
+    interior = [flat_points(hole, where) for hole in holes_given]
     outer = annotation_mask([exterior], *size, where, notes)
     holes = annotation_mask(interior, *size, where, notes) if interior else None
     return without(outer, holes) if outer and holes else outer

@@ -83,7 +83,7 @@ def _polygon(shape: dict[str, Any], where: str) -> list[float]:
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
             raise RecordError(f"{where}: all_points_x and all_points_y are not two lists of one length")
         return flat_points([list(point) for point in zip(xs, ys, strict=True)], where)
-    if name not in _FIELDS:
+    if name not in list(_FIELDS):  # it may be anything, also what cannot be hashed
         raise RecordError(f"{where}: the shape is {shown(name)}; {near(str(name), ('polygon', *_FIELDS, *_NO_AREAS))}")
     numbers = flat_points([[shape.get(field), shape.get("theta") or 0] for field in _FIELDS[name]], where)
     x, y, *sizes = numbers[0::2]
