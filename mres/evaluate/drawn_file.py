@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mres.errors import UserError
-from mres.io.files import replacing
+from mres.io.files import write_together
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -47,10 +46,7 @@ def write_drawn(images: Mapping[Path, np.ndarray]) -> None:
     Raises:
         UserError: the format has no such large images.
     """
-    contents = {path: _encoded(image, path) for path, image in images.items()}
-    with ExitStack() as stack:
-        for path, content in contents.items():
-            stack.enter_context(replacing(path)).write(content)
+    write_together({path: _encoded(image, path) for path, image in images.items()})
 
 
 def _encoded(image: np.ndarray, path: Path) -> bytes:

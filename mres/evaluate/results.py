@@ -13,7 +13,7 @@ from typing import Any
 from mres.credentials import cleaned
 from mres.errors import UserError, near, shown
 from mres.evaluate.iou import PROTOCOL, all_figures_of, iou
-from mres.io.files import part_of, replacing, write_atomically
+from mres.io.files import part_of, write_together
 from mres.io.json_files import JsonError, read_json, read_jsonl
 from mres.record_checks import is_source_id
 from mres.records import GRANULARITIES, Granularity, ImageRecord, Rle, SourceId, Target, expression_id
@@ -260,11 +260,7 @@ def write_results(
     """Writes `name`.jsonl and `name`.json, each whole or as it was; a kill between them loses neither (`read_results`)."""
     lines = (json.dumps(result.to_json()) + "\n" for result in results)
     content = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-    with replacing(folder / f"{name}.json") as summary_file:
-        summary_file.write(content.encode())
-        summary_file.flush()
-        os.fsync(summary_file.fileno())
-        write_atomically(folder / f"{name}.jsonl", "".join(lines).encode())
+    write_together({folder / f"{name}.jsonl": "".join(lines).encode(), folder / f"{name}.json": content.encode()})
 
 
 def read_results(folder: Path, name: str = DEFAULT_NAME) -> tuple[dict[str, Any], list[ExpressionResult]]:

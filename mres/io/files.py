@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -104,7 +104,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: naming `path`, which is as it was.
     """
     part = part_of(path)
-    with named(path), _own(path, part) as file:
+    with _own(path, part) as file:
         try:
             yield file
             file.flush()
@@ -117,6 +117,33 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         fsync(path.parent)
 
 
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes several files; none takes its name before all are on the disk, then they do in this order.
+
+    A kill in between leaves those that come later beside their places (`part_of`).
+
+    Raises:
+        OSError: naming the file; nothing has changed, unless the disk failed as they took their names.
+    """
+    with ExitStack() as stack:
+        try:
+            for path, content in contents.items():
+                file = stack.enter_context(_own(path, part_of(path)))
+                with named(path):
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+        except BaseException:
+            for path in contents:
+                with suppress(OSError):
+                    part_of(path).unlink()
+            raise
+        for path in contents:
+            part_of(path).rename(path)
+        for folder in {path.parent for path in contents}:
+            fsync(folder)
+
+
 def part_of(path: Path) -> Path:
     """Where a file is made that is to become `path`."""
     return path.with_name(path.name + ".part")
@@ -126,7 +153,7 @@ def part_of(path: Path) -> Path:
 def _own(path: Path, part: Path) -> Iterator[BinaryIO]:
     """`part`, empty and this writer's alone as long as it has that name."""
     while True:
-        with ExitStack() as stack:
+        with named(path), ExitStack() as stack:  # also of what is written only as the file is closed
             try:
                 with suppress(FileNotFoundError):
                     found = part.lstat()
@@ -180,7 +207,8 @@ def fsync(path: Path) -> None:
     """Waits until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

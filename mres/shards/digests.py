@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mres.shards.index import write_index
+
 DIGESTS_NAME = "digests.npy"
 _BYTES = 32
 
@@ -24,7 +26,7 @@ def record_digests(path: Path, index_N: np.ndarray) -> np.ndarray:
 
 def keep_digests(shard: Path, index_N: np.ndarray) -> None:
     """Computes them for a finished shard of a set that is being built, and writes them beside it."""
-    np.save(_beside(shard), record_digests(shard, index_N), allow_pickle=False)
+    write_index(_beside(shard), record_digests(shard, index_N))
 
 
 def kept_digests(shard: Path, index_N: np.ndarray) -> np.ndarray:

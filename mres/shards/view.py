@@ -200,7 +200,7 @@ def _write_digests(path: Path, chosen: Sequence[tuple[ShardSet, _Scan]]) -> Inde
     kept = [digests for digests in found if digests is not None]
     if len(kept) < len(found):
         return None
-    np.save(path, np.concatenate(kept), allow_pickle=False)
+    write_index(path, np.concatenate(kept))
     return IndexFile.of(path)
 
 

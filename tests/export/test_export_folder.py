@@ -18,6 +18,7 @@ from mres.config import load_config
 from mres.errors import UserError
 from mres.evaluate.predict import predict
 from mres.evaluate.segmenter import load
+from mres.export import folder
 from mres.export.folder import export
 from mres.formats.folder import CheckpointError
 
@@ -137,6 +138,26 @@ def test_an_interrupted_export_goes_on_and_leaves_nothing(
     assert len(list(export(exported, out))) == 1
     assert "are there already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_two_exports_into_one_place_the_second_is_refused(
+    trained: Trained, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, finish, refused = tmp_path / "out", folder._finish, list[str]()
+
+    def held(*given: object) -> None:
+        with pytest.raises(UserError, match=f"another process is making '{out}'"):
+            list(export(trained.run / "checkpoints" / "step-00000003", out, weights="ema"))
+        refused.append("once")
+        finish(*given)
+
+    monkeypatch.setattr(folder, "_finish", held)
+    list(export(trained.run, out))
+    assert refused == ["once"]
+    kinds = {json.loads((out / name).read_text())["weights"] for name in ("origin.json", "state.json")}
+    assert kinds == {"model"}, "card and weights are of one export"
+    with pytest.raises(UserError, match=r"would be replaced with the results in it"):
+        list(export(trained.run, out, overwrite=True, results=[out]))
 
 
 def test_the_moving_average_is_another_model_without_the_runs_figures(trained: Trained, exported: Path) -> None:

@@ -1,0 +1,48 @@
+"""A fault at every system call that changes files, in everything that mres writes: what is there is the old or the new, whole,
+and the same command once more makes what an undisturbed one makes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import PATIENCE_S, ROOT
+from faulty_disk import COMMANDS
+
+HELPERS = ROOT / "tests" / "helpers"
+# Of so many calls one, in each of the four ways; the exhaustive tests take them all.
+SOME = {"build": 41, "convert": 41, "export": 97, "evaluate": 5, "predict": 5, "start": 9, "save": 61}
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "faulty_disk.so"
+    source = HELPERS / "faulty_disk.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", path, source, "-ldl"], check=True)
+    return path
+
+
+def problems(library: Path, runs: Path, folder: Path, strides: dict[str, int]) -> dict[str, list[str]]:
+    environ = {
+        **os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HELPERS, ROOT / "tools"))),
+    }  # fmt: skip
+    given = [f"{name}={stride}" for name, stride in strides.items()]
+    command = [sys.executable, str(HELPERS / "faulty_disk.py"), str(library), str(runs / "single"), str(folder), *given]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S * 4, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert all(result["calls"] >= 14 for result in found.values()), found
+    return {name: result["problems"] for name, result in found.items()}
+
+
+@pytest.mark.slow
+def test_a_fault_at_some_calls(library: Path, runs: Path, tmp_path: Path) -> None:
+    assert problems(library, runs, tmp_path, SOME) == {name: [] for name in COMMANDS}
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_fault_at_every_call(library: Path, runs: Path, tmp_path: Path) -> None:
+    assert problems(library, runs, tmp_path, dict.fromkeys(COMMANDS, 1)) == {name: [] for name in COMMANDS}
