@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import yaml
 
 from mres.config import Config
+from mres.errors import UserError
 from mres.evaluate.iou import GROUPS
 from mres.evaluate.table import GROUP_LABELS, cell, result_rows
 from mres.evaluate.trivial import TRIVIAL_LABELS
-from mres.export.origin import Facts
+from mres.export.origin import ORIGIN_NAME, Facts
 from mres.model.spec import ModelSpec, load_spec, origin_of_kind
 
 CARD_NAME = "README.md"
@@ -27,26 +29,35 @@ def render_card(config: Config, origin: Facts, files: Mapping[str, int], num_par
         origin: `origin_of`, and under "programs" what `compare` found of each.
         files: the folder's other files, in bytes.
         num_parameters: of the model.
+
+    Raises:
+        UserError: what is known was edited, and is not of the form that mres writes.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
     spec = load_spec(config.model.kind)
     environment = Environment(
         loader=PackageLoader("mres.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"cell": _plain, "short": short_name, "leaks": leaks_of}
-    return environment.get_template("model_card.md.j2").render(
-        front_matter=yaml.safe_dump(front_matter(config, origin), sort_keys=False, allow_unicode=True).rstrip(),
-        config=config,
-        spec=spec,
-        kind=_kind(config, origin),
-        shape=spec.shape(config.model),
-        origin=origin,
-        files=files,
-        num_parameters=num_parameters,
-        recipe=recipe(config, origin),
-        tables=[(summary, *result_table(summary)) for summary in origin["results"]],
-    )
+    environment.filters |= {"text": plain, "code": code, "short": short_name, "leaks": leaks_of}
+    try:
+        return environment.get_template("model_card.md.j2").render(
+            front_matter=yaml.safe_dump(front_matter(config, origin), sort_keys=False, allow_unicode=True).rstrip(),
+            config=config,
+            spec=spec,
+            kind=_kind(config, origin),
+            shape=spec.shape(config.model),
+            origin=origin,
+            files=files,
+            num_parameters=num_parameters,
+            recipe=recipe(config, origin),
+            tables=[(summary, *result_table(summary)) for summary in origin["results"]],
+        )
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"what is known of the weights ({ORIGIN_NAME}, environment.json, results) is not what mres writes: {error}; "
+            "remove what was edited"
+        ) from None
 
 
 def _kind(config: Config, origin: Facts) -> dict[str, str]:
@@ -57,12 +68,22 @@ def _kind(config: Config, origin: Facts) -> dict[str, str]:
 
 def short_name(folder: str) -> str:
     """The last two parts of where a set lies: enough to know it by, and nothing of the machine."""
-    return "/".join(PurePath(folder).parts[-2:])
+    return "/".join(PurePath(_line(folder)).parts[-2:])
 
 
-def _plain(text: object) -> str:
-    """A text that stays in its cell of a table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
+def plain(text: object) -> str:
+    """A text that came from outside, as a text: it stays in its line and its cell, and is neither HTML nor Markdown."""
+    escaped = re.sub(r"([\\`*\[\]|~])", r"\\\1", _line(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code(text: object) -> str:
+    """A text from outside that stands between backticks, or quotes in a block of code."""
+    return re.sub(r"[`|\"]", "'", _line(text))
+
+
+def _line(text: object) -> str:
+    return "".join(character if character.isprintable() else " " for character in str(text))
 
 
 def front_matter(config: Config, origin: Facts) -> dict[str, Any]:
@@ -99,11 +120,11 @@ def _indexed(summary: Mapping[str, Any]) -> dict[str, Any]:
 def leaks_of(data: Facts) -> str:
     """What is known about held-out images in a set that was trained on."""
     if "unknown" in data:
-        return f"not known: {data['unknown']}"
+        return f"not known: {plain(data['unknown'])}"
     check = data["leakcheck"]
     if check is None:
         return "**not checked** (`tools/shard.py leakcheck`)"
-    against = ", ".join(f"{name}: {count:,}" for name, count in check["against"].items())
+    against = ", ".join(f"{plain(name)}: {count:,}" for name, count in check["against"].items())
     return (
         f"**{check['leaks']:,} of {check['images']:,}** images ({check['by_id']:,} by COCO id, {check['by_hash']:,} by "
         f"perceptual hash, distance up to {check['max_distance']}) are held-out ones; compared with {against} images"
