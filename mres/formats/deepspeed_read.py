@@ -14,6 +14,7 @@ from mres.formats.deepspeed_flat import MASTER, Flat, Flats, Plan, Whole, groups
 from mres.formats.deepspeed_layout import MOMENTS, Layout
 from mres.formats.folder import CONFIG, STATE, CheckpointError, saved_config
 from mres.formats.memory import Buffer
+from mres.formats.state_file import read_state
 from mres.formats.stored import Chain, Stored
 from mres.formats.tensors import MODEL, OPTIM, Spec, TensorSource
 from mres.formats.torch_pickle import StoredTensor
@@ -154,4 +155,4 @@ def _beside(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         raise CheckpointError(f"{state} is damaged: {error}") from None
     if not isinstance(found, dict) or type(found.get("step")) is not int or not isinstance(found.get("model"), dict):
         return None, None
-    return found, saved_config(config)
+    return read_state(state), saved_config(config)

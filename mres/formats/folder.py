@@ -100,8 +100,9 @@ def read_manifest(folder: Path) -> tuple[int, dict[str, FileFacts]]:
         if found == FORMAT:
             step = manifest["step"]
             files = {str(name): FileFacts(entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-            if type(step) is not int or step < 0 or any(type(facts.bytes) is not int for facts in files.values()):
-                raise ValueError
+            numbers = [step, *(facts.bytes for facts in files.values())]
+            if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
+                raise ValueError("a step or a size is no number")
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{folder} has no {MANIFEST}: it is no checkpoint, or one that was not finished"

@@ -15,7 +15,7 @@ from mres.formats.open_files import OpenFiles
 from mres.formats.tensors import ITEM_BYTES, MODEL, Progress, Spec, TensorSource, split_by_bytes
 from mres.formats.workspace import HashedFile, Workspace
 from mres.io.files import open_regular
-from mres.io.json_files import JsonError, read_json
+from mres.io.json_files import JsonError, parse_object, read_json
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -24,7 +24,7 @@ _DTYPES = {
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_INDEX_MAX_BYTES = 1 << 27
+_HEADER_MAX_BYTES = 1 << 25
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -63,23 +63,26 @@ class SafetensorsSource(TensorSource):
 
         try:
             with open_regular(path) as file:
-                # It checks that all offsets fit; what cannot be opened, it calls missing, so it comes second.
+                if (length := int.from_bytes(file.read(8), "little")) > _HEADER_MAX_BYTES:
+                    raise ValueError(f"its header would have {length:,} bytes; at most {_HEADER_MAX_BYTES:,} are read")
+                header = parse_object(file.read(length), "its header", bounded=True)
+                # It checks types, and that all offsets fit; what cannot be opened, it calls missing, so it comes second.
                 with safe_open(path, framework="numpy"):
                     pass
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
         except FileNotFoundError:
             raise CheckpointError(f"no such file: '{path}'{', which the index names' if expected else ''}") from None
         except OSError as error:
             raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from None
-        except (SafetensorError, ValueError) as error:
-            raise CheckpointError(f"'{path}' is not a safetensors file that can be read: {error}") from None
+        except (SafetensorError, ValueError, JsonError) as error:
+            raise CheckpointError(f"'{path}' is not a safetensors file that can be read: {str(error)[:500]}") from None
         text = header.pop("__metadata__", {})
         for name, entry in header.items():
             if entry["dtype"] not in _DTYPES:
-                raise CheckpointError(f"'{path}': {name} has type {entry['dtype']}, which this version does not read")
+                raise CheckpointError(
+                    f"'{path}': {name[:200]} has type {entry['dtype']}, which this version does not read"
+                )
             if MODEL + name in self.specs:
-                raise CheckpointError(f"'{path.parent}' has the tensor '{name}' in two shards")
+                raise CheckpointError(f"'{path.parent}' has the tensor '{name[:200]}' in two shards")
             self.specs[MODEL + name] = Spec(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
             self._places[MODEL + name] = path, 8 + length + entry["data_offsets"][0]
         return dict(text)
@@ -101,7 +104,7 @@ def files_of(path: Path) -> dict[Path, list[str] | None]:
         return {path: None}
     files: dict[Path, list[str] | None] = {}
     try:
-        for name, file in read_json(path, max_bytes=_INDEX_MAX_BYTES)["weight_map"].items():
+        for name, file in read_json(path)["weight_map"].items():
             if not isinstance(file, str) or Path(file).name != file:
                 raise CheckpointError(f"{path} is refused: it names the shard {file!r}, which is not a file beside it")
             found = files.setdefault(path.parent / file, [])

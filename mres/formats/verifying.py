@@ -20,8 +20,8 @@ from mres.formats.folder import (
     FileFacts,
     read_manifest,
 )
+from mres.formats.state_file import read_state
 from mres.io.files import file_sha256
-from mres.io.json_files import JsonError, read_json
 
 
 def verify(folder: Path) -> Checkpoint:
@@ -71,11 +71,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def _read_state(path: Path, step: int) -> dict[str, Any]:
-    try:
-        state = dict(read_json(path))
-        found = state["step"]
-    except (OSError, JsonError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path} is not what mres writes: no JSON object with a step") from None
-    if found != step:
-        raise CheckpointError(f"{path} is of step {found}, {MANIFEST} of step {step}: one of them is damaged")
+    state = read_state(path)
+    if state["step"] != step:
+        raise CheckpointError(f"{path} is of step {state['step']}, {MANIFEST} of step {step}: one of them is damaged")
     return state

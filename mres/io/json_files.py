@@ -82,9 +82,9 @@ def read_object(path: Path) -> dict[str, Any]:
     return _object(read_json(path), f"'{path}'")
 
 
-def parse_object(content: str | bytes, where: str) -> dict[str, Any]:
-    """Raises: JsonError: what came from `where` is not a JSON object."""
-    return _object(parse_json(content, where), where)
+def parse_object(content: str | bytes, where: str, *, bounded: bool = False) -> dict[str, Any]:
+    """As `parse_json`. Raises: JsonError: what came from `where` is not a JSON object."""
+    return _object(parse_json(content, where, bounded=bounded), where)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

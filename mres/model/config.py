@@ -30,6 +30,18 @@ class ModelConfig(Section):
         return {**cls.sizes[size], **given} if size in cls.sizes else given
 
 
+MOST_PARAMETERS = 10**12
+
+
+def refuse_giants(parameters: int, what: str) -> None:
+    """Raises: ValueError: a model of so many parameters; `what` names the keys that decide."""
+    if parameters > MOST_PARAMETERS:
+        raise ValueError(
+            f"{what} ask for a model of about {parameters:.1e} parameters ({4 * parameters / 1e12:,.0f} TB in float32); at most "
+            f"{MOST_PARAMETERS:.0e} are built"
+        )
+
+
 class LossConfig(Section):
     """Binary cross-entropy and Dice on the logits, each averaged over the expressions of the global batch."""
 

@@ -89,8 +89,13 @@ class TorchTensors(TensorSource):
 
 def _is_torchscript(path: Path) -> bool:
     """What torch.save writes has no constants.pkl."""
-    with ZipFile(path) as file:
-        return any(name.endswith("/constants.pkl") for name in file.namelist())
+    try:
+        with ZipFile(path) as file:
+            return any(name.endswith("/constants.pkl") for name in file.namelist())
+    except OSError:
+        raise
+    except Exception as error:  # a zip can fail in any way
+        raise CheckpointError(f"the list of its files is damaged: {error or type(error).__name__}") from None
 
 
 def _named(structure: Any) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:

@@ -82,7 +82,11 @@ class DataConfig(Section):
     test: str | None = Field(None, description="a further held-out shard folder")
     split: Literal["train", "val", "test"] = Field("val", description="which of the three launch/evaluate.py evaluates")
     images_per_batch: int = Field(
-        32, ge=1, description="images of the global batch", json_schema_extra=named("batch_size", "global_batch_size")
+        32,
+        ge=1,
+        le=1_000_000,
+        description="images of the global batch",
+        json_schema_extra=named("batch_size", "global_batch_size"),
     )
     mix_temperature: float = Field(
         1.0,
@@ -101,7 +105,9 @@ class DataConfig(Section):
         json_schema_extra=only_with("shuffle=blocks")
         | named("shuffle_buffer", "shuffle_buffer_size", "shuffle_block_size", "buffer_size"),
     )
-    expressions_per_image: int = Field(16, ge=1, description="K", json_schema_extra=named("k", "num_expressions"))
+    expressions_per_image: int = Field(
+        16, ge=1, le=10_000, description="K", json_schema_extra=named("k", "num_expressions")
+    )
     part_share: float = Field(
         0.5, ge=0, le=1, description="share of an image's K draws that are parts, as far as it has them"
     )
@@ -124,7 +130,9 @@ class DataConfig(Section):
         description="loader processes a rank; 0 decodes in the training process",
         json_schema_extra=named("num_workers"),
     )
-    prefetch: int = Field(4, ge=1, description="batches a worker prepares ahead; without effect at workers=0")
+    prefetch: int = Field(
+        4, ge=1, le=10_000, description="batches a worker prepares ahead; without effect at workers=0"
+    )
     cache_dir: str | None = Field(
         None,
         description="folder of this machine that keeps what was fetched from remote sets",

@@ -16,6 +16,7 @@ from mres.checkpoint.saver import Saver
 from mres.config import Config
 from mres.errors import UserError
 from mres.flops import utilisation
+from mres.formats.folder import STATE
 from mres.model.buffers import persistent_buffers
 from mres.model.spec import origin_of_kind
 from mres.model.task import SegmentationTask
@@ -238,6 +239,8 @@ class _Session:
         for warning in check_same_model(checkpoint, self.config.model):
             self.log.say(f"warning: {warning}")
         _check_frozen(checkpoint, self.config)
+        if lacking := {"stream", "expressions_seen"} - checkpoint.state.keys():
+            raise UserError(f"{checkpoint.folder / STATE} lacks {min(lacking)!r}, without which no run can go on")
         progress = Progress.from_json(checkpoint.state)
         state = StreamState.from_json(checkpoint.state["stream"], str(checkpoint.folder))
         self.stream.check_state(state, checkpoint.step + progress.skipped_batches)

@@ -13,7 +13,7 @@ from typing import Any
 from mres.errors import UserError
 from mres.records import RecordError
 
-MEGABYTES, SECONDS = 500, 10.0  # time: of a machine that does other things, too
+MEGABYTES, SECONDS = 500, 30.0  # time: of a machine that does other things, too
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def outcome(function: Callable[[], Any]) -> Outcome:
 
 
 def bounded(function: Callable[[], Any], *, megabytes: int = MEGABYTES, seconds: float = SECONDS) -> Outcome:
-    """Of a call in a fork that gets so much more memory than this process has, and so much time of a processor."""
+    """Of a call in a fork that gets so much more memory than this process has, and so many seconds."""
     (found,) = bounded_each([function], megabytes=megabytes, seconds=seconds)
     return found
 
@@ -65,8 +65,8 @@ def _in_fork(functions: list[Callable[[], Any]], megabytes: int, seconds: float)
     os.close(writing)
     found: list[Outcome] = []
     with os.fdopen(reading, "rb", buffering=0) as file:
-        while len(found) < len(functions) and (size := _bytes(file, 4, seconds * 4)):
-            found.append(pickle.loads(_bytes(file, int.from_bytes(size, "little"), seconds * 4)))
+        while len(found) < len(functions) and (size := _bytes(file, 4, seconds)):
+            found.append(pickle.loads(_bytes(file, int.from_bytes(size, "little"), seconds)))
     with_signal = signal.SIGKILL if len(found) < len(functions) else 0
     ended, status = os.waitpid(pid, os.WNOHANG if with_signal else 0)
     if not ended:

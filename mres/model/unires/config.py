@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mres.model.config import ModelConfig
+from mres.model.config import ModelConfig, refuse_giants
 
 # What a named size stands for. "base" and "large" have the shapes of CLIP ViT-B/16 and ViT-L/14, so that their released
 # weights fit; "tiny" is what two CPU cores can train from scratch in minutes.
@@ -82,20 +82,20 @@ class UniresConfig(ModelConfig):
     image_size: int = Field(ge=16, le=4096, description="side of the square input, pixels")
     patch_size: int = Field(ge=2, description="side of a ViT patch, pixels")
     stem: Literal["patch", "conv"] = Field(description="conv: strided convolutions; patch: one linear patch embedding")
-    vision_width: int = Field(ge=8)
-    vision_depth: int = Field(ge=2)
-    vision_heads: int = Field(ge=1)
-    vision_mlp_ratio: float = Field(gt=0)
+    vision_width: int = Field(ge=8, le=65536)
+    vision_depth: int = Field(ge=2, le=1024)
+    vision_heads: int = Field(ge=1, le=1024)
+    vision_mlp_ratio: float = Field(gt=0, le=64)
     vision_class_token: bool = Field(description="keep CLIP's class token as one more token of the encoder")
     vision_pre_norm: bool = Field(description="CLIP's LayerNorm before the first block, and its epsilon in all")
-    low_group_tokens: int = Field(ge=1, description="GroupViT's 64")
-    high_group_tokens: int = Field(ge=1, description="GroupViT's 8")
+    low_group_tokens: int = Field(ge=1, le=65536, description="GroupViT's 64")
+    high_group_tokens: int = Field(ge=1, le=65536, description="GroupViT's 8")
     split_block: int = Field(
         ge=1, description="blocks that the low-level group tokens go through; the high-level ones take the rest"
     )
-    text_width: int = Field(ge=8)
-    text_depth: int = Field(ge=1)
-    text_heads: int = Field(ge=1)
+    text_width: int = Field(ge=8, le=65536)
+    text_depth: int = Field(ge=1, le=1024)
+    text_heads: int = Field(ge=1, le=1024)
     text_vocab_size: int = Field(ge=1024, le=49408, description="CLIP's BPE, cut to its most frequent merges")
     text_length: int = Field(ge=4, le=77, description="tokens an expression, start and end included")
     quick_gelu: bool = Field(description="the activation of OpenAI's CLIP weights, in both towers")
@@ -103,14 +103,14 @@ class UniresConfig(ModelConfig):
         None,
         description="the image encoder's, where it differs (a timm ViT beside OpenAI's text tower); null: quick_gelu",
     )
-    decoder_width: int = Field(ge=8)
-    decoder_heads: int = Field(ge=1)
-    decoder_mlp_ratio: float = Field(gt=0)
-    stage1_layers: int = Field(ge=1)
-    stage2_layers: int = Field(ge=1)
+    decoder_width: int = Field(ge=8, le=65536)
+    decoder_heads: int = Field(ge=1, le=1024)
+    decoder_mlp_ratio: float = Field(gt=0, le=64)
+    stage1_layers: int = Field(ge=1, le=1024)
+    stage2_layers: int = Field(ge=1, le=1024)
     dropout: float = Field(ge=0, lt=1, description="in both decoder stages")
     mask_stride: int = Field(ge=1, description="input pixels a logit")
-    pixel_width: int = Field(ge=1, description="channels of the pixel embedding under the mask head")
+    pixel_width: int = Field(ge=1, le=65536, description="channels of the pixel embedding under the mask head")
     filter_softmax: bool = Field(True, description="Language-guided Region Filter: softmax over the words")
     filter_scale: bool = Field(True, description="… divide the products by the square root of the width")
     filter_norm: bool = Field(True, description="… LayerNorm before the product and before the FFN")
@@ -136,6 +136,16 @@ class UniresConfig(ModelConfig):
                 raise ValueError(
                     f"{whole}={getattr(self, whole)} is not a multiple of {part}={getattr(self, part)}; change one of them"
                 )
+        side = self.image_size // self.patch_size
+        layers = {
+            "vision": self.vision_depth * self.vision_width**2 * (4 + 2 * self.vision_mlp_ratio),
+            "text": self.text_depth * self.text_width**2 * 12 + self.text_vocab_size * self.text_width,
+            "positions": side**2 * self.vision_width,
+            "decoder": (self.stage1_layers + self.stage2_layers)
+            * self.decoder_width**2
+            * (8 + 2 * self.decoder_mlp_ratio),
+        }
+        refuse_giants(int(sum(layers.values())), "the widths and depths of vision, text and decoder")
         if self.split_block >= self.vision_depth:
             raise ValueError(f"split_block={self.split_block} must be below vision_depth={self.vision_depth}")
         if self.decoder_width % 4:
