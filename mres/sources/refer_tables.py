@@ -82,13 +82,13 @@ class RefTables:
     def mismatch(self, ref: Ref) -> str | None:
         """What a ref names that the instances do not have."""
         if ref.image_id not in self.file.images:
-            return f"its image {ref.image_id!r} is not there"
+            return f"its image {shown(ref.image_id)} is not there"
         for id_ in ref.annotation_ids:
             annotation = self.annotations.get(id_)
             if annotation is None:
-                return f"its annotation {id_!r} is not there"
+                return f"its annotation {shown(id_)} is not there"
             if annotation["image_id"] != ref.image_id:
-                return f"its image is {ref.image_id!r}, that of its annotation {id_!r} is {annotation['image_id']!r}"
+                return f"its image is {shown(ref.image_id)}, that of its annotation {shown(id_)} is {shown(annotation['image_id'])}"
         return None
 
 
