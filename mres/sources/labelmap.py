@@ -38,10 +38,11 @@ def labelmap(
     need_folder(masks, "--masks")
     need_folder(images, "--images")
     known, notes = read_names(names), Counter[str]()
-    maps = sorted(path for path in masks.rglob(f"*{mask_suffix}.png"))
+    ending = f"{mask_suffix}.png"
+    maps = sorted(path for path in masks.rglob("*") if path.name.lower().endswith(ending.lower()))
     if not maps:
-        raise UserError(f"no label map *{mask_suffix}.png in '{masks}' (--masks, --mask-suffix)")
-    stems = [path.relative_to(masks).as_posix().removesuffix(f"{mask_suffix}.png") + image_suffix for path in maps]
+        raise UserError(f"no label map *{ending} in '{masks}' (--masks, --mask-suffix)")
+    stems = [path.relative_to(masks).as_posix()[: -len(ending)] + image_suffix for path in maps]
     image_names = [image_name(images, stem, path) for stem, path in zip(stems, maps, strict=True)]
     folder = ImageFolder(images, image_names, notes)
 

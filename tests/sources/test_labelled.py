@@ -384,7 +384,7 @@ def labelmap_source(
 ) -> RecordSource:
     picture(folder / "images/town_0_leftImg8bit.png")
     (folder / "masks").mkdir(exist_ok=True)
-    image.save(folder / "masks/town_0_gtFine_labelIds.png")
+    image.save(folder / "masks/town_0_gtFine_labelIds.PNG")
     (folder / name).write_text(names)
     paths = ("--masks", str(folder / "masks"), "--images", str(folder / "images"), "--names", str(folder / name))
     suffixes = ("--mask-suffix", "_gtFine_labelIds", "--image-suffix", "_leftImg8bit")

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_jsonl import done, make_data, record, write
+from made_jsonl import done
 from scenes import scenes
 
+import mres
 from mres.stream.mirroring import describe
 from mres.stream.text_flip import flip_text, is_flip_sensitive, judge, may_flip
 
@@ -117,16 +119,14 @@ def test_what_the_demo_says_is_mirrored_as_before() -> None:
 
 
 def test_the_command_says_what_forbids(tmp_path: Path) -> None:
-    folder = make_data(tmp_path, 3)
-    records = [record(i) for i in range(3)]
-    records[1]["targets"][0]["expressions"] = ["the cat on the left", "左边的猫", "la chatte de gauche"]
-    records[2]["targets"][0]["expressions"] = ["axolotl"]
-    write(folder, records)
-    done(folder, "build", "jsonl", "out", "--records", "own.jsonl")
-    value = describe(str(folder / "out"))
+    pixels_HWC, everything_HW = np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool)
+    said = [["the cat", "cat"], ["the cat on the left", "左边的猫", "la chatte de gauche"], ["axolotl"]]
+    records = [mres.record(pixels_HWC, {tuple(texts): everything_HW}, id=texts[0]) for texts in said]
+    mres.write_shards(records, tmp_path / "out")
+    value = describe(str(tmp_path / "out"))
     assert value["expressions"] == {"neutral": 2, "swaps": 1, "forbids": 2, "unknown": 1}
     assert value["examples"] == {"another language": ["左边的猫", "la chatte de gauche"]}
     assert (value["images"], value["images_that_stay"]) == (3, 2)
-    said = done(folder, "info", "out", "--mirroring")
-    assert "another language: 2, such as '左边的猫'; 'la chatte de gauche'" in said
-    assert "2 of 3" in said
+    printed = done(tmp_path, "info", "out", "--mirroring")
+    assert "another language: 2, such as '左边的猫'; 'la chatte de gauche'" in printed
+    assert "2 of 3" in printed
