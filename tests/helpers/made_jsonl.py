@@ -41,9 +41,9 @@ def refused(folder: Path, *arguments: str) -> str:
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a terminal would start it."""
+    """A command in a process group of its own, as a terminal would start it; it waits for images that say `WAIT`."""
     return subprocess.Popen(
-        [*COMMAND, *arguments],
+        [sys.executable, str(ROOT / "tests/helpers/waiting_build.py"), *arguments],
         cwd=folder,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,

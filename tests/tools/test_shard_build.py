@@ -26,6 +26,7 @@ from made_jsonl import (
     write,
 )
 from scenes import SceneOptions, scenes
+from waiting_build import WAIT
 
 from mres.shards.reader import ShardSet
 
@@ -69,11 +70,10 @@ def test_scenes_are_drawn_by_workers_in_their_order(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stuck(tmp_path: Path) -> Iterator[Path]:
-    """10 records; the images of two are named pipes, and a build waits for them until it is killed."""
+    """10 records; the images of two are not there yet, and a build waits for them until it is killed."""
     make_data(tmp_path, RECORDS)
     for index in STUCK:
-        (tmp_path / f"images/{index}.jpg").unlink()
-        os.mkfifo(tmp_path / f"images/{index}.jpg")
+        (tmp_path / f"images/{index}.jpg").write_bytes(WAIT)
     yield tmp_path
     for process in processes_in(tmp_path):
         os.kill(process, signal.SIGKILL)
@@ -81,9 +81,7 @@ def stuck(tmp_path: Path) -> Iterator[Path]:
 
 def mend(folder: Path) -> None:
     for index in STUCK:
-        image = folder / f"images/{index}.jpg"
-        image.unlink()
-        image.write_bytes(jpeg(index))
+        (folder / f"images/{index}.jpg").write_bytes(jpeg(index))
 
 
 def pieces(folder: Path) -> list[str]:
@@ -172,15 +170,14 @@ def test_two_builds_into_one_folder_are_refused(stuck: Path) -> None:
 
 
 def test_ctrl_c_before_the_first_shard_leaves_nothing_behind(data: Path) -> None:
-    """The last image is a named pipe: the build stands still in its middle until it is interrupted."""
-    os.mkfifo(data / "images/pipe.jpg")
-    write(data, [record(0), {**record(1), "image": "images/pipe.jpg"}])
+    """The last image is not there yet: the build stands still in its middle until it is interrupted."""
+    (data / "images/late.jpg").write_bytes(WAIT)
+    write(data, [record(0), {**record(1), "image": "images/late.jpg"}])
     before = sorted(data.rglob("*"))
     process = start(data, *BUILD)
-    with (data / "images/pipe.jpg").open("wb"):  # opens once the build has opened the other end
-        assert (data / "out.incomplete/result/shard-000000.tar").exists()
-        ctrl_c(process)
-        _, err = process.communicate(timeout=PATIENCE_S)
+    wait_until((data / "out.incomplete/result/shard-000000.tar").exists, "the first record")
+    ctrl_c(process)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (130, "interrupted\n")
     assert sorted(data.rglob("*")) == before
     assert not processes_in(data)
