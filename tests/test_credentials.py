@@ -1,8 +1,15 @@
 """Credentials in URLs: refused wherever a path can be given, and in nothing that a run leaves."""
 
+import base64
 import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import tiny_run
+from commands import ROOT
+from remote_server import folder_over_http
 
 from mres.config import Config, ConfigError, load_config
 from mres.credentials import cleaned, redacted, refusal
@@ -87,3 +94,56 @@ def test_of_a_config_that_a_run_has_saved_they_are_left_out(tmp_path) -> None:
     assert config.data.train == "https://host/set"
     assert SECRET not in config.to_yaml()
     assert isinstance(config, Config)
+
+
+@pytest.fixture
+def store(tiny_shards: Path, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A set in a store that asks for a password; the environment in which it, and other secrets, are known."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".netrc").write_text(f"machine 127.0.0.1 login user password {SECRET}\n")
+    (home / ".netrc").chmod(0o600)
+    login = "Basic " + base64.b64encode(f"user:{SECRET}".encode()).decode()
+    environment = {
+        "HOME": str(home),
+        "NETRC": str(home / ".netrc"),
+        "HF_TOKEN": SECRET,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+    }
+    with folder_over_http(tiny_shards.parent, login) as port:
+        yield f"http://127.0.0.1:{port}/{tiny_shards.name}", environment | {"no_proxy": "127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_nothing_that_a_run_leaves_or_says_has_a_secret(
+    config: Path, store: tuple[str, dict[str, str]], tiny_shards: Path, tmp_path: Path
+) -> None:
+    url, environment = store
+    folder, run = tmp_path / "work", tmp_path / "work" / "runs" / "remote"
+    said = []
+
+    def do(script: Path, *arguments: str, code: int = 0) -> str:
+        done = tiny_run.run(script, list(arguments), folder, environ=environment)
+        assert done.codes == [code], done.output
+        said.append(done.output)
+        return done.output
+
+    chosen = ["--config", str(config), "run.name=remote", f"data.cache_dir={tmp_path / 'cache'}"]
+    do(tiny_run.TRAIN, *chosen, f"data.train={url}", "train.steps=2", "checkpoint.every=1")
+    do(tiny_run.EVALUATE, *chosen, "--checkpoint", str(run))
+    do(ROOT / "tools" / "report.py", str(run), "--data", str(tiny_shards))
+    do(ROOT / "tools" / "export.py", str(run), str(folder / "exported"))
+    do(ROOT / "tools" / "convert.py", str(run), str(folder / "converted"), "--to", "safetensors")
+    with_secret = url.replace("http://", f"http://user:{SECRET}@")
+    assert "data.train" in do(tiny_run.TRAIN, *chosen, f"data.train={with_secret}", code=2)
+    Path(environment["NETRC"]).write_text(f"machine 127.0.0.1 login user password {SECRET}wrong\n")
+    shutil.rmtree(tmp_path / "cache")
+    assert "netrc" in do(tiny_run.TRAIN, *chosen, f"data.train={url}", "run.name=other", code=2)
+
+    assert (run / "environment.json").read_text().count(url) == 1
+    encoded = base64.b64encode(f"user:{SECRET}".encode())
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        assert SECRET.encode() not in content, path
+        assert encoded not in content, path
+    assert SECRET not in "".join(said)

@@ -153,7 +153,20 @@ _HOP = {"content-length", "transfer-encoding", "connection", "date", "server"}
 class _RangeHandler(SimpleHTTPRequestHandler):
     """The standard library's file server, which knows no ranges, with ranges."""
 
+    def do_HEAD(self) -> None:
+        if self._may_read():
+            super().do_HEAD()
+
+    def _may_read(self) -> bool:
+        login = getattr(self.server, "login", None)
+        if login is None or self.headers.get("Authorization") == login:
+            return True
+        self.send_error(401)
+        return False
+
     def do_GET(self) -> None:
+        if not self._may_read():
+            return None
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if asked is None or not path.is_file():
@@ -210,10 +223,10 @@ def folder_as_gcs(folder: Path) -> Iterator[ThreadingHTTPServer]:
 
 
 @contextmanager
-def folder_over_http(folder: Path) -> Iterator[int]:
-    """Serves `folder` on the port that it gives."""
+def folder_over_http(folder: Path, login: str | None = None) -> Iterator[int]:
+    """Serves `folder` on the port that it gives; only to whoever has the `login`, if there is one ("Basic …")."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_RangeHandler, directory=str(folder))) as server:
-        server.daemon_threads = True
+        server.daemon_threads, server.login = True, login
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield server.server_address[1]
         server.shutdown()
