@@ -143,7 +143,7 @@ class CocoFile:
         """A table by its ids; entries without one, or with one that another entry has, become errors."""
         entries = value.get(name) if isinstance(value, dict) else None
         if not isinstance(entries, list):
-            meant = near(name, self.fields, otherwise="")
+            meant = near(name, self.fields - {name}, otherwise="")
             raise UserError(f"'{self.path}' is not a COCO file: it has no list '{name}'{meant and '; ' + meant}")
         table: dict[Id, dict[str, Any]] = {}
         places, errors, of_two = dict[Id, int](), list[str](), set[Id]()

@@ -87,6 +87,8 @@ def file_source(
     _check_folder(images, "--images", [picture.name for picture in found])
     folder = ImageFolder(images, [picture.name for picture in found], notes)
 
+    refused: list[str] = []
+
     def mask_of(segment: Segment, height: int, width: int) -> Rle:
         where = f"{file.path}: entry {segment.number}, segment {segment.id!r}"
         mask = read_mask(masks / f"{segment.id}.png", height, width, where, notes)
@@ -97,10 +99,10 @@ def file_source(
         picture = found[number]
         where = f"{file.path}: {picture.name}"
         image = read_image(folder, picture.name, where)
-        return make_record(picture, image, mask_of, where, split=split, source=source, notes=notes)
+        return make_record(picture, image, mask_of, where, split=split, source=source, notes=notes, refused=refused)
 
     about = {"annotations": file.name, "annotations_sha256": file.sha256, "split": split, **description}
-    return RecordSource(str(file.path), len(found), make, about, notes, errors, check_kept=check_kept)
+    return RecordSource(str(file.path), len(found), make, about, notes, errors, check_kept=check_kept, refused=refused)
 
 
 def _check_folder(folder: Path, option: str, names: list[str]) -> None:

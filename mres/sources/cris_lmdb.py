@@ -52,8 +52,10 @@ def cris_lmdb(lmdb: Path, *, split: str | None = None) -> RecordSource:
                 errors.append(error)
     found, split = pictures(segments, path, notes), split or path.stem
 
+    refused: list[str] = []
+
     def make(number: int) -> ImageRecord:
-        return _record(found[number], path, keys, split, notes)
+        return _record(found[number], path, keys, split, notes, refused)
 
     description = {
         "format": "cris-lmdb",
@@ -62,7 +64,7 @@ def cris_lmdb(lmdb: Path, *, split: str | None = None) -> RecordSource:
         "split": split,
     }
     check_kept = published_check(path, notes)
-    return RecordSource(str(path), len(found), make, description, notes, errors, check_kept=check_kept)
+    return RecordSource(str(path), len(found), make, description, notes, errors, check_kept=check_kept, refused=refused)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +166,9 @@ def _segment(number: int, content: bytes, where: str, notes: "Counter[str]") -> 
     return found
 
 
-def _record(picture: Picture, path: Path, keys: list[bytes], split: str, notes: "Counter[str]") -> ImageRecord:
+def _record(
+    picture: Picture, path: Path, keys: list[bytes], split: str, notes: "Counter[str]", refused: list[str]
+) -> ImageRecord:
     where = f"{path}: {picture.name}"
     with _reading(path) as transaction:
         contents = {segment.number: _get(transaction, keys[segment.number]) for segment in picture.segments}
@@ -177,4 +181,4 @@ def _record(picture: Picture, path: Path, keys: list[bytes], split: str, notes: 
         return read_mask(values[segment.number]["mask"], height, width, _where(path, keys[segment.number]), notes)
 
     source = f"{path.resolve().parent.name} (cris)"
-    return make_record(picture, image, mask_of, where, split=split, source=source, notes=notes)
+    return make_record(picture, image, mask_of, where, split=split, source=source, notes=notes, refused=refused)

@@ -20,6 +20,7 @@ from mres.records import (
 )
 from mres.sources.coco_masks import KEPT_EMPTY, LEFT_OUT_EMPTY, EmptyMaskError, bounding_box, empty_mask, is_held_out
 from mres.sources.coco_names import COCO_NAMES
+from mres.sources.mask_files import MaskSizeError
 from mres.sources.reading import in_size_of_masks, record_ids
 from mres.sources.source import NothingLeftError
 
@@ -80,6 +81,7 @@ def make_record(
     split: str,
     source: str,
     notes: "Counter[str]",
+    refused: list[str],
 ) -> ImageRecord:
     """The record of an image, in the size that the image's header says and its masks have.
 
@@ -87,14 +89,16 @@ def make_record(
         mask_of: (segment, height, width) → its mask; may raise `EmptyMaskError`: kept as it is in a held-out split, left out
             for training, and counted.
         where: the file and the image, for messages.
+        refused: gets what is wrong with a mask that cannot be read; it costs its segment.
 
     Raises:
-        RecordError: not an image, or one id for two masks.
+        RecordError: not an image, masks of another size or none that can be read, or one id for two masks.
         NothingLeftError: no mask with a pixel, for training.
     """
 
     def made(height: int, width: int) -> ImageRecord:
         targets: dict[str, Target] = {}
+        bad: list[str] = []
         for segment in picture.segments:
             try:
                 mask = mask_of(segment, height, width)
@@ -103,6 +107,11 @@ def make_record(
                 if not is_held_out(split):
                     continue
                 mask = empty_mask(height, width)
+            except MaskSizeError:
+                raise
+            except RecordError as error:
+                bad.append(str(error))
+                continue
             target = Target(
                 segment.id,
                 segment.granularity,
@@ -113,6 +122,9 @@ def make_record(
                 ref_id=segment.ref_id,
             )
             targets[segment.id] = _merged(targets.get(segment.id), target, where, notes)
+        if bad and not targets:
+            raise RecordError(bad[0])
+        refused.extend(bad)
         if not targets:
             notes["images none of whose masks covers a pixel, left out"] += 1
             raise NothingLeftError(f"{where}: none of its masks covers a pixel")

@@ -256,3 +256,12 @@ def test_other_values_are_cut_in_the_middle_and_counted() -> None:
     assert notes == {"masks with values other than 0 and 255, cut at 127": 1}
     with pytest.raises(EmptyMaskError, match="here: the mask covers no pixel"):
         read_mask(png(None), HEIGHT, WIDTH, "here", notes)
+
+
+def test_a_mask_that_cannot_be_read_costs_its_segment_and_is_a_bad_record(tmp_path: Path) -> None:
+    files = write_cris(tmp_path, [entry(1, A, "one"), entry(2, A, "two"), entry(3, B, "three")], "mine/train.json")
+    (files["masks"] / "2.png").unlink()
+    with pytest.raises(UserError, match=r"2\.png' cannot be read"):
+        write_shards(cris(**files), tmp_path / "strict")
+    counts = write_shards(cris(**files), tmp_path / "lenient", WriteOptions(max_bad_fraction=0.5, workers=1)).counts
+    assert (counts.images, counts.targets["object"], counts.quarantined) == (2, 2, 1)
