@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +170,29 @@ class Strategy(ABC):
             UserError: a tensor that is missing or has another shape, moments of a parameter that does not move here.
         """
 
+    def forward_shares(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's share of every weight as forward reads it; by default those that `weight_shares` gives."""
+        yield from ()
+
     def not_finite(self) -> list[str]:
-        """The weights of which some rank's share is not finite (or was never filled), the same on every rank."""
-        mine = [name for name, share in self.weight_shares() if not torch.isfinite(share).all()]
+        """The weights of which some rank's share is not finite (or was never filled), the same on every rank.
+
+        What forward computes with is looked at as well as what is kept and saved.
+        """
+        shares = chain(self.weight_shares(), self.forward_shares())
+        mine = [name for name, share in shares if not torch.isfinite(share).all()]
         return sorted({name for names in self.all_gather_object(mine) for name in names})
+
+    def steps_made(self) -> int:
+        """By how many steps the optimizer has moved the weights in all, which skipped ones do not count for; asked of all ranks."""
+        shards = self.local_shards().items()
+        mine = [
+            int(box.max())
+            for name, shard in shards
+            if name.startswith("optim.") and name.endswith(".step")
+            for box in shard.boxes.values()
+        ]
+        return max(max(of_rank, default=0) for of_rank in self.all_gather_object(mine))
 
     def diverged_buffers(self) -> list[str]:
         """The buffers that are not the same on every rank, of which a checkpoint would keep one rank's alone."""

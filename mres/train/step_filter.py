@@ -110,7 +110,7 @@ class SkipPolicy:
         if self._in_a_row > allowed:
             message = (
                 f"{self._in_a_row} steps in a row up to step {step.number} had a loss or gradient that is not finite "
-                f"(train.max_bad_steps={allowed}); {self._remedy()}"
+                f"(train.max_bad_steps={allowed}); {self.remedy()}"
             )
             self._trouble = message, step.number - self._in_a_row
 
@@ -125,11 +125,12 @@ class SkipPolicy:
             message = (
                 f"{len(recent)} of the {config.spike_window} steps up to step {step.number} were spikes: loss or gradient "
                 f"norm above {config.spike_factor:g} times the median (train.max_spikes={config.max_spikes}); "
-                f"{self._remedy()}"
+                f"{self.remedy()}"
             )
             self._trouble = message, recent[0] - 1
 
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
+        """Where to look, after steps that were skipped."""
         return (
             f"their images and expressions are in {self._config.run_dir / BAD_STEPS}; lower optim.lr or look at those "
             f"images (python tools/replay.py {self._config.run_dir} --step N)"

@@ -117,6 +117,8 @@ class Trainer:
             ends = agreed.stop or done == last_step
             if done % config.train.log_every == 0 or ends:
                 self._log(step, losses, lr)
+            if done == last_step:
+                self._check_moved(done)
             if done % config.checkpoint.every == 0 or ends:
                 self._checkpoint(done, last=ends)
             if agreed.stop and done < last_step:
@@ -219,6 +221,14 @@ class Trainer:
             self._skips.remember()
             self._callbacks.phase("checkpoint", done)
             self._saver.save(done, last=last)
+
+    def _check_moved(self, done: int) -> None:
+        """Raises: UserError: the run comes to its end, and every step of it was skipped."""
+        if not self._strategy.steps_made():
+            raise UserError(
+                f"all {done} steps of the run were skipped, so no weight has moved and there is nothing to keep; "
+                f"{self._skips.remedy()}"
+            )
 
     def _evaluation(self, done: int) -> bool:
         """Whether it came to its end; where somebody asked to stop meanwhile, what was trained is saved instead."""

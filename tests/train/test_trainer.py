@@ -114,6 +114,17 @@ def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is(
     assert all(0 < line["grad_norm"] < math.inf for line in bad)
 
 
+def test_a_run_of_which_every_step_was_skipped_does_not_end_well(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [f"run.dir={tmp_path / 'runs'}", "train.steps=3", "train.max_bad_steps=9"]
+    for again in range(2):  # it is not complete either
+        with pytest.raises(UserError, match=r"all 3 steps of the run were skipped.*bad_steps.jsonl"):
+            fit(load_config(config, overrides), monkeypatch, {1, 2}, frozenset({3}))
+        assert not list((tmp_path / "runs" / "run" / "checkpoints").glob("step-*")), again
+    assert fit(load_config(config, overrides), monkeypatch, {1, 3}).code == 0
+
+
 def test_too_many_bad_steps_in_a_row_end_the_run_with_their_ids_saved(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,10 @@ class ZeroStrategy(Strategy):
     def weight_shares(self) -> Iterator[tuple[str, Tensor]]:
         return self._partition.weight_shares()
 
+    def forward_shares(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            yield name, getattr(parameter, "ds_tensor", parameter).detach()
+
     def describe(self) -> str:
         return f"{super().describe()}, stage {self.config.zero_stage}"
 
