@@ -20,9 +20,11 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 class LegacyArchive(TorchArchive):
     """What such a file holds; there are no checksums in it. Arguments and errors are those of `TorchArchive`."""
 
-    def __init__(self, files: OpenFiles, path: Path) -> None:
+    def __init__(
+        self, files: OpenFiles, path: Path, *, unpickler: Callable[..., TorchUnpickler] = TorchUnpickler
+    ) -> None:
         self._places: dict[str, tuple[int, int]] = {}
-        super().__init__(files, path, check_sums=False)
+        super().__init__(files, path, unpickler=unpickler, check_sums=False)
 
     def _place(self, key: str) -> tuple[int, int]:
         return self._places[key]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
@@ -25,8 +25,11 @@ from mres.formats.tensors import ITEM_BYTES
 from mres.formats.torch_pickle import StoredTensor, TorchUnpickler
 from mres.io.unpickling import RefusedError
 
-_MAX_PICKLE_BYTES = 1 << 28  # names and shapes: a hundred bytes a tensor
+_MAX_PICKLE_BYTES = 1 << 26  # names and shapes: a hundred bytes a tensor
+_MAX_LIST_BYTES = 1 << 24  # of a zip's members: 80 bytes a tensor
 _PIECE_BYTES = 1 << 22
+_END = struct.Struct("<12xI6x")  # of a zip: bytes of that list; before it, where there are more, a record and a locator
+_WIDE = 56 + 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: lengths of its name and its extra field
 
 
@@ -62,7 +65,7 @@ class TorchArchive:
 
     def _read(self, unpickler: Callable[[bytes], TorchUnpickler]) -> Any:
         part = _Part(self._files.descriptor(self.path), self._start, self._length)
-        with ZipFile(io.BufferedReader(part, 1 << 12)) as archive:
+        with open_zip(io.BufferedReader(part, 1 << 12)) as archive:
             pickled = next((n for n in archive.namelist() if re.fullmatch("[^/]+/data[.]pkl", n)), None)
             if pickled is None:
                 raise ValueError("it is no file of torch.save: no data.pkl")
@@ -83,9 +86,9 @@ class TorchArchive:
         except MemoryError:
             raise
         except RefusedError as error:
-            raise CheckpointError(f"{self.path} is refused: {error}") from None
+            raise CheckpointError(f"{self.path} is refused: {printable(str(error))}") from None
         except Exception as error:  # zips and pickles can fail in any way
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = printable((str(error).splitlines() or [type(error).__name__])[0])
             torn = "it is torn or no file of torch.save: " if damaged == "refused" else ""
             raise CheckpointError(f"{self.path} is {damaged}: {torn}{reason}") from None
 
@@ -175,11 +178,38 @@ class TorchArchive:
         return self._start + offset, member.file_size
 
 
+def open_zip(file: IO[bytes]) -> ZipFile:
+    """A zip whose list of members is bounded before it is read: an entry of 46 bytes takes half a kB of memory.
+
+    Raises:
+        ValueError: it is longer.
+        BadZipFile: it is none.
+    """
+    size = file.seek(0, os.SEEK_END)
+    for reach in (_END.size + _WIDE, _END.size + _WIDE + (1 << 16)):  # without a comment behind it, and with one
+        file.seek(max(0, size - reach))
+        tail = file.read(reach)
+        at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+        if at >= 0:
+            length = _END.unpack_from(tail, at)[0]
+            if at >= _WIDE and tail[at - 20 : at - 16] == b"PK\6\7":
+                length = max(0 if length == 0xFFFFFFFF else length, struct.unpack_from("<40xQ", tail, at - _WIDE)[0])
+            if length > _MAX_LIST_BYTES:
+                raise ValueError(f"its list of members has {length:,} bytes, more than {_MAX_LIST_BYTES:,}")
+            break
+    return ZipFile(file)
+
+
 def _small(archive: ZipFile, name: str, most: int) -> bytes:
     info = archive.getinfo(name)
     if info.compress_type != ZIP_STORED or info.file_size > most:
         raise ValueError(f"its {name} is compressed or has {info.file_size:,} bytes, more than {most:,}")
     return archive.read(info)
+
+
+def printable(text: str) -> str:
+    """What may be in a message: no terminal's codes, and not too much."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
 class _Part(io.RawIOBase):

@@ -22,6 +22,11 @@ STORAGES = {
 _MOST_DIMENSIONS = 64
 # What is text in the pickle and becomes bytes: states of random generators, a few kB.
 _MOST_ENCODED = 1 << 24
+# Items of all OrderedDicts that are made of lists, which may be named again and again.
+_MOST_ORDERED = 1 << 20
+# A tensor whose elements share memory may have so many of them, as one that was expanded has.
+_MOST_OVERLAPPING = 1 << 24
+_MOST_NAME = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +67,21 @@ class TorchUnpickler(ObjectUnpickler):
         inert: full names of classes that may be in it beside torch's own.
     """
 
+    # Names and shapes: a hundred bytes and some 40 opcodes a tensor.
+    most_opcodes, most_containers = 1 << 22, 1 << 20
+    most_bytes = 1 << 26
+
     def __init__(self, content: bytes | mmap.mmap, inert: Sequence[str] = (), at: int = 0) -> None:
         super().__init__(content, at)
         self.storages: dict[str, _Storage] = {}
         self._inert = frozenset(inert)
-        self._num_encoded = 0
+        self._num_encoded = self._num_ordered = 0
 
     def named(self, full: str) -> Any:
         if full == "_codecs.encode":
             return Maker(self._encode)
+        if full == "collections.OrderedDict":
+            return Maker(self._ordered)
         return Inert if full in self._inert else _KNOWN.get(full)
 
     def _encode(self, text: str, _: str) -> bytes:
@@ -80,11 +91,20 @@ class TorchUnpickler(ObjectUnpickler):
             raise RefusedError(f"it has more than {_MOST_ENCODED:,} bytes as text")
         return text.encode("latin-1")
 
+    def _ordered(self, pairs: Sequence[Any] = ()) -> dict[str, Any]:
+        """Its items come one after another, or, from Python 2, as pairs."""
+        self._num_ordered += len(pairs)
+        if self._num_ordered > _MOST_ORDERED:
+            raise RefusedError(f"it has more than {_MOST_ORDERED:,} items of OrderedDicts")
+        if not all(type(name) is str for name, _ in pairs):
+            raise ValueError("an OrderedDict of it has other keys than texts")
+        return self.container(dict(pairs))
+
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage, key, _, numel, *view = pid
-        if kind != "storage" or not isinstance(storage, _StorageClass) or type(numel) is not int or numel < 0:
+        if kind != "storage" or not isinstance(storage, _StorageClass) or not _is_size(numel):
             raise ValueError("a storage of it is none")
-        if type(key) is not str:
+        if type(key) is not str or len(key) > _MOST_NAME:
             raise ValueError("a storage of it has no name")
         if any(view):
             raise RefusedError("a storage of it is a part of another, as files of torch before 0.4 have it")
@@ -105,13 +125,15 @@ class _StorageClass:
 
 def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str, metadata: Any) -> StoredTensor:
     numbers = (offset, *_size(shape), *_size(strides))
-    if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers):
+    if not isinstance(storage, _Storage) or not all(map(_is_size, numbers)) or len(shape) != len(strides):
         raise ValueError("a tensor of it has no storage or no shape")
     if metadata:
         raise RefusedError("it has a tensor that is conjugated or negated when it is read; save tensor.resolve_conj()")
     tensor = StoredTensor(storage.key, dtype, offset, tuple(shape), tuple(strides))
     if (offset + tensor.extent) * ITEM_BYTES[dtype] > storage.numel * ITEM_BYTES[storage.dtype]:
         raise ValueError("a tensor of it lies outside its storage")
+    if tensor.numel > max(storage.numel * ITEM_BYTES[storage.dtype], _MOST_OVERLAPPING):
+        raise RefusedError(f"it has a tensor of {tensor.numel:,} elements that share the memory of {storage.numel:,}")
     return tensor
 
 
@@ -142,11 +164,9 @@ def _size(items: Sequence[Any] = ()) -> tuple[Any, ...]:
     return tuple(items)
 
 
-def _ordered(pairs: Sequence[Any] = ()) -> dict[str, Any]:
-    """An OrderedDict: its items come one after another, or, from Python 2, as pairs."""
-    if not all(type(name) is str for name, _ in pairs):
-        raise ValueError("an OrderedDict of it has other keys than texts")
-    return dict(pairs)
+def _is_size(number: Any) -> bool:
+    """Below 2^63, as all of torch's are; products of 64 of larger ones may take for ever."""
+    return type(number) is int and 0 <= number < 1 << 63
 
 
 SIZE = Maker(_size)
@@ -165,7 +185,6 @@ _KNOWN: dict[str, Any] = {
     "torch.Tensor": Inert,
     "torch.nn.parameter.Parameter": Inert,
     "torch.serialization._get_layout": Inert,
-    "collections.OrderedDict": Maker(_ordered),
     "collections.Counter": Inert,
     **{f"{module}.{name}": Inert for module in ("builtins", "__builtin__") for name in _COLLECTIONS},
     **{f"torch.{name}": _StorageClass(dtype) for name, dtype in STORAGES.items()},

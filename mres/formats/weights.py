@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,9 +20,17 @@ class Weights:
 
     def __init__(self, source: TensorSource, format: str = "", others: Sequence[str] = ()) -> None:
         self._source, self.format, self.others = source, format, others
+        self._names: dict[str, str] = {}
         specs = {name.removeprefix(MODEL): spec for name, spec in source.specs.items() if name.startswith(MODEL)}
         self.num_bytes = sum(spec.num_bytes for spec in specs.values())
         self.shapes = {name: torch.Size(spec.shape) for name, spec in specs.items()}
+
+    def renamed(self, names: Mapping[str, str]) -> Weights:
+        """Those of these names here, by the names there."""
+        weights = Weights(self._source, self.format, self.others)
+        weights._names = {there: self._names.get(here, here) for there, here in names.items()}
+        weights.shapes = {there: self.shapes[here] for there, here in names.items()}
+        return weights
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -32,7 +40,7 @@ class Weights:
 
     def read(self, name: str) -> Tensor:
         """One tensor as it was stored, on the CPU. Raises: CheckpointError: its bytes are damaged or not there."""
-        return read_tensor(self._source, MODEL + name)
+        return read_tensor(self._source, MODEL + self._names.get(name, name))
 
 
 def read_tensor(source: TensorSource, name: str) -> Tensor:

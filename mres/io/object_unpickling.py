@@ -8,6 +8,8 @@ from typing import Any
 
 from mres.io.unpickling import Inert, PlainUnpickler, RefusedError, opcode_table
 
+_MOST_ARGUMENTS = 64  # what is unpacked at a call may be named again and again
+
 
 class Maker:
     """Stands for a function: what it makes of its arguments."""
@@ -41,13 +43,13 @@ class ObjectUnpickler(PlainUnpickler):
     def call(self) -> Any:
         made, args = self.last(2)
         if isinstance(made, Maker):
-            return made.make(*args)
+            return made.make(*_arguments(args))
         return self.new(made, args)
 
     def new(self, made: Any, args: Any) -> Inert:
         if not (isinstance(made, type) and issubclass(made, Inert)):
             raise RefusedError(f"it calls a {type(made).__name__} at byte {self.at}")
-        return made(*args)
+        return self.container(made(*_arguments(args)))
 
     def build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
@@ -55,6 +57,12 @@ class ObjectUnpickler(PlainUnpickler):
             made.__setstate__(state)
         elif not isinstance(made, dict):  # a dictionary's attributes, such as a state_dict's _metadata, are not needed
             raise RefusedError(f"it sets fields of a {type(made).__name__} at byte {self.at}")
+
+
+def _arguments(args: Any) -> tuple[Any, ...]:
+    if type(args) is not tuple or len(args) > _MOST_ARGUMENTS:
+        raise ValueError(f"a call of it has no arguments, or more than {_MOST_ARGUMENTS}")
+    return args
 
 
 ObjectUnpickler.values = PlainUnpickler.values | opcode_table(

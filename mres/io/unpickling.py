@@ -1,7 +1,8 @@
 """Pickles (Python 2's and 3's, protocols 0 to 5) read by a stack machine in which nothing can run.
 
 A pickle is a program for a small machine. Here is that machine with the opcodes that plain values need (None, bool, int,
-float, str, bytes, list, tuple, dict, set, frozenset), each value bounded by the bytes that it has in the pickle.
+float, str, bytes, list, tuple, dict, set, frozenset), each value bounded by the bytes that it has in the pickle, and as
+many of those that take far more memory than bytes as any file of people has.
 Python's own machine imports what it is told to, and takes memory for whatever number a value is to be remembered under;
 torch's with weights_only=True hangs in keys that are nested tuples. Objects: `object_unpickling.py`.
 
@@ -17,6 +18,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 _SCALARS = (str, bytes, int, float, bool, type(None))
+# Of one byte of a pickle come up to 216 of memory.
+_MOST_SETS = 1 << 16
+_MOST_MARKS = 10_000  # that are open at a time: lists in lists, each with a value before it
+_MOST_DIGITS = 1 << 12  # bytes of one integer
 
 
 class RefusedError(ValueError):
@@ -46,6 +51,9 @@ class PlainUnpickler:
         ValueError, LookupError, TypeError, OverflowError, struct.error: it is damaged.
     """
 
+    most_opcodes: ClassVar[int] = 1 << 40
+    most_containers: ClassVar[int] = 1 << 40
+    most_bytes: ClassVar[int] = 1 << 40  # of the pickle, of which `content` may be a part
     values: ClassVar[dict[int, Callable[[Any], Any]]]  # opcodes that put one value on the stack
     actions: ClassVar[dict[int, Callable[[Any], Any]]]
 
@@ -57,9 +65,12 @@ class PlainUnpickler:
         self._others: dict[int, Any] = {}
         self._content = content
         self._below_mark: list[list[Any]] = []
+        self._end = at + self.most_bytes
+        self._num_containers = self._num_sets = 0
 
-    def load(self, max_opcodes: int = 1 << 40) -> Any:
+    def load(self, max_opcodes: int | None = None) -> Any:
         content, values, actions = self._content, self.values, self.actions
+        max_opcodes = max_opcodes or self.most_opcodes
         for _ in range(max_opcodes):
             if self.at >= len(content):
                 raise ValueError("it ends in the middle")
@@ -74,7 +85,7 @@ class PlainUnpickler:
                 return self._result()
             else:
                 self._refuse(code)
-        raise ValueError(f"more than {max_opcodes} opcodes")
+        raise RefusedError(f"it has more than {max_opcodes:,} opcodes")
 
     def _result(self) -> Any:
         if self._below_mark or len(self.stack) != 1:
@@ -117,17 +128,42 @@ class PlainUnpickler:
         length = self.number(form)
         if not 0 <= length <= len(self._content) - self.at:
             raise ValueError("it ends in the middle")
+        if self.at + length > self._end:
+            raise RefusedError(f"it has more than {self.most_bytes:,} bytes")
         self.at += length
         return self._content[self.at - length : self.at]
 
+    def digits(self, form: str) -> int:
+        """An integer by its bytes."""
+        digits = self.counted(form)
+        if len(digits) > _MOST_DIGITS:
+            raise RefusedError(f"it has an integer of {len(digits):,} bytes")
+        return int.from_bytes(digits, "little", signed=True)
+
+    def container(self, empty: Any) -> Any:
+        """Counts one."""
+        self._num_containers += 1
+        if self._num_containers > self.most_containers:
+            raise RefusedError(f"it has more than {self.most_containers:,} lists, tuples and dictionaries")
+        return empty
+
+    def set_of(self, members: set[Any] | frozenset[Any]) -> Any:
+        """Counts one."""
+        self._num_sets += 1
+        if self._num_sets > _MOST_SETS:
+            raise RefusedError(f"it has more than {_MOST_SETS:,} sets")
+        return members
+
     def line(self) -> bytes:
-        start, end = self.at, self._content.find(b"\n", self.at)
+        start, end = self.at, self._content.find(b"\n", self.at, min(len(self._content), self._end))
         if end < 0:
             raise ValueError("it ends in the middle")
         self.at = end + 1
         return self._content[start:end]
 
     def mark(self) -> None:
+        if len(self._below_mark) == _MOST_MARKS:
+            raise RefusedError(f"it is more than {_MOST_MARKS:,} values deep")
         self._below_mark.append(self.stack)
         self.stack = []
 
@@ -223,23 +259,23 @@ PlainUnpickler.values = opcode_table(
         b"N": lambda m: None,                               b"I": lambda m: _integer(m.line()),
         b"L": lambda m: int(m.line().removesuffix(b"L")),   b"F": lambda m: float(m.line()),
         b"S": lambda m: _quoted(m.line()),                  b"V": lambda m: _escaped(m.line()),
-        b"l": lambda m: m.since_mark(),                     b"t": lambda m: tuple(m.since_mark()),
-        b"d": lambda m: dict(_pairs(m.since_mark())),       b"g": lambda m: m.remembered(int(m.line())),
+        b"l": lambda m: m.container(m.since_mark()),        b"t": lambda m: m.container(tuple(m.since_mark())),
+        b"d": lambda m: m.container(dict(_pairs(m.since_mark()))),
+        b"g": lambda m: m.remembered(int(m.line())),
         b"J": lambda m: m.number("<i"),                     b"K": lambda m: m.number("<B"),
         b"M": lambda m: m.number("<H"),                     b"G": lambda m: m.number(">d"),
         b"U": lambda m: m.counted("<B").decode("latin-1"),  b"T": lambda m: m.counted("<i").decode("latin-1"),
-        b"X": lambda m: m.counted("<I").decode(),           b"]": lambda m: [],
-        b")": lambda m: (),                                 b"}": lambda m: {},
+        b"X": lambda m: m.counted("<I").decode(),           b"]": lambda m: m.container([]),
+        b")": lambda m: (),                                 b"}": lambda m: m.container({}),
         b"h": lambda m: m.remembered(m.number("<B")),       b"j": lambda m: m.remembered(m.number("<I")),
         b"\x88": lambda m: True,                            b"\x89": lambda m: False,
-        b"\x8a": lambda m: int.from_bytes(m.counted("<B"), "little", signed=True),
-        b"\x8b": lambda m: int.from_bytes(m.counted("<i"), "little", signed=True),
-        b"\x85": lambda m: m.last(1),                       b"\x86": lambda m: m.last(2),
-        b"\x87": lambda m: m.last(3),                       b"C": lambda m: m.counted("<B"),
+        b"\x8a": lambda m: m.digits("<B"),                  b"\x8b": lambda m: m.digits("<i"),
+        b"\x85": lambda m: m.container(m.last(1)),          b"\x86": lambda m: m.container(m.last(2)),
+        b"\x87": lambda m: m.container(m.last(3)),          b"C": lambda m: m.counted("<B"),
         b"B": lambda m: m.counted("<I"),                    b"\x8c": lambda m: m.counted("<B").decode(),
         b"\x8d": lambda m: m.counted("<Q").decode(),        b"\x8e": lambda m: m.counted("<Q"),
-        b"\x8f": lambda m: set(),
-        b"\x91": lambda m: frozenset(map(_hashable, m.since_mark())),
+        b"\x8f": lambda m: m.set_of(set()),
+        b"\x91": lambda m: m.set_of(frozenset(map(_hashable, m.since_mark()))),
     }
 )  # fmt: skip
 PlainUnpickler.actions = opcode_table(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,7 +12,6 @@ from mres.pretrained.parts import Part, Parts
 Naming = Literal["OpenAI CLIP", "open_clip CLIP", "open_clip CustomTextCLIP", "Hugging Face CLIP"]
 # How OpenAI's released files can be told: their sizes are tensors too.
 _OPENAI = {"input_resolution", "context_length", "vocab_size"}
-_WRAPPERS = ("module.", "_orig_mod.")  # DDP's, torch.compile's
 _BUFFERS = ("attn_mask", "position_ids")  # computed from the sizes
 _HUGGING_FACE = (
     (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
@@ -34,9 +32,19 @@ _HUGGING_FACE = (
 )
 
 
-def clip_parts(shapes: Mapping[str, torch.Size]) -> tuple[Naming | None, Parts]:
+# One of these is in every tower, whatever stands before its name.
+ANCHORS = frozenset(
+    {
+        "token_embedding.weight", "text.token_embedding.weight", "text_model.embeddings.token_embedding.weight",
+        "patch_embed.proj.weight", "visual.trunk.patch_embed.proj.weight", "visual.conv1.weight",
+        "vision_model.embeddings.patch_embedding.weight",
+    }
+)  # fmt: skip
+
+
+def clip_parts(parts: Parts) -> tuple[Naming | None, Parts]:
     """What CLIP the tensors are of (None: of none), and each under OpenAI's name; buffers are left out."""
-    parts = {plain_name(name): Part((name,), shape) for name, shape in shapes.items() if not name.endswith(_BUFFERS)}
+    parts = {name: part for name, part in parts.items() if not name.endswith(_BUFFERS)}
     if any(name.startswith(("text_model.embeddings.", "vision_model.embeddings.")) for name in parts):
         return "Hugging Face CLIP", _from_hugging_face(parts)
     if {"text.token_embedding.weight", "text.positional_embedding"} <= set(parts):
@@ -44,13 +52,6 @@ def clip_parts(shapes: Mapping[str, torch.Size]) -> tuple[Naming | None, Parts]:
     if {"token_embedding.weight", "positional_embedding"} <= set(parts) or "visual.conv1.weight" in parts:
         return "OpenAI CLIP" if set(parts) >= _OPENAI else "open_clip CLIP", parts
     return None, parts
-
-
-def plain_name(name: str) -> str:
-    """Without what wraps a module in training."""
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
 
 
 def _from_hugging_face(parts: Parts) -> Parts:

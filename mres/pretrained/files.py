@@ -8,6 +8,7 @@ from mres.formats.folder import CheckpointError
 from mres.formats.safetensors import INDEX_SUFFIX, SafetensorsSource
 from mres.formats.weights import Weights
 from mres.io.files import open_regular
+from mres.pretrained.foreign import foreign
 from mres.pretrained.torch_files import TorchTensors
 
 
@@ -21,17 +22,16 @@ def open_tensors(path: Path) -> Weights:
         return _safetensors(_file_in(path))
     try:
         with open_regular(path) as file:
-            head = file.read(64)
+            head = file.read(9)
     except FileNotFoundError:
         raise CheckpointError(f"no such file: '{path}'") from None
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"'{path}' is a pointer of Git LFS, not the weights themselves: fetch it with `git lfs pull`"
-        )
-    if head[8:9] == b"{":  # after the length of the header, which is JSON
+    # After the length of the header, which is JSON; of a text, it would be astronomical.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
         return _safetensors(path)
+    if what := foreign(path):
+        raise CheckpointError(f"'{path}' cannot be read as tensors only: it {what}")
     source = TorchTensors(path)
     return Weights(source, source.format, source.others)
 

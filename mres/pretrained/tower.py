@@ -18,14 +18,15 @@ from mres.formats.folder import CheckpointError
 from mres.formats.weights import Weights
 from mres.model import spec
 from mres.model.config import ModelConfig
-from mres.pretrained.clip_names import clip_parts, plain_name
+from mres.pretrained.clip_names import ANCHORS, Naming, clip_parts
 from mres.pretrained.described import Description, Tower, describe
 from mres.pretrained.families import FAMILIES, Family, change_of_positions
 from mres.pretrained.files import open_tensors
 from mres.pretrained.match import Matched, fit
-from mres.pretrained.parts import Parts
+from mres.pretrained.parts import Part, Parts
 from mres.pretrained.positions import Change
 from mres.pretrained.report import summary
+from mres.pretrained.wrappers import one_prefix, plain_name, plain_names, prefixes_before, without_prefix
 
 _UNSAID = ("heads", "quick_gelu")  # by tensors
 _SIGLIP = "logit_bias"
@@ -64,8 +65,7 @@ def match_tower(which: Tower, model: nn.Module, config: ModelConfig, source: Pat
     tower = _tower_of(which, config)
     family = FAMILIES[tower.family]
     file = open_tensors(source)
-    library, clip = clip_parts(file.shapes)
-    parts = family.parts(clip)
+    library, clip, parts = _tower_in(file, family, which, f"'{source}'")
     if not parts:
         some = ", ".join(summary(map(plain_name, file.shapes))[:4]) or "no tensors"
         raise CheckpointError(f"'{source}' has no {family.tensors}; it has {some}")
@@ -88,6 +88,26 @@ def match_tower(which: Tower, model: nn.Module, config: ModelConfig, source: Pat
         parts = parts | {change[0]: parts[change[0]].changed(change[1])}
     found = _Found(which, tower, file, library or "timm", parts, description, None if change is None else change[1])
     return _matched(model.get_submodule(tower.prefix), found, source, strict=strict)
+
+
+def _tower_in(file: Weights, family: Family, which: Tower, source: str) -> tuple[Naming | None, Parts, Parts]:
+    """What CLIP the file is of, its tensors and the tower's, without what stands before all of their names.
+
+    The shortest such prefix is taken.
+
+    Raises:
+        CheckpointError: the tower is there under several of one length.
+    """
+    names = plain_names(file.shapes, source)
+    found: dict[str, tuple[Naming | None, Parts, Parts]] = {}
+    for prefix in sorted({"", *prefixes_before(names, ANCHORS)}, key=lambda prefix: prefix.count(".")):
+        if found and prefix.count(".") > next(iter(found)).count("."):
+            break
+        inside = without_prefix(names, prefix)
+        library, clip = clip_parts({name: Part((there,), file.shapes[there]) for name, there in inside.items()})
+        if parts := family.parts(clip):
+            found[prefix] = library, clip, parts
+    return found[one_prefix(found, source, f"the {which} tower")] if found else (None, {}, {})
 
 
 def _tower_of(which: Tower, config: ModelConfig) -> spec.Tower:

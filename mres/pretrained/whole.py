@@ -17,12 +17,14 @@ from mres.errors import UserError
 from mres.formats.folder import CONFIG, Checkpoint, CheckpointError
 from mres.formats.weights import Weights
 from mres.io.yaml_files import parse_yaml
+from mres.model.buffers import named_tensors
 from mres.model.config import DEFAULT_KIND, ModelConfig
 from mres.model.spec import KINDS, is_same_kind, load_spec, origin_of_kind
 from mres.pretrained.families import change_of_positions
 from mres.pretrained.match import Matched, copy_into, fit
 from mres.pretrained.positions import Change
 from mres.pretrained.report import Restored, summary
+from mres.pretrained.wrappers import one_prefix, plain_names, prefixes_before, without_prefix
 
 
 def load_weights(model: nn.Module, config: ModelConfig, source: Path, kind: Kind = "model") -> Restored:
@@ -56,8 +58,9 @@ def match_weights(
     found = open_weights(source, kind)
     if strict and found.state is not None:
         _check_same(found.state.get("model", {}), config, found.path, fit_positions=fit_positions, may_change=True)
-    changes = _changes(found.weights.shapes, model, config, str(found.path)) if fit_positions else {}
-    shapes = found.weights.shapes | {name: change.shape for name, change in changes.items()}
+    weights = unwrapped(found.weights, model, f"'{found.path}'")
+    changes = _changes(weights.shapes, model, config, str(found.path)) if fit_positions else {}
+    shapes = weights.shapes | {name: change.shape for name, change in changes.items()}
     fitting = fit(model, shapes, str(found.path), strict=strict)
     restored = replace(
         fitting.restored,
@@ -65,7 +68,31 @@ def match_weights(
         left_behind=summary(fitting.unknown),
         notes=notes_on_kind(found.state or {}, config),
     )
-    return Matched(restored, _changed(found.weights, changes), fitting.own_names)
+    return Matched(restored, _changed(weights, changes), fitting.own_names)
+
+
+def unwrapped(weights: Weights, model: nn.Module, source: str) -> Weights:
+    """By the model's names, without what wrapped it in training; what does not begin as the model does keeps its name.
+
+    Raises:
+        CheckpointError: the model is there several times, or two tensors would have one name.
+    """
+    own = named_tensors(model).keys() | dict(model.named_parameters(remove_duplicate=False)).keys()
+    if own >= weights.shapes.keys():
+        return weights
+    names = plain_names(weights.shapes, source)
+    counts = prefixes_before(names, own)
+    most = max(counts.values(), default=0)
+    if 2 * most < len(own) or counts[""] == most:
+        return weights.renamed(names) if counts[""] == most else weights
+    prefix = one_prefix((prefix for prefix, count in counts.items() if count == most), source, "the model")
+    outside = {name: there for name, there in names.items() if not name.startswith(prefix)}
+    inside = without_prefix(names, prefix)
+    if both := sorted(inside.keys() & outside):
+        raise CheckpointError(
+            f"{source} is ambiguous: {both[0]} stands in it also as {prefix}{both[0]}; save the one you mean alone"
+        )
+    return weights.renamed(inside | outside)
 
 
 def _changes(shapes: Mapping[str, torch.Size], model: nn.Module, config: ModelConfig, source: str) -> dict[str, Change]:
