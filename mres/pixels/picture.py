@@ -7,6 +7,7 @@ Shapes: H×W the picture, C its colours.
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -152,7 +153,9 @@ def orientation_of(image: "Image.Image", content: bytes | None = None) -> int:
     if image.format == "TIFF" or (image.format == "PNG" and content and not any(tag in content for tag in _PNG_TAGS)):
         return 1  # Pillow turns TIFFs by itself
     try:
-        value = image.getexif().get(ORIENTATION)
+        with warnings.catch_warnings():  # what is corrupt turns nothing, and is nobody's concern
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(ORIENTATION)
     except Exception:  # EXIF that is damaged: what it wanted to say, nobody knows
         return 1
     return value if type(value) is int and value in _TURNS else 1

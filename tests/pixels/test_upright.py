@@ -1,5 +1,6 @@
 """Turned photographs: built, trained on and predicted upright, their masks on the object, whichever way they were drawn."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from made_photos import (
 )
 from PIL import Image
 
+import mres
 from mres.pixels.picture import read_header
 from mres.records import Expression, ImageRecord, RecordError
 from mres.shards.info import describe
@@ -150,3 +152,11 @@ def test_the_leak_check_sees_through_a_tag() -> None:
         assert turn is not None
         other = image_hash(encoded(image.transpose(turn), "JPEG", exif=exif))
         assert (plain ^ other).bit_count() <= 4
+
+
+@pytest.mark.parametrize("as_pillow", [False, True])
+def test_records_made_in_python_are_upright_whichever_way_their_masks_lie(as_pillow: bool) -> None:
+    content = turned_photo(6, "PNG")
+    image = Image.open(io.BytesIO(content)) if as_pillow else content
+    for mask_HW in (mask_of_box(), mask_of_box(orientation=6)):
+        assert_upright(mres.record(image, {"the red box": mask_HW}), content)
