@@ -56,8 +56,10 @@ def record_as_written(value: Any, image: bytes, where: str) -> ImageRecord:
                 _mask_as_written(target["mask"]),
                 tuple(target["box"]),
                 tuple(
-                    [
-                        Expression(e["text"], e["kind"], e.get("sent_id"), e.get("sent_index"))
+                    [  # most have no ids: time counts
+                        Expression(e["text"], e["kind"])
+                        if len(e) == 2
+                        else Expression(e["text"], e["kind"], e.get("sent_id"), e.get("sent_index"))
                         for e in target["expressions"]
                     ]
                 ),
