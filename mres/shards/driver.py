@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from mres.errors import UserError
 from mres.shards.daemons import in_daemon
-from mres.shards.failures import Failure, classify, describe
+from mres.shards.failures import Failure, classify, describe, http_status
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class Driver:
     def __init__(self, location: str, timeout_s: float, retries: int, on_retry: Callable[[], None]) -> None:
         self._location, self._timeout_s, self._retries, self._on_retry = location, timeout_s, retries, on_retry
         self._protocol = location.split("://", 1)[0].lower()
+        self.tags: dict[str, str] = {}  # the versions that a server has told with the sizes
         self._lock = Lock()
         self._connected: Any = None
 
@@ -63,10 +64,16 @@ class Driver:
         """All bytes of the file at `url`, of at most so many."""
         return self._retried(url, "", lambda: self._read(url, max_bytes))
 
-    def read_range(self, url: str, start: int, end: int) -> bytes:
-        """The bytes [start, end) of the file at `url`, which has at least `end` bytes."""
+    def read_range(self, url: str, start: int, end: int, tag: str | None = None) -> bytes:
+        """The bytes [start, end) of the file at `url`, which has at least `end` bytes, and still is `tag`'s version."""
         what = f"bytes {start} to {end - 1} of "
-        return self._retried(url, what, lambda: _whole(self._call("cat_file", url, start=start, end=end), end - start))
+        return self._retried(url, what, lambda: self._read_range(url, start, end, tag))
+
+    def _read_range(self, url: str, start: int, end: int, tag: str | None) -> bytes:
+        given: dict[str, Any] = {"start": start, "end": end}
+        if tag is not None:  # beside the headers that the user's configuration has
+            given["headers"] = {**self._filesystem().kwargs.get("headers", {}), "If-Match": tag}
+        return _whole(self._call("cat_file", url, **given), end - start)
 
     def _read(self, url: str, max_bytes: int) -> bytes:
         content = self._call("cat_file", url)
@@ -80,6 +87,8 @@ class Driver:
             raise FileNotFoundError(errno.ENOENT, "it is a folder, not a file", url)
         if found.get("size") is None:
             raise UserError(f"the store does not tell the size of '{url}'; use one that does (Content-Length)")
+        if self._protocol in ("http", "https") and not (tag := str(found.get("ETag") or "W/")).startswith("W/"):
+            self.tags[url] = tag
         return int(found["size"])
 
     def _retried(self, url: str, part: str, attempt: Callable[[], T]) -> T:
@@ -107,10 +116,12 @@ class Driver:
         if failure is Failure.FORBIDDEN:
             remedy = _CREDENTIALS.get(self._protocol, "check the credentials of its fsspec driver")
             raise UserError(f"the store refuses access to '{url}': {text}; {remedy}") from error
+        if http_status(error) == 412:
+            raise UserError(f"'{url}' was replaced in the store while it was read; start again") from error
         if failure is Failure.REFUSED:
             raise UserError(f"cannot fetch '{url}': {text}; check the URL and the store") from error
 
-    def _call(self, method: str, url: str, **span: int) -> Any:
+    def _call(self, method: str, url: str, **span: Any) -> Any:
         """A method of the driver, given up after the time-out. Async ones are cancelled then; others are left behind."""
         filesystem = self._filesystem()
         path = filesystem._strip_protocol(url)

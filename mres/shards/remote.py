@@ -92,6 +92,7 @@ class RemoteStorage:
     def __init__(self, location: str, options: RemoteOptions) -> None:
         self.location, self.options = location, options
         self._sizes: dict[str, int] = {}
+        self._tags: dict[str, str | None] = {}
         self._process: _Process | None = None
         self._reset_counters()
 
@@ -108,7 +109,9 @@ class RemoteStorage:
 
     def size(self, name: str) -> int:
         if name not in self._sizes:
-            self._sizes[name] = self._mine().driver.size(join(self.location, name))
+            driver, url = self._mine().driver, join(self.location, name)
+            self._sizes[name] = driver.size(url)
+            self._tags[name] = driver.tags.get(url)
         return self._sizes[name]
 
     def read_range(self, name: str, offset: int, size: int, block: Block | None = None) -> bytes:
@@ -176,7 +179,7 @@ class RemoteStorage:
 
     def _download(self, name: str, block: Block) -> bytes:
         mine = self._mine()
-        content = mine.driver.read_range(join(self.location, name), *block)
+        content = mine.driver.read_range(join(self.location, name), *block, self._tags.get(name))
         self._count(mine, bytes_fetched=len(content), blocks_fetched=1)
         return content
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -157,6 +158,16 @@ class _RangeHandler(SimpleHTTPRequestHandler):
         if self._may_read():
             super().do_HEAD()
 
+    @staticmethod
+    def _tag(path: Path) -> str:
+        return f'"{zlib.crc32(path.read_bytes())}"'
+
+    def end_headers(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if path.is_file():
+            self.send_header("ETag", self._tag(path))
+        super().end_headers()
+
     def _may_read(self) -> bool:
         login = getattr(self.server, "login", None)
         if login is None or self.headers.get("Authorization") == login:
@@ -174,6 +185,8 @@ class _RangeHandler(SimpleHTTPRequestHandler):
         content, (start, last) = path.read_bytes(), map(int, asked.groups())
         if start >= len(content):
             return self.send_error(416)
+        if self.headers.get("If-Match") not in (None, self._tag(path)):
+            return self.send_error(412)
         part = content[start : last + 1]
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")

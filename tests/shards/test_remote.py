@@ -487,3 +487,14 @@ def test_a_set_of_an_earlier_version_is_read_with_a_warning(
     assert b"digests" not in old.to_bytes()
     assert ShardSet(url, options).read(2) == ShardSet(folder).read(2)
     assert "CRC alone" in capsys.readouterr().err
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_named(tmp_path: Path, options: RemoteOptions) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "shard.tar").write_bytes(SHARD)
+    with folder_over_http(tmp_path) as port:
+        storage = RemoteStorage(f"http://127.0.0.1:{port}/set", options)
+        assert storage.read_range("shard.tar", 0, 10, BLOCKS[0]) == SHARD[:10]
+        (tmp_path / "set" / "shard.tar").write_bytes(SHARD[::-1])
+        with pytest.raises(UserError, match=r"shard\.tar' was replaced"):
+            storage.read_range("shard.tar", BLOCK, 10, BLOCKS[1])
