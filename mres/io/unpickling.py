@@ -85,7 +85,7 @@ class PlainUnpickler:
                 return self._result()
             else:
                 self._refuse(code)
-        raise RefusedError(f"it has more than {max_opcodes:,} opcodes")
+        raise ValueError(f"more than {max_opcodes} opcodes")
 
     def _result(self) -> Any:
         if self._below_mark or len(self.stack) != 1:
