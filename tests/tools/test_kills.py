@@ -53,6 +53,8 @@ def test_runs_and_commands_that_are_killed_end_as_undisturbed_ones(tmp_path: Pat
     test = KillTest(tmp_path, seed=0)
     test.prepare()
     for strategy in ("single", "fsdp"):
-        assert test.runs(strategy, 2) == {"kills": 2, "runs": 1, "not the same": 0, "left over": 0}
+        found = test.runs(strategy, 2)
+        assert found.pop("runs") >= 1  # some end before the kill that was drawn
+        assert found == {"kills": 2, "not the same": 0, "left over": 0, "stayed": 0}
     for command in ("build", "convert", "export", "evaluate"):
         assert test.command(command, 2) == {"kills": 2, "torn": 0, "not the same": 0, "left over": 0}

@@ -62,6 +62,7 @@ def kills(arguments: argparse.Namespace) -> dict[str, Any]:
         "claims": {
             "runs killed": claim(sum(one["kills"] for one in runs.values()), ">=", arguments.kills),
             "of these, not bit for bit": claim(sum(one["not the same"] for one in runs.values()), "<=", 0),
+            "of these, a rank stayed": claim(sum(one["stayed"] for one in runs.values()), "<=", 0),
             "commands killed": claim(sum(one["kills"] for one in commands.values()), ">=", 4 * arguments.each),
             "of these, neither old nor new nor absent": claim(sum(one["torn"] for one in commands.values()), "<=", 0),
             "of these, other bytes when repeated": claim(
@@ -102,11 +103,12 @@ class KillTest:
         whole = run(self._train(f"{strategy}-whole", strategy), self._folder)
         self._expect(whole)
         expected = course(self._folder / "runs" / f"{strategy}-whole")
-        done = same = left = runs = 0
+        done = same = left = runs = stayed = 0
         while done < number:
             runs += 1
             command = self._train(f"{strategy}-{runs}", strategy)
-            killed = sum(self._kill(command, whole).was_killed for _ in range(min(_KILLS_A_RUN, number - done)))
+            kills = [self._kill(command, whole) for _ in range(min(_KILLS_A_RUN, number - done))]
+            killed, stayed = sum(one.was_killed for one in kills), stayed + sum(None in one.codes for one in kills)
             run_dir = self._folder / "runs" / f"{strategy}-{runs}"
             ended = run(command, self._folder)
             is_same = set(ended.codes) == {0} and course(run_dir) == expected
@@ -116,7 +118,7 @@ class KillTest:
                 f"{strategy}: {done} of {number} kills, {done - same} not the same, {left} left over", ended, is_same
             )
             shutil.rmtree(run_dir)
-        return {"kills": done, "runs": runs, "not the same": done - same, "left over": left}
+        return {"kills": done, "runs": runs, "not the same": done - same, "left over": left, "stayed": stayed}
 
     def command(self, name: str, number: int) -> Figures:
         """So many kills of a command; every second one was to replace what it had made of something else."""
