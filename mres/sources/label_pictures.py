@@ -3,7 +3,6 @@
 Shapes: H×W the picture.
 """
 
-import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import numpy as np
 from mres.errors import UserError, shown
 from mres.io.files import bytes_sha256, file_sha256, read_regular
 from mres.io.json_files import JsonError, parse_json
-from mres.records import MAX_SIDE, RecordError
+from mres.pixels.picture import PictureError, open_picture
+from mres.records import RecordError
 
 _MAX_BYTES = 1 << 28
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -117,21 +117,17 @@ def read_labels(path: Path, are_colours: bool, where: str) -> np.ndarray:
     Raises:
         RecordError: not a picture, or colours where numbers are due.
     """
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(read_regular(path, _MAX_BYTES)), formats=("PNG", "BMP", "TIFF", "GIF")) as picture:
-            if max(picture.size) > MAX_SIDE:
-                raise RecordError(
-                    f"{where}: '{path}' has {picture.size[0]}x{picture.size[1]} pixels, at most {MAX_SIDE} a side"
-                )
+        with open_picture(read_regular(path, _MAX_BYTES)) as picture:
             if are_colours:
                 rgb_HWC = np.asarray(picture.convert("RGB"), np.int32)
                 return (rgb_HWC[..., 0] << 16) + (rgb_HWC[..., 1] << 8) + rgb_HWC[..., 2]
             labels_HW = np.asarray(picture)
+    except PictureError as error:
+        raise RecordError(f"{where}: '{path}' {error}") from None
     except OSError as error:
         raise RecordError(f"{where}: '{path}' cannot be read: {error.strerror or error}") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (ValueError, SyntaxError) as error:
         raise RecordError(f"{where}: '{path}' cannot be decoded: {error}") from None
     if labels_HW.ndim == 3 and (labels_HW[..., :3] == labels_HW[..., :1]).all():
         labels_HW = labels_HW[..., 0]  # grey, stored as a colour

@@ -4,14 +4,14 @@ Shapes: H×W the image, h×w a picture that lies in it.
 """
 
 import base64
-import io
 import math
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from mres.records import MAX_SIDE, RecordError, Rle, decode_masks, encode_mask
+from mres.pixels.picture import open_picture
+from mres.records import RecordError, Rle, decode_masks, encode_mask
 
 _CORNERS = 72  # of the polygon that stands for an ellipse
 
@@ -61,17 +61,15 @@ def picture_mask(content: bytes, x: Any, y: Any, size: tuple[int, int], where: s
     Args:
         size: (height, width) of the image; what lies outside of it is cut off, and counted.
     """
-    from PIL import Image
-
     height, width = size
+    if not are_numbers(x, y):
+        raise RecordError(f"{where}: a bitmap at {x!r}, {y!r}")
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-            if max(picture.size) > MAX_SIDE or not are_numbers(x, y):
-                raise RecordError(f"{where}: a bitmap of {picture.size[0]}x{picture.size[1]} pixels at {x!r}, {y!r}")
-            is_clear = picture.mode in ("LA", "RGBA") or "transparency" in picture.info
+        with open_picture(content) as picture:
+            is_clear = picture.has_transparency_data
             bitmap_hw = np.asarray(picture.convert("RGBA").getchannel("A") if is_clear else picture.convert("L")) > 0
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecordError(f"{where}: its bitmap cannot be decoded: {error}") from None
+    except (OSError, ValueError, SyntaxError) as error:  # PictureError too
+        raise RecordError(f"{where}: its bitmap cannot be decoded: it {error}") from None
     left, top = round(x), round(y)
     mask_HW = np.zeros((height, width), bool)
     inside_hw = bitmap_hw[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
