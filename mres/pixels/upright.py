@@ -5,13 +5,17 @@ from dataclasses import replace
 from typing import Literal
 
 from mres.pixels.picture import Header, PictureError, plain_bytes, read_header, turned, turned_box
-from mres.records import ImageRecord, RecordError, Target, decode_masks, encode_mask
+from mres.pixels.text_flip import may_name_place
+from mres.records import Expression, ImageRecord, RecordError, Target, decode_masks, encode_mask
 
 Frame = Literal["auto", "upright", "stored"]
 FRAMES: tuple[Frame, ...] = ("auto", "upright", "stored")
 # Among the options of a set whose records went through here; images of one without it are as their files had them.
 UPRIGHT = {"pixels": "upright"}
 _ASSUMED = "turned images whose sizes do not tell whether they were annotated upright; assumed so (--orientation)"
+_PLACES = (
+    "expressions that name a side or a height, or that cannot be judged, of an image that was then turned: left out"
+)
 
 
 def upright_record(record: ImageRecord, frame: Frame, where: str, notes: "Counter[str]") -> ImageRecord:
@@ -68,13 +72,13 @@ def _count(header: Header, made: str, notes: "Counter[str]") -> None:
 
 
 def _turned_targets(record: ImageRecord, header: Header, where: str, notes: "Counter[str]") -> tuple[Target, ...]:
-    """Masks and boxes turned with the image; what mres said of positions was said of the image as stored, and goes."""
+    """Masks and boxes turned with the image; what was said of places was said of the image as stored, and goes."""
     notes["of these, annotated as stored: masks and boxes turned along"] += 1
     targets = []
     for target in record.targets:
-        expressions = tuple(e for e in target.expressions if e.kind != "position")
+        expressions = tuple(e for e in target.expressions if _outlives_turn(e))
         if left_out := len(target.expressions) - len(expressions):
-            notes["expressions of a position in an image that was then turned, left out"] += left_out
+            notes[_PLACES] += left_out
         if not expressions:
             continue
         try:
@@ -86,7 +90,12 @@ def _turned_targets(record: ImageRecord, header: Header, where: str, notes: "Cou
         targets.append(replace(target, mask=mask, box=box, expressions=expressions))
     if not targets:
         raise RecordError(
-            f"{where}: it was annotated as stored and is turned; nothing else than positions is said of it"
+            f"{where}: it was annotated as stored and is turned; what is said of it names sides or heights, or cannot be "
+            "judged: turn image and masks upright, and say it of that"
         )
     ids = {target.id for target in targets}
     return tuple(target if target.parent in ids else replace(target, parent=None) for target in targets)
+
+
+def _outlives_turn(expression: Expression) -> bool:
+    return expression.kind != "position" and not may_name_place(expression.text, is_name=expression.kind == "category")

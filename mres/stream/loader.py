@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mres.errors import UserError
 from mres.io.processes import heed_parent_only
+from mres.pixels import text_flip
 from mres.records import ImageRecord, RecordError, Rle, expression_id
 from mres.rle import decode_counts
-from mres.stream import text_flip, transforms
+from mres.stream import transforms
 from mres.stream.batch import Batch, StreamShape, empty_batch, token_ids
 from mres.stream.config import DataConfig, local_batch_size
 from mres.stream.draws import ExpressionDraws

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from mres.io.progress import track
+from mres.pixels.text_flip import judge, may_flip
 from mres.shards.reader import ShardSet
-from mres.stream.text_flip import judge, may_flip
 
 EXAMPLES = 5
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 import mres
 from mres.pixels.picture import read_header
-from mres.records import Expression, ImageRecord, RecordError
+from mres.records import ImageRecord, RecordError
 from mres.shards.info import describe
 from mres.shards.leaks import image_hash
 from mres.shards.reader import ShardSet
@@ -105,11 +105,33 @@ def test_a_size_that_is_neither_is_an_error_that_names_the_orientation(tmp_path:
         replace(source, frame="stored").make(0)
 
 
-def test_what_mres_said_of_positions_does_not_outlive_the_turn(tmp_path: Path) -> None:
-    texts = [{"text": "the left box", "kind": "position"}, {"text": "the box", "kind": "category"}]
+def test_what_was_said_of_places_does_not_outlive_the_turn(tmp_path: Path) -> None:
+    """Whoever said it, and where its language is not known; what was said of nothing but the object stays."""
+    gone = [
+        *("the red car on the left", "car at the bottom", "topmost box", "the box below the lamp", "2nd from the end"),
+        *(
+            "das linke Auto",
+            "la voiture à gauche",
+            "左边的车",
+            "zorbo fenkl",
+            "the upper-right box",
+            "box, clockwise next",
+        ),
+    ]
+    kept = ["the red box", "the brightly lit box with the blue roof", "the box that reads 'stop'"]
+    texts = [
+        {"text": "the outermost box", "kind": "position"},
+        {"text": "the left box", "kind": "category"},
+        {"text": "zorb", "kind": "category"},
+        *({"text": text} for text in gone + kept),
+    ]
     source = photo_source(tmp_path, turned_photo(7, "JPEG"), mask_of_box(orientation=7), expressions=texts)
-    assert source.make(0).targets[0].expressions == (Expression("the box", "category"),)
-    assert source.notes["expressions of a position in an image that was then turned, left out"] == 1
+    assert [e.text for e in source.make(0).targets[0].expressions] == ["zorb", *kept]
+    (note,) = [note for note in source.notes if note.startswith("expressions")]
+    assert "turned" in note
+    assert source.notes[note] == len(gone) + 2
+    upright = photo_source(tmp_path / "upright", turned_photo(7, "JPEG"), mask_of_box(), expressions=texts)
+    assert len(upright.make(0).targets[0].expressions) == len(texts)
 
 
 @pytest.mark.parametrize(

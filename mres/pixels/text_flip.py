@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from mres.stream import side_words
+from mres.pixels import side_words
 
 _OTHER = {"left": "right", "right": "left"}
 _LEFT_OR_RIGHT = re.compile(r"(?<![a-z])(left|right)(?=most|hand|ward|side|[^a-z]|$)", re.IGNORECASE)
@@ -45,6 +45,12 @@ _ADVERB = re.compile(
 )
 _BEFORE_A_NOUN = re.compile(
     r"\b(?:on|to|from|far|the|upper|lower|bottom|top|middle|center|centre|back|front|rear|and|or|his|her|their|its|s)[ -]$"
+)
+# What a turn makes untrue; "lefthand", "topmost", "bottom-left" too.
+_PLACE = re.compile(
+    r"(?<![a-z])(?:left|right|(?:top|bottom|upper|lower)(?:most|[^a-z]|$|left|right)"
+    r"|(?:above|below|beneath|under|underneath|over|up|down|upward|upwards|downward|downwards|higher|highest|lowest"
+    r"|horizontal|horizontally|vertical|vertically|sideways|north|south)(?![a-z]))"
 )
 
 
@@ -122,6 +128,18 @@ def may_flip(texts: Sequence[str], of_image: Iterable[str]) -> bool:
     if "forbids" in kinds:
         return False
     return "unknown" not in kinds or any(judge(text).kind in ("neutral", "swaps") for text in of_image)
+
+
+def may_name_place(text: str, *, is_name: bool = False) -> bool:
+    """Whether a turn of the image may make the text untrue: it names a side, a height or a direction, or cannot be judged.
+
+    Args:
+        is_name: it is made of a name, whose language does not matter.
+    """
+    if _PLACE.search(text.lower()):
+        return True
+    judgement = judge(text)
+    return not is_name and judgement.kind != "neutral" and judgement.why != side_words.WRITTEN
 
 
 def flip_text(text: str) -> str:

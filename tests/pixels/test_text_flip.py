@@ -10,8 +10,8 @@ from made_jsonl import done
 from scenes import scenes
 
 import mres
+from mres.pixels.text_flip import flip_text, is_flip_sensitive, judge, may_flip
 from mres.stream.mirroring import describe
-from mres.stream.text_flip import flip_text, is_flip_sensitive, judge, may_flip
 
 
 @pytest.mark.parametrize(
