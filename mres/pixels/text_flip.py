@@ -26,17 +26,25 @@ _PHRASES = {
     **dict.fromkeys(("half", "quarter"), (side_words.HANDED, re.compile(r"\b(?:half|quarter) (?:past|to)\b"))),
     **dict.fromkeys(
         ("driver", "drivers", "passenger", "passengers"),
-        (side_words.HANDED, re.compile(r"\b(?:driver|passenger)s?(?:'s?)?[ -]?side\b")),
+        (side_words.HANDED, re.compile(r"\b(?:driver|passenger)s?(?:'s?)?[ -]?(?:side|door|window|seat)\b")),
     ),
+    "side": (side_words.HANDED, re.compile(r"\b(?:near|off)[ -]side\b")),
+    "w": (side_words.COMPASS, re.compile(r"\b[ns]\. ?w\b")),
     **dict.fromkeys(("shape", "shaped"), (side_words.WRITTEN, re.compile(r"\b[a-z][ -]shaped?\b"))),
 }
 _QUOTED = re.compile(r"\"|(?<![a-z0-9])'[^']+'(?![a-z0-9])")
 _HARMLESS_NUMBER = re.compile(r"(?<![a-z0-9#.])[1-9](?= [a-z])|\d+(?:st|nd|rd|th)\b")  # "2 people", "3rd"
 _DIGIT = re.compile("[0-9]")
-_END_OF_ROW = re.compile(r"left|right|\b(?:top|bottom|front|back|behind|row|floor|shelf|level|tier|closest|nearest)\b")
+# "second from the top", "third row" and "second closest" are not counted from a side; "second in the top row" is.
+_END_OF_ROW = re.compile(
+    r"left|right|\bfrom (?:the )?(?:top|bottom|front|back|rear|above|below)\b|\b(?:closest|nearest|farthest|furthest)\b"
+    r"|\b(?:first|second|third|fourth|fifth|sixth|last|\d(?:st|nd|rd|th)) (?:rows?|floors?|shelf|shelves|levels?|tiers?)\b"
+)
 _NO_SIDE = re.compile(
     r"\ball right\b|\bright[ -]side[ -]up\b"
-    r"|\b(?:is|are|was|were|has|have|had|been) left\b(?![ -](?:of|side|hand|most))"
+    r"|\b(?:is|are|was|were|has|have|had|been|just|who|one) left\b(?![ -](?:of|side|hand|most))"
+    r"|\b(?:what's|half|rest|some|pieces?|slices?) left\b(?![ -](?:side|hand|most))"
+    r"|\bleft[ -]overs?\b|\bright[ -](?:answer|angled?|triangles?|sized?|kind|way|thing|time|now|away)\b"
 )
 # "right behind", but not "on the right behind": the word before it tells.
 _ADVERB = re.compile(

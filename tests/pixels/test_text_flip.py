@@ -29,6 +29,7 @@ from mres.stream.mirroring import describe
         ("leftside person", "rightside person"),
         ("left-side man", "right-side man"),
         ("2nd zebra from left", "2nd zebra from right"),
+        ("the one left of the most right tree", "the one right of the most left tree"),
         ("guy on right in blue", "guy on left in blue"),
         ("man on the right behind the car", "man on the left behind the car"),
         ("the girl’s left arm", "the girl’s right arm"),
@@ -76,8 +77,10 @@ the sign that says STOP | letter b | number 7 | player 24 | bus with the word "t
 man in the 'nike' shirt | sign reading no parking | b on the wall | the s-shaped road | boeing 747
 lft guy | far rt | rgt car | rigth one | leftt | lef person | right most, lfet | FL wheel | lhs | the L door | lefty | rightish
 bottomleft kid | topright | frontLeft
-second zebra | the last slice | 3rd person | first guy
+second zebra | the last slice | 3rd person | first guy | back row, second person | 2nd cow in back | second bottle on the shelf
 car right behind the bus | person right next to the tree | right in the middle | the slice that is left | right-side up cup
+the person who just left | half left of the pizza | the right answer | left-overs | right triangle | driver's door | near side mirror
+the n.w. corner
 → car | the <- one | 👈 this car | ⬅ door
 """
 
@@ -92,7 +95,7 @@ def test_what_cannot_be_judged_is_not_mirrored(text: str) -> None:
 PLAIN_ENGLISH = """
 the van | 2 people | black n white cow | man w/ hat | don't know | the man's shirt | t-shirt guy | stop sign | third floor window
 the tight jeans | license plate | the clock | half the pizza | eight zebras | easter egg | the rectangular box | the driver
-person – in red | the boys’ hats | back row, second person
+person – in red | the boys’ hats | third row | second from the top
 """
 
 
