@@ -5,7 +5,7 @@ sees the text, so an image is read, decoded and encoded once for all of its expr
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -96,7 +96,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image (its encoded bytes, JPEG or PNG) and its targets."""
+    """One image (its encoded bytes, JPEG or PNG) and its targets.
+
+    `notes` is what was left out, repaired or assumed when it was made, which the build counts; no part of what is stored.
+    """
 
     id: str
     image: bytes
@@ -105,6 +108,7 @@ class ImageRecord:
     split: str
     source: str
     targets: tuple[Target, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def num_expressions(self) -> int:

@@ -1,10 +1,22 @@
 """How a shard set is written, as `tools/shard.py build` is asked."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from mres.errors import UserError
-from mres.pixels.upright import UPRIGHT, Frame
+from mres.errors import UserError, shown
+from mres.pixels.upright import FRAMES, UPRIGHT, Frame
+
+Layout = Literal["tar", "mds"]
+_TYPES: dict[str, tuple[type, ...]] = {
+    "images_per_shard": (int,),
+    "max_bad_fraction": (int, float),
+    "max_empty_fraction": (int, float),
+    "overwrite": (bool,),
+    "workers": (int,),
+    "max_side": (int, type(None)),
+    "quality": (int,),
+}
+_CHOICES = {"layout": get_args(Layout), "orientation": FRAMES}
 
 
 @dataclass(frozen=True)
@@ -25,10 +37,18 @@ class WriteOptions:
     workers: int = 0
     max_side: int | None = None
     quality: int = 92
-    layout: Literal["tar", "mds"] = "tar"
+    layout: Layout = "tar"
     orientation: Frame = "auto"
 
     def __post_init__(self) -> None:
+        for name, types in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
+                raise UserError(f"{name.replace('_', ' ')}: {shown(value)}; expected {kinds}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name}: {shown(getattr(self, name))}; allowed: {', '.join(allowed)}")
         if not 1 <= self.images_per_shard <= 10_000_000:
             raise UserError(f"images per shard: {self.images_per_shard}; allowed: 1 to 10000000")
         if not 0 <= self.max_bad_fraction < 1:

@@ -21,7 +21,9 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         return
     sweep(out)
     if not overwrite:
-        raise UserError(f"'{out}' exists and is not empty; give another folder, or --overwrite to replace it")
+        raise UserError(
+            f"'{out}' exists and is not empty; give another folder, or --overwrite to replace it (in Python overwrite=True)"
+        )
     if not is_shard_set(out):
         raise UserError(f"'{out}' is not a shard set, so --overwrite does not remove it; give another folder")
 

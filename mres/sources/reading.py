@@ -12,6 +12,7 @@ from mres.errors import UserError, near
 from mres.io.files import read_regular
 from mres.io.json_files import read_json_table
 from mres.pixels.picture import MAX_IMAGE_BYTES, Header, PictureError, read_header
+from mres.pixels.upright import Frame
 from mres.records import RecordError
 from mres.sources.image_folder import ImageFolder, plain_path
 from mres.sources.mask_files import MaskSizeError
@@ -98,13 +99,19 @@ def _header(image: bytes, where: str) -> Header:
         raise RecordError(f"{where}: the image {error}") from None
 
 
-def in_size_of_masks(image: bytes, where: str, made: Callable[[int, int], Made]) -> Made:
+def in_size_of_masks(image: bytes, where: str, made: Callable[[int, int], Made], frame: Frame = "auto") -> Made:
     """made(height, width), which reads the image's mask files: of the upright picture, or where those do not fit, as stored.
+
+    Args:
+        frame: the one of the two that was chosen, if not "auto".
 
     Raises:
         RecordError: not an image, or masks of neither size.
     """
     header = _header(image, where)
+    if frame != "auto":
+        width, height = header.size if frame == "stored" else header.upright_size
+        return made(height, width)
     upright_width, upright_height = header.upright_size
     try:
         return made(upright_height, upright_width)

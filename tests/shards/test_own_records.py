@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import ROOT
+from made_photos import SIZE, mask_of_box, turned_photo
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -89,9 +90,9 @@ def test_records_are_written_once_and_again_only_when_asked(tmp_path: Path) -> N
     manifest = mres.write_shards(records, tmp_path / "set", images_per_shard=2)
     assert manifest.counts.images_by_split == {"val": 3}
     assert [ShardSet(tmp_path / "set").read(i) for i in range(3)] == records
-    with pytest.raises(UserError, match="set"):
+    with pytest.raises(UserError, match=r"set.*overwrite=True"):
         mres.write_shards(records, tmp_path / "set")
-    mres.write_shards(records[:1], tmp_path / "set", overwrite=True)
+    mres.write_shards(records[:1], tmp_path / "set", overwrite=True, max_side=np.int64(640))
     assert len(ShardSet(tmp_path / "set")) == 1
 
 
@@ -115,6 +116,10 @@ def test_records_are_written_once_and_again_only_when_asked(tmp_path: Path) -> N
         ({"image": 3}, ["int"]),
         ({"image": PIXELS_HWC.astype(float)}, ["float64"]),
         ({"split": ""}, ["split"]),
+        ({"masks": {"the car": {"size": 12, "counts": "0"}}}, ["'the car'", "size"]),
+        ({"parts": 3}, ["parts", "3"]),
+        ({"category": None}, ["category", "None"]),
+        ({"orientation": "storde"}, ["orientation", "did you mean 'stored'"]),
     ],
 )
 def test_what_cannot_be_a_record_is_named(arguments: dict[str, Any], words: list[str]) -> None:
@@ -132,10 +137,68 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         ([], {}, "no records"),
         ([{"id": 1}], {}, "mres.record"),
         (twice[:1], {"overwritte": True}, "did you mean 'overwrite'"),
+        (twice[:1], {"format": "mds"}, "did you mean 'layout'"),
+        (twice[:1], {"nothing": 1}, "allowed: .*layout"),
+        (twice[:1], {"orientation": "stored"}, "mres.record"),
+        (twice[:1], {"max_side": "640"}, "max side: '640'; expected int"),
+        (twice[:1], {"workers": True}, "workers: True"),
+        (twice[:1], {"overwrite": "no"}, "overwrite: 'no'"),
+        (twice[:1], {"layout": "zip"}, "layout: 'zip'; allowed: tar, mds"),
+        (twice[0], {}, "ImageRecord, expected a list"),
+        (None, {}, "NoneType, expected a list"),
     ):
         with pytest.raises(UserError, match=word):
             mres.write_shards(records, tmp_path / "set", **options)
         assert not (tmp_path / "set").exists()
+
+
+def test_what_was_done_to_the_records_is_printed_and_in_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = Image.fromarray(np.linspace(0, 65535, 240).reshape(12, 20).astype(np.uint16))
+    deep.save(tmp_path / "deep.png")
+    with pytest.warns(UserWarning, match="clipped"):
+        clipped = mres.record(PIXELS_HWC, {"the car": [[4, 2, 30, 2, 30, 8, 4, 8]]}, id="clipped")
+    records = [
+        mres.record(tmp_path / "deep.png", {"the car": MASK_HW}, id="file"),
+        mres.record(deep, {"the car": MASK_HW}, id="pillow"),
+        mres.record(turned_photo(6, "JPEG"), {"the box": mask_of_box(orientation=6), "on the left": None}, id="turned"),
+        clipped,
+        mres.record(PIXELS_HWC, {"the car": MASK_HW}, id="plain"),
+    ]
+    notes = mres.write_shards(records, tmp_path / "set").source["notes"]
+    printed = capsys.readouterr().err
+    assert set(notes.values()) == {1}
+    for word in (
+        "PNG images of the mode I;16",
+        "I;16",
+        "turned upright",
+        "turned along",
+        "name a side",
+        "clipped",
+    ):
+        (note,) = (note for note in notes if word in note)
+        assert f"note: {note}: 1" in printed
+    assert len(notes) == 6
+    mres.write_shards(records[-1:], tmp_path / "plain")
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [SIZE, (48, 48)])
+def test_masks_of_every_form_are_turned_along_where_they_are_said_to_lie_as_stored(size: tuple[int, int]) -> None:
+    content = turned_photo(6, "PNG", size)
+    stored_HW, upright_HW = mask_of_box(size, 6), mask_of_box(size)
+    rows, columns = np.nonzero(stored_HW)
+    x, y, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    for mask in (stored_HW, [x, y, right, y, right, bottom, x, bottom]):
+        made = mres.record(content, {"the box": mask}, orientation="stored")
+        assert (decode_masks([made.targets[0].mask])[0] == upright_HW).all()
+        assert (made.width, made.height) == size
+    made = mres.record(content, {"the box": upright_HW}, orientation="upright")
+    assert (decode_masks([made.targets[0].mask])[0] == upright_HW).all()
+    if size == SIZE:
+        with pytest.raises(UserError, match="the mask"):
+            mres.record(content, {"the box": upright_HW}, orientation="stored")
 
 
 def test_no_torch_is_imported(tmp_path: Path) -> None:
