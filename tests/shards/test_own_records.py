@@ -169,14 +169,15 @@ def test_what_was_done_to_the_records_is_printed_and_in_the_manifest(
     notes = mres.write_shards(records, tmp_path / "set").source["notes"]
     printed = capsys.readouterr().err
     assert set(notes.values()) == {1}
-    for word in (
+    words = (
         "PNG images of the mode I;16",
-        "I;16",
+        "PIL images of the mode I;16",
         "turned upright",
         "turned along",
-        "name a side",
+        "a side",
         "clipped",
-    ):
+    )
+    for word in words:
         (note,) = (note for note in notes if word in note)
         assert f"note: {note}: 1" in printed
     assert len(notes) == 6
