@@ -6,7 +6,7 @@ Shapes: H×W the image.
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mres.errors import shown
@@ -153,17 +153,37 @@ def _drawn(
 
 
 def instance_targets(instances: Sequence[Drawn], notes: "Counter[str]") -> list[Target]:
-    """Templated targets of instances and their parts, and one for what people say of a region."""
+    """Templated targets of instances and their parts, with what people say of them."""
     found = [_annotated(one) for one in instances]
     objects = [one for one in found if one.part is None]
     parts = [(one, _owner(one, objects)) for one in found if one.part is not None]
     targets = assemble(objects, parts, notes)
-    for one in instances:
-        if one.texts:
-            expressions = tuple(map(Expression, one.texts))
-            category = one.category
-            targets.append(make_target(f"{category}.{one.id}.said", one.granularity, category, one.mask, expressions))
+    drawn, owners = {one.id: one for one in instances}, {one.annotation["id"]: owner for one, owner in parts}
+    for one in sorted(instances, key=lambda one: one.granularity == "part"):  # objects first: parts name them
+        owner = owners.get(one.id)
+        _add_texts(one, drawn[owner] if owner is not None else None, targets)
     return targets
+
+
+def _add_texts(one: Drawn, owner: Drawn | None, targets: list[Target]) -> None:
+    """Adds an instance's texts to its target; where no template singles it out, it gets one of its own."""
+    place = _place(one, targets)
+    known = {expression.text for expression in targets[place].expressions} if place is not None else set[str]()
+    expressions = tuple(Expression(text) for text in one.texts if text not in known)
+    if not expressions:
+        return
+    if place is not None:
+        targets[place] = replace(targets[place], expressions=targets[place].expressions + expressions)
+        return
+    parent = _place(owner, targets) if owner is not None else None
+    id_, parent_id = f"{one.category}.{one.id}.said", targets[parent].id if parent is not None else None
+    targets.append(make_target(id_, one.granularity, one.category, one.mask, expressions, parent_id))
+
+
+def _place(one: Drawn, targets: Sequence[Target]) -> int | None:
+    """Which target is of this instance alone."""
+    found = (n for n, target in enumerate(targets) if (target.category, target.mask) == (one.category, one.mask))
+    return max(found, default=None)
 
 
 def class_targets(instances: Sequence[Drawn], notes: "Counter[str]") -> list[Target]:

@@ -115,6 +115,30 @@ def test_labelme_instances_and_parts_are_told_apart(tmp_path: Path) -> None:
     assert said["the cars"].box == (0, 0, 38, 18)
 
 
+def test_a_description_is_an_expression_of_its_shape_and_a_described_part_knows_its_object(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    described = {"description": "the car I sold"}
+    boxes = [[[0, 0], [8, 18]], [[12, 0], [22, 18]], [[30, 0], [38, 18]]]
+    shapes = [
+        shape("dog", "rectangle", [[23, 0], [28, 9]], description="the dog"),
+        shape("dog:tail", "rectangle", [[24, 1], [26, 3]], description="its tail"),
+        *(shape("car", "rectangle", points, **described) for points in boxes),
+        shape("car:wheel", "rectangle", [[13, 10], [16, 16]], description="a flat tyre"),
+        shape("car:wheel", "rectangle", [[18, 10], [21, 16]]),
+    ]
+    labelme_file(tmp_path, shapes)
+    record = checked(open_weights("labelme", "--annotations", str(tmp_path)))
+    dog, tail = by_id(record)["dog"], by_id(record)["dog:tail"]
+    assert texts(dog) == ["the dog", "dog"]
+    assert (texts(tail)[-1], tail.expressions[-1].kind, tail.parent) == ("its tail", "", "dog")
+    sold = {target.box[0]: target for target in record.targets if "the car I sold" in texts(target)}
+    assert sorted(sold) == [0, 12, 30]
+    assert texts(sold[0])[:-1] == [text for text in texts(sold[0]) if "left" in text]
+    assert texts(sold[12]) == ["the car I sold"]
+    (tyre,) = (target for target in record.targets if "a flat tyre" in texts(target))
+    assert (texts(tyre), tyre.box, tyre.parent) == (["a flat tyre"], (13, 10, 3, 6), sold[12].id)
+
+
 def test_one_group_of_two_labels_is_two_instances(tmp_path: Path) -> None:
     """Each has its own parts, though their ids are one."""
     picture(tmp_path / "a.jpg")
