@@ -1,25 +1,68 @@
-"""What the command lines share: `--config`, overrides in any place, and the launchers' `--local_rank`."""
+"""What the command lines share: near names for what is mistyped, `--config`, overrides in any place, `--local_rank`."""
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from mres.config import Config, load_config
-from mres.errors import UserError
+from mres.credentials import redacted
+from mres.errors import UserError, near
 from mres.supervise.slurm_env import is_slurm_task, task_environment
 
 
-def config_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """One that says what was probably meant, and no credentials."""
+
+    _words: Sequence[str] = ()
+
+    def add_subparsers(self, **given: Any) -> Any:
+        return super().add_subparsers(**{"parser_class": _Command, **given})
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def near_option(self, word: str) -> str:
+        """What was probably meant by `word`, which is no option; "", if that is not known."""
+        return near(word.partition("=")[0], list(self._option_string_actions), otherwise="")
+
+    def error(self, message: str) -> NoReturn:
+        """One that was mistyped may be why another is missing."""
+        for word in self._words:
+            name = word.partition("=")[0]
+            if word.startswith("--") and not any(known.startswith(name) for known in self._option_string_actions):
+                message += f"; unknown option '{name}'{(meant := self.near_option(word)) and f': {meant}'}"
+        super().error(redacted(message))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = near(str(value), [str(choice) for choice in action.choices])
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")
+
+
+class _Command(Parser):
+    """A tool's command refuses unknown options itself: the tool does not know which it has."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+
+def config_parser(prog: str, description: str, epilog: str) -> Parser:
     """A parser with what every command that takes a config has."""
-    p = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+    p = Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
     p.add_argument("--config", type=Path, required=True, help="YAML file; the ones that come with mres are in configs/")
     p.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides, the last one wins")
     p.add_argument("--local_rank", "--local-rank", type=int, help="appended by launchers; must agree with LOCAL_RANK")
     return p
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
+def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """The arguments and the resolved config.
 
     Raises:
@@ -31,7 +74,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     # argparse leaves overrides that stand behind an option (such as the launchers' --local_rank) among the unknown.
     for word in rest:
         if word.startswith("-") and "=" not in word:
-            raise UserError(f"unknown option '{word}' (command line); see {parser.prog} --help")
+            meant = (hint := parser.near_option(word)) and f"{hint} "
+            raise UserError(f"unknown option '{word}' (command line); {meant}see {parser.prog} --help")
     config = load_config(arguments.config, [*arguments.overrides, *rest])
     if arguments.local_rank is not None:
         from_environment = os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))

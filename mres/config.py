@@ -20,8 +20,9 @@ from pydantic_core import ErrorDetails
 
 from mres.checkpoint.config import CheckpointConfig
 from mres.credentials import redacted, refusal
-from mres.errors import UserError, exit_on_user_error, near, shown
+from mres.errors import UserError, exit_on_user_error, near, near_path, shown
 from mres.evaluate.config import EvaluateConfig
+from mres.io.local import check_local
 from mres.io.yaml_files import YamlError, parse_yaml, read_text
 from mres.model.config import DEFAULT_KIND, LossConfig, ModelConfig
 from mres.model.spec import ModelSpec, absolute_kind, is_same_kind, load_spec
@@ -31,6 +32,7 @@ from mres.stream.config import DataConfig
 from mres.train.config import OptimConfig, RunConfig, TrainConfig
 
 _SHOWN = 20  # errors in one message
+_SHIPPED = Path(__file__).parents[1] / "configs"
 
 
 class ConfigError(UserError):
@@ -70,6 +72,8 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
+        """Raises: UserError: `run.dir` is a URL."""
+        check_local(self.run.dir)
         return Path(self.run.dir) / self.run.name
 
     def to_yaml(self) -> str:
@@ -170,7 +174,9 @@ def _read(path: Path, *, stored: bool) -> dict[str, Any]:
         text = read_text(path)
         values = parse_yaml(redacted(text) if stored else text, str(path))
     except FileNotFoundError:
-        raise ConfigError(f"no config at '{path}'; the configs that come with mres are in configs/") from None
+        raise ConfigError(
+            f"no config at '{path}'{near_path(path, _SHIPPED)}; the configs that come with mres are in configs/"
+        ) from None
     except OSError as error:
         raise ConfigError(f"cannot read the config '{path}': {error.strerror}") from None
     except YamlError as error:

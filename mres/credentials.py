@@ -13,6 +13,8 @@ REMEDY = (
 _HIDDEN = "…"
 # In these, what stands before the "@" is a container, or a login that is none without its key.
 _NAME_ALONE = "(?:abfss?|wasbs?|az|adl|ssh|sftp|scp|git|hdfs|webhdfs|smb):"
+# As a `pathlib.Path`, a URL has one slash; other words before ":/" are as well folders.
+_STORE = "(?:s3a?|gs|gcs|https?|ftps?|abfss?|wasbs?|az|adl|hf|r2|oss|cos|oci|ssh|sftp|webdav|minio|b2|dbfs|hdfs)"
 _SECRET = (
     "(?:sig|signature|sas|(?:access|auth|id|session)?token|secret|password|passwd|passphrase|pwd|credentials?|auth|"
     "authorization|(?:api|access|secret|secretaccess|account|private)?key|AWSAccessKeyId|GoogleAccessId)"
@@ -23,13 +25,13 @@ class _Finder:
     """What is replaced in a text, in which a URL ends at any character of `end`; every repetition is bounded."""
 
     def __init__(self, end: str) -> None:
-        scheme = "(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://"
+        scheme = f"(?<![a-z0-9+.-])(?:[a-z][a-z0-9+.-]{{0,30}}://|{_STORE}:/)"
         self._logins = [
             # A password may have any character; a port (host:8080/…) is none.
             re.compile(rf"({scheme})[^/@:{end}]{{0,200}}:(?!\d{{1,5}}(?:[/?#{end}]|$))[^{end}]{{0,300}}@", re.I),
             re.compile(rf"((?!{_NAME_ALONE}){scheme})[^/?#{end}]{{1,300}}@", re.I),
         ]
-        self._url = re.compile(rf"://[^{end}]+")
+        self._url = re.compile(rf":/[^{end}]+")
         self._in_query = re.compile(
             rf"([?&;#](?:[^=&;?#]{{0,60}}[-_.])?{_SECRET}(?:[-_.][^=&;?#]{{0,60}})?=)[^&;#{end}]+", re.I
         )

@@ -4,12 +4,14 @@ import difflib
 import errno
 import functools
 import io
+import itertools
 import os
 import reprlib
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from mres.credentials import redacted
 
@@ -79,6 +81,26 @@ def near(name: str, *known: Collection[str], otherwise: str | None = None) -> st
         for close in difflib.get_close_matches(name, names, n=1, cutoff=0.7):
             return f"did you mean '{names[close] if isinstance(names, Mapping) else close}'?"
     return f"allowed: {', '.join(known[0])}" if otherwise is None else otherwise
+
+
+def near_path(path: Path, *folders: Path) -> str:
+    """ "; did you mean '…'?" about a path at which nothing is, of what lies beside it, or else in `folders`; or ""."""
+    beside = {name: path.parent / name for name in _names(path.parent) if name != path.name}
+    known = [beside, *({name: folder / name for name in _names(folder)} for folder in folders)]
+    meant = near(path.name, *known, otherwise="")
+    return meant and f"; {meant}"
+
+
+def _names(folder: Path) -> list[str]:
+    """Of what lies in it; of a folder of very many, some."""
+    with suppress(OSError, ValueError), os.scandir(folder) as found:
+        return [entry.name for entry in itertools.islice(found, 10_000)]
+    return []
+
+
+def install(extra: str) -> str:
+    """How one of mres's extras is installed: mres is on no index."""
+    return f"""`pip install -c constraints.txt -e ".[{extra}]"` in mres's folder"""
 
 
 def _speaks(environ: Mapping[str, str]) -> bool:

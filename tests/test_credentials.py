@@ -29,6 +29,9 @@ WITH = [
     f"https://host/set#token={SECRET}",
     f"abfs://name:{SECRET}@account/set",
     f"simplecache::s3://key:{SECRET}@bucket/set",
+    f"s3:/AKIA:{SECRET}@bucket/set",  # as a `pathlib.Path` has it
+    f"https:/{SECRET}@host/set",
+    f"https:/host/set?sig={SECRET}",
     f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={SECRET}==;EndpointSuffix=x",
 ]
 WITHOUT = [
@@ -41,6 +44,7 @@ WITHOUT = [
     "file:///data/a@b",
     "/data/a:b@c/set",
     "data/?token=a",
+    "nas:/user:me@2x/set",
 ]
 
 

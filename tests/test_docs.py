@@ -3,6 +3,7 @@
 import argparse
 import ast
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import command as run_command
+from PIL import Image
 
 from mres.config import Config, known_keys, load_config
 from mres.model.spec import KINDS, load_spec
@@ -116,6 +118,30 @@ def test_commands_exist_with_these_options(page: Path) -> None:
         assert (ROOT / command[0]).is_file(), command
         named = {word.partition("=")[0] for word in command[1:] if word.startswith("--")}
         assert named <= options_in(subcommand_help(command)), " ".join(command)
+
+
+def test_own_data_in_three_commands(tmp_path: Path) -> None:
+    """As the page has them, on the page's own record."""
+    page = ROOT / "docs" / "data-format.md"
+    record = json.loads(next(text for language, text in blocks(page) if language == "json"))
+    image = tmp_path / "mydata" / record["image"]
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (record["width"], record["height"])).save(image)
+    lines = [json.dumps(record | {"id": split, "split": split}) + "\n" for split in ("train", "val")]
+    (tmp_path / "mydata" / "records.jsonl").write_text("".join(lines))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    *builds, train = itertools.islice(commands(page), 3)
+    assert train[0] == "launch/train.py"
+    for words in builds:
+        done = run_command(*words, "--workers", "0", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    done = run_command(*train, "--dry-run", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "plan: 1 images with 3 expressions" in done.stdout
+    done = run_command(*train, "data.expressions_per_image=16", "--dry-run", folder=tmp_path)
+    assert done.returncode == 2
+    assert "set data.expressions_per_image=3 or less" in done.stderr
+    assert "plan" not in done.stdout
 
 
 @lru_cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from mres.cli import Parser
 from mres.errors import UserError, exit_on_user_error
 
 
@@ -86,7 +87,7 @@ BENCHES = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
+    parser = Parser(prog="bench.py", description=__doc__)
     benches = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, bench in BENCHES.items():
         one = benches.add_parser(name, help=bench.what, description=bench.what)

@@ -1,6 +1,5 @@
 """Check that every package that mres needs is pinned, and installed at its pin: `make setup` ends with it."""
 
-import argparse
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from mres.cli import Parser
 from mres.errors import UserError, exit_on_user_error
 
 REMEDY = "run `make clean setup`, or correct constraints.txt"
@@ -73,7 +73,7 @@ def check(pins: dict[str, Requirement], extras: frozenset[str]) -> int:
 
 @exit_on_user_error
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("constraints", type=Path, help="the file of pins")
     parser.add_argument("--extra", action="append", default=None, help="an extra of setup.py (default: all)")
     args = parser.parse_args()

@@ -10,12 +10,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from mres.cli import Parser
 from mres.errors import exit_on_user_error
 
 
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(prog="convert.py", description=__doc__, formatter_class=formatter)
+    p = Parser(prog="convert.py", description=__doc__, formatter_class=formatter)
     p.add_argument(
         "source",
         type=Path,

@@ -3,7 +3,6 @@
 Every stage leaves something that is found again, so after Ctrl-C the same command goes on where it was.
 """
 
-import argparse
 import ctypes
 import json
 import os
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from mres.cli import Parser
 from mres.config import load_config
 from mres.errors import UserError, exit_on_user_error
 from mres.evaluate.results import read_results
@@ -216,7 +216,7 @@ def run(stage: Stage, number: int, total: int) -> None:
 @exit_on_user_error
 def main() -> int:
     outlive_readers()
-    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__)
+    parser = Parser(prog="demo.py", description=__doc__)
     parser.add_argument("--processes", type=int, default=2, help="training processes (default: 2)")
     arguments = parser.parse_args()
     if arguments.processes not in (1, 2, 4):

@@ -8,12 +8,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from mres.cli import Parser
 from mres.errors import exit_on_user_error
 
 
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(prog="export.py", description=__doc__, formatter_class=formatter)
+    p = Parser(prog="export.py", description=__doc__, formatter_class=formatter)
     p.add_argument(
         "source", type=Path, metavar="SRC", help="a run, a checkpoint, an exported folder or a .safetensors file"
     )

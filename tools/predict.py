@@ -7,11 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from mres.cli import Parser
 from mres.errors import exit_on_user_error
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="predict.py", description="An image and expressions to an overlay and masks.")
+    p = Parser(prog="predict.py", description="An image and expressions to an overlay and masks.")
     p.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, a checkpoint or an exported folder")
     p.add_argument("--image", type=Path, required=True, help="JPEG, PNG or what else Pillow reads")
     p.add_argument("--text", action="append", required=True, help="an expression; may be given several times")

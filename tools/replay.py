@@ -7,11 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from mres.cli import Parser
 from mres.errors import UserError, exit_on_user_error
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="replay.py",
         description="A global batch of a run, made again: ids, texts, losses of its expressions, and a contact sheet.",
     )

@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from mres.cli import Parser
 from mres.errors import UserError, exit_on_user_error
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="report.py", description=__doc__)
+    p = Parser(prog="report.py", description=__doc__)
     p.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, with the results of an evaluation")
     p.add_argument("--data", type=Path, metavar="FOLDER", help="the shard set that was evaluated; default: data.val")
     p.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw a contact sheet of typical images")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mres.cli import Parser
 from mres.errors import UserError, exit_on_user_error
 from mres.sources.registry import SOURCES, SourceFormat
 
@@ -17,7 +18,7 @@ BUILDS = {"scenes": SourceFormat("scenes.command", "scenes", "procedural scenes"
 
 def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """All commands; of the sources only the one that `argv` names is imported, for its options."""
-    top = argparse.ArgumentParser(prog="shard.py", description=__doc__)
+    top = Parser(prog="shard.py", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="make a shard set from annotations and images")
     sources = build.add_subparsers(dest="source", required=True)
@@ -44,7 +45,10 @@ def _build_arguments(build: argparse.ArgumentParser) -> None:
     build.add_argument("--format", choices=("tar", "mds"), default="tar", help="WebDataset tars or MosaicML MDS")
     build.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="records of one shard file")
     build.add_argument(
-        "--max-side", type=int, metavar="PIXELS", help="re-encode larger images; without it every byte is kept"
+        "--max-side",
+        type=int,
+        metavar="PIXELS",
+        help="re-encode larger images; without it upright 8-bit images keep every byte",
     )
     build.add_argument("--quality", type=int, default=92, metavar="Q", help="of JPEGs that --max-side re-encodes")
     build.add_argument(
@@ -134,7 +138,7 @@ def _build(arguments: argparse.Namespace) -> int:
         orientation=arguments.orientation,
     )
     _check_inputs_stay(arguments)
-    check_free(arguments.out.resolve(), overwrite=arguments.overwrite)
+    check_free(arguments.out, overwrite=arguments.overwrite)
     source = BUILDS[arguments.source].open(arguments)
     manifest = write_shards(source, arguments.out, options)
     for message, number in source.notes.items():

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mres.errors import near_path
 from mres.formats.folder import FORMAT, MANIFEST, SAFETENSORS, Checkpoint, CheckpointError
 from mres.formats.verifying import verify
 
@@ -110,7 +111,7 @@ def _complete(checkpoint: Checkpoint) -> Checkpoint:
 
 def _nothing_at(path: Path, problems: list[CheckpointError]) -> str:
     if not path.exists():
-        return f"no such checkpoint or run: '{path}'"
+        return f"no such checkpoint or run: '{path}'{near_path(path)}"
     if (path / SAFETENSORS).is_file():
         return f"'{path}' has no {MANIFEST} to check it with; name '{path / SAFETENSORS}' to take it as it is"
     detail = f" ({'; '.join(map(str, problems))})" if problems else ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mres.cli import Parser
 from mres.config import Config
 from mres.errors import UserError
 from mres.ranks import check_ranks
@@ -60,7 +61,7 @@ class JobRequest:
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         description=description,
         epilog="example: python launch/submit.py --config configs/demo.yaml --nodes 4 --gpus-per-node 8 --cluster slurm"
         " --time 2-00:00:00 optim.lr=1e-4",

@@ -16,7 +16,7 @@ from mres.checkpoint.store import step_folder
 from mres.convert.comparing import check_same
 from mres.convert.formats import FORMATS, SHARD_BYTES, Format, Options
 from mres.convert.target import check_apart, check_target
-from mres.errors import about_os
+from mres.errors import about_os, near_path
 from mres.formats.folder import MANIFEST, CheckpointError, seal
 from mres.formats.safetensors import files_of
 from mres.formats.tensors import MODEL, TensorSource
@@ -106,7 +106,7 @@ def _look_at(source: Path, out: Path) -> None:
         source.stat()
     except (FileNotFoundError, NotADirectoryError):
         link = f": a link to '{source.readlink()}', which is not there" if source.is_symlink() else ""
-        raise CheckpointError(f"no such checkpoint or run: '{source}'{link}") from None
+        raise CheckpointError(f"no such checkpoint or run: '{source}'{link or near_path(source)}") from None
     except OSError as error:
         raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
     try:

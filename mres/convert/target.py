@@ -9,6 +9,7 @@ from mres.checkpoint.store import committed
 from mres.convert.formats import FORMATS
 from mres.formats.folder import MANIFEST, CheckpointError
 from mres.io.files import REPLACED_MARK
+from mres.io.local import check_local
 from mres.io.staged import sweep
 
 # What may lie in a folder that no manifest covers: weights that do not say whose they are, or DeepSpeed's checkpoints.
@@ -20,8 +21,9 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     """Whether `out` may be made.
 
     Raises:
-        CheckpointError: something is there that is not to be replaced.
+        UserError: a URL, or something is there that is not to be replaced.
     """
+    check_local(out)
     if out.is_symlink() and not out.exists():
         raise CheckpointError(
             f"'{out}' is a link to '{out.readlink()}', which is not there; remove it, or make the folder"

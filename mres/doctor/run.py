@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mres.cli import Parser
 from mres.config import Config, load_config
 from mres.errors import UserError
 from mres.supervise.finding import Finding, has_problem, problem, to_json
@@ -90,7 +91,7 @@ def _check_data(config: Config) -> list[Finding]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="tools/doctor.py",
         description="Says what would break a long run on this machine; or, of a run's folder, which rank hangs or is dead.",
         epilog="examples: tools/doctor.py --config configs/demo.yaml   tools/doctor.py runs/demo",

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mres.errors import UserError
 from mres.io.files import write_together
+from mres.io.local import check_local
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -28,8 +29,9 @@ def check_drawn(
         inputs: what the image will be made of; under whatever name, it is not to be replaced.
 
     Raises:
-        UserError: another ending, no folder, a folder in its place, or one of the inputs.
+        UserError: a URL, another ending, no folder, a folder in its place, or one of the inputs.
     """
+    check_local(path)
     if path.suffix.lower() not in endings:
         raise UserError(f"{option} '{path}' must end in {', '.join(endings)}")
     if not path.resolve().parent.is_dir():

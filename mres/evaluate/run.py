@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mres.cli import config_parser, parse
 from mres.config import Config
 from mres.errors import UserError
+from mres.io.local import check_local
 from mres.io.progress import track
 from mres.records import ImageRecord, RecordError
 from mres.shards.reader import ShardSet
@@ -41,9 +42,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print results.json instead of the table")
     arguments, config = parse(parser, argv)
+    out = arguments.out or config.run_dir
+    check_local(out)
     shards = held_out(config)
     sample = constant_sample(config, shards)
-    out = arguments.out or config.run_dir
     summary = evaluate(config, shards, sample, arguments.checkpoint, out)
     if summary is not None and arguments.json:
         print(json.dumps(summary, indent=1))

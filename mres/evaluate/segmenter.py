@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mres.checkpoint.opening import Kind
 from mres.config import Config
-from mres.errors import UserError
+from mres.errors import UserError, near_path
 from mres.evaluate.evaluator import MAX_EXPRESSIONS, predicted_masks
 from mres.io.files import read_regular
 from mres.model.task import SegmentationTask
@@ -146,7 +146,7 @@ def read_image(image: ImageLike) -> Image.Image:
             return upright_rgb(image)
         return upright_picture(image if isinstance(image, bytes) else read_regular(Path(image), MAX_IMAGE_BYTES))
     except FileNotFoundError:
-        raise UserError(f"no image at '{image!s}'") from None
+        raise UserError(f"no image at {where}{near_path(Path(str(image)))}") from None
     except OSError as error:
         raise UserError(f"{where} cannot be read as an image: {error.strerror}") from None
     except PictureError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mres.errors import install
 from mres.pixels.foreign import is_heif, what_bytes_are
 from mres.records import MAX_SIDE
 
@@ -246,6 +247,6 @@ def _heif() -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError:
-        raise PictureError("is a HEIC picture; to read such, pip install mres[heif], or save it as JPEG") from None
+        raise PictureError(f"is a HEIC picture; to read such, {install('heif')}, or save it as JPEG") from None
     pillow_heif.register_heif_opener()
     return ("HEIF",)

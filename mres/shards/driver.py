@@ -23,7 +23,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
-from mres.errors import UserError
+from mres.errors import UserError, install
 from mres.shards.daemons import in_daemon
 from mres.shards.failures import Failure, classify, describe, http_status
 
@@ -149,7 +149,7 @@ class Driver:
         try:
             kind = fsspec.get_filesystem_class(self._protocol)
         except ImportError as error:
-            needed = f"`pip install mres[remote]`, or what brings '{error.name or 'it'}'"
+            needed = f"{install('remote')}, or what brings '{error.name or 'it'}'"
             raise UserError(f"nothing is installed that reads '{self._location}' ({error}); {needed}") from None
         except ValueError:
             raise UserError(f"'{self._location}': fsspec knows no '{self._protocol}://'; check the URL") from None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mres.errors import UserError
+from mres.errors import UserError, near_path
 from mres.io.files import file_sha256
 from mres.io.json_files import JsonError, parse_json, read_json
 from mres.pixels.upright import UPRIGHT
@@ -194,7 +194,7 @@ def _what_is_there(storage: Storage) -> str:
         return f"it has no {MANIFEST_NAME}"
     folder = Path(storage.location)
     if not folder.exists():
-        return "the folder does not exist"
+        return "the folder does not exist" + near_path(folder)
     if not folder.is_dir():
         return "it is not a folder"
     return f"it has no {MANIFEST_NAME}" if any(folder.iterdir()) else "the folder is empty"

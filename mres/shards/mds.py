@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mres.errors import UserError
+from mres.errors import UserError, install
 from mres.io.files import write_atomically
 from mres.records import ImageRecord
 from mres.shards.index import checksum_rows, new_index, record_key
@@ -74,7 +74,7 @@ def _writer_class() -> Any:
     try:
         from streaming import MDSWriter
     except ImportError as error:
-        raise UserError(f"--format mds needs mosaicml-streaming ({error}); pip install 'mres[mds]'") from None
+        raise UserError(f"--format mds needs mosaicml-streaming ({error}); {install('mds')}") from None
     logging.getLogger("streaming").setLevel(logging.WARNING)
     return MDSWriter
 

@@ -206,9 +206,8 @@ def _write_digests(path: Path, chosen: Sequence[tuple[ShardSet, _Scan]]) -> Inde
 
 def _check_out(out: Path, sets: Sequence[ShardSet], *, overwrite: bool) -> None:
     """Before anything is read: --overwrite must not remove the data that the view shows."""
-    out = out.resolve()
     for location in (storage.location for shards in sets for storage in shards.storages):
-        if out in (folder := Path(location).resolve(), *folder.parents):
+        if out.resolve() in (folder := Path(location).resolve(), *folder.parents):
             raise UserError(f"the view cannot replace '{out}', whose records it shows; give it another folder")
     check_free(out, overwrite=overwrite)
 

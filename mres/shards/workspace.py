@@ -8,6 +8,7 @@ from typing import Any
 
 from mres.errors import UserError, about_os
 from mres.io.files import fsync, named
+from mres.io.local import check_local
 from mres.io.staged import staged, sweep
 from mres.shards.manifest import is_shard_set
 
@@ -16,7 +17,9 @@ PIECES = "piece-*.json"
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
-    """Refuses to replace what is no shard set, and anything without `overwrite`."""
+    """Refuses a URL, to replace what is no shard set, and anything without `overwrite`."""
+    check_local(out)
+    out = out.resolve()
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     sweep(out)
@@ -38,8 +41,8 @@ def committed(out: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Iterato
     Raises:
         UserError: `out` is in use, somebody else is at work in the folder, the disk is full or fails.
     """
-    out = out.resolve()
     check_free(out, overwrite=overwrite)
+    out = out.resolve()
     try:
         with staged(out, json.dumps(plan, sort_keys=True), keep=lambda result, _: any(result.glob(PIECES))) as stage:
             check_free(out, overwrite=overwrite)  # another build may have made it since

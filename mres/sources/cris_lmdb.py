@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mres.errors import UserError
+from mres.errors import UserError, install
 from mres.io.progress import track
 from mres.records import ImageRecord, RecordError, Rle
 from mres.sources.cris_tables import Picture, Segment, check_count, make_record, pictures, read_segment
@@ -78,7 +78,7 @@ def _reading(path: Path) -> "Iterator[lmdb.Transaction]":
     try:
         import lmdb
     except ImportError:
-        raise UserError("reading an LMDB needs the package lmdb: pip install mres[lmdb]") from None
+        raise UserError(f"reading an LMDB needs the package lmdb: {install('lmdb')}") from None
     if not path.exists():
         raise UserError(f"no LMDB at '{path}' (--lmdb)")
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from mres.errors import UserError, near
+from mres.errors import UserError, near_path
 from mres.io.files import read_regular
 from mres.io.json_files import read_json_table
 from mres.pixels.picture import MAX_IMAGE_BYTES, Header, PictureError, read_header
@@ -39,8 +39,7 @@ class JsonFile:
         try:
             return cls(path, *read_json_table(path))
         except FileNotFoundError:
-            meant = near(path.name, [one.name for one in path.parent.glob("*.json*")], otherwise="")
-            raise UserError(f"no annotations at '{path}' ({named_by}){meant and '; ' + meant}") from None
+            raise UserError(f"no annotations at '{path}' ({named_by}){near_path(path)}") from None
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mres.errors import UserError
+from mres.io.local import check_local
 from mres.records import GRANULARITIES
 from mres.shards.reader import BLOCK_RECORDS, ShardSet
 from mres.shards.remote import RemoteOptions, default_cache_dir
@@ -18,8 +19,9 @@ def open_set(location: str, config: DataConfig) -> ShardSet:
     """The set in a folder or at a URL, read as `data.cache_dir`, `data.remote_timeout_s` … say.
 
     Raises:
-        UserError: there is none, it is damaged, or the store does not answer.
+        UserError: there is none, it is damaged, the store does not answer, or `data.cache_dir` is a URL.
     """
+    check_local(config.cache_dir or "")
     return ShardSet(
         location,
         RemoteOptions(
@@ -118,5 +120,8 @@ class TrainingSets(Sequence[ShardSet]):
             f"{fewest[0]}, {fewest[1]}); "
         )
         if most < k:
-            raise UserError(message + f"at most {most} can be drawn from {self.where}")
+            raise UserError(
+                message
+                + f"at most {most} can be drawn from {self.where}; set data.expressions_per_image={most} or less"
+            )
         return message + "their free places stay empty and weigh nothing"

@@ -51,7 +51,10 @@ def main(argv: Sequence[str]) -> int:
         callback_class(reference)
     sets.check_cache(config.data, slots_of_machine(config))
     warn_of_warmup(config, sets)
+    shortage = sets.shortage(config.data.expressions_per_image)
     if arguments.dry_run:
+        if shortage:  # a run says it in its log
+            print(f"warning: {shortage}", file=sys.stderr)
         print(config.to_yaml(), end="")
         print(plan(config, sets))
         return 0
@@ -90,8 +93,11 @@ def check_kinds(config: Config, sets: TrainingSets) -> None:
     known = {kind for kinds in sets.expressions_by_kind.values() for kind in kinds}
     for kind in config.data.kind_weights:
         if kind not in known:
-            hint = near(kind, known, otherwise=f"it has {', '.join(sorted(known))}")
-            raise UserError(f"data.kind_weights names '{kind}', and '{sets.where}' has no such expressions; {hint}")
+            hint = near(kind, known, otherwise=f"it has {', '.join(sorted(known - {''})) or 'no kinds'}")
+            raise UserError(
+                f"data.kind_weights names '{kind}', and '{sets.where}' has no such expressions; {hint} "
+                "(data.kind_weights={} draws all alike)"
+            )
 
 
 def warn_of_warmup(config: Config, sets: TrainingSets) -> None:

@@ -186,7 +186,7 @@ def test_records_with_fewer_expressions_than_k(shards: ShardSet) -> None:
     assert [int(n) for n in batch.mask_BKhh.flatten(2).any(-1).sum(1)] <= counts
     assert len(batch.expression_ids) == sum(counts)
     assert not batch.valid_BK[torch.tensor(counts) < 6, 5].any()
-    with pytest.raises(UserError, match="at most 6 can be drawn from"):
+    with pytest.raises(UserError, match=r"at most 6 can be drawn from .*; set data\.expressions_per_image=6 or less"):
         few.sets.shortage(7)
 
 

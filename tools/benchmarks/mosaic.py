@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mres.errors import UserError
+from mres.errors import UserError, install
 from mres.record_json import record_as_written
 from mres.stream.batch import StreamShape, empty_batch
 from mres.stream.config import DataConfig
@@ -48,7 +48,7 @@ def _dataset_class(transform: Callable[[dict[str, Any]], tuple[Tensor, ...]]) ->
     try:
         from streaming import StreamingDataset
     except ImportError as error:
-        raise UserError(f"the bench compares with mosaicml-streaming ({error}); pip install 'mres[mds]'") from None
+        raise UserError(f"the bench compares with mosaicml-streaming ({error}); {install('mds')}") from None
 
     class Transformed(StreamingDataset):
         def __getitem__(self, at: int) -> tuple[Tensor, ...]:
