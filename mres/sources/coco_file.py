@@ -10,6 +10,7 @@ from mres.errors import UserError, near, shown
 from mres.records import MAX_SIDE, ImageRecord, RecordError, Target
 from mres.sources.coco_masks import LEFT_OUT_BARE, has_no_mask, is_drawn, is_held_out
 from mres.sources.image_folder import ImageFolder, plain_path
+from mres.sources.other_json import what_it_is
 from mres.sources.reading import JsonFile, add_paths, id_of, image_size, need_folder, read_image, record_ids
 from mres.sources.source import NothingLeftError, RecordSource
 
@@ -144,7 +145,9 @@ class CocoFile:
         entries = value.get(name) if isinstance(value, dict) else None
         if not isinstance(entries, list):
             meant = near(name, self.fields - {name}, otherwise="")
-            raise UserError(f"'{self.path}' is not a COCO file: it has no list '{name}'{meant and '; ' + meant}")
+            raise UserError(
+                f"'{self.path}' is not a COCO file: it has no list '{name}'{meant and '; ' + meant}{what_it_is(value)}"
+            )
         table: dict[Id, dict[str, Any]] = {}
         places, errors, of_two = dict[Id, int](), list[str](), set[Id]()
         for position, entry in enumerate(entries):

@@ -12,6 +12,7 @@ from mres.records import RecordError
 from mres.sources.image_folder import ImageFolder
 from mres.sources.json_folder import JsonFolder, size_of
 from mres.sources.labelled import Labelled, Region, add_split, labelled_source
+from mres.sources.other_json import what_it_is
 from mres.sources.reading import add_paths, name_of, need_folder, read_image
 from mres.sources.shapes import box, ellipse, flat_points, from_base64, picture_mask
 from mres.sources.source import RecordSource
@@ -42,6 +43,8 @@ def labelme(annotations: Path, images: Path | None, split: str) -> RecordSource:
 
     def read(number: int) -> Labelled:
         value, where = files.value(number), files.where(number)
+        if "shapes" not in value:
+            raise RecordError(f"{where}: not LabelMe's JSON: it has no 'shapes'{what_it_is(value)}")
         size = size_of(value, "imageHeight", "imageWidth", where)
         if value.get("imageData"):  # as LabelMe itself prefers
             image = from_base64(value["imageData"], f"{where}: imageData")

@@ -13,6 +13,7 @@ from mres.sources.coco_masks import annotation_mask
 from mres.sources.image_folder import ImageFolder
 from mres.sources.json_folder import JsonFolder, size_of
 from mres.sources.labelled import Labelled, Region, add_split, labelled_source
+from mres.sources.other_json import what_it_is
 from mres.sources.reading import add_paths, name_of, read_image
 from mres.sources.shapes import box, flat_points, from_base64, picture_mask, without
 from mres.sources.source import RecordSource
@@ -37,7 +38,7 @@ def supervisely(root: Path, split: str) -> RecordSource:
     def read(number: int) -> Labelled:
         value, where = files.value(number), files.where(number)
         if not isinstance(size := value.get("size"), dict):
-            raise RecordError(f"{where}: 'size' is {shown(size)}, expected {{'height', 'width'}}")
+            raise RecordError(f"{where}: 'size' is {shown(size)}, expected {{'height', 'width'}}{what_it_is(value)}")
         image = read_image(folder, names[number], where)
         return Labelled(
             where,

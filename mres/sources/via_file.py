@@ -3,6 +3,7 @@
 from typing import Any
 
 from mres.errors import UserError, near
+from mres.sources.other_json import what_it_is
 from mres.sources.reading import JsonFile
 
 
@@ -16,9 +17,10 @@ def entries_of(file: JsonFile) -> list[dict[str, Any]]:
             and all(isinstance(e, dict) and isinstance(e.get("filename"), str) for e in value.values())
         ):
             return list(value.values())
+    found = what_it_is(file.value)
     raise UserError(
         f"'{file.path}' is not JSON of VIA 1 or 2: expected {{name: {{'filename', 'regions'}}}}, or a project with that "
-        "under '_via_img_metadata' (VIA 3 and VIA's COCO export have another form; the latter is read by `instances`)"
+        f"under '_via_img_metadata' (VIA 3 has another form){'' if '`via`' in found else found}"
     )
 
 

@@ -115,6 +115,32 @@ def test_labelme_instances_and_parts_are_told_apart(tmp_path: Path) -> None:
     assert said["the cars"].box == (0, 0, 38, 18)
 
 
+COCO = {"images": [], "annotations": [], "categories": []}
+SUPERVISELY = {"size": {"height": 4, "width": 4}, "objects": []}
+VIA = {"a.jpg1": {"filename": "a.jpg", "regions": []}}
+LABELME = {"shapes": [], "imagePath": "a.jpg", "imageHeight": 4, "imageWidth": 4}
+
+
+@pytest.mark.parametrize("asked", ["labelme", "supervisely", "via", "instances"])
+def test_json_of_another_tool_is_called_by_its_name(asked: str, tmp_path: Path) -> None:
+    values = {"instances": COCO, "supervisely": SUPERVISELY, "via": VIA, "labelme": LABELME}
+    for reader in values.keys() - {asked}:
+        folder = tmp_path / reader / "ann"
+        folder.mkdir(parents=True)
+        file = folder / "a.json"
+        file.write_text(json.dumps(values[reader]))
+        given = {"labelme": ["--annotations", str(folder)], "supervisely": ["--root", str(tmp_path / reader)]}
+        options = given.get(asked, ["--annotations", str(file), "--images", str(tmp_path)])
+        if asked in given:
+            message = error_of(open_weights(asked, *options))
+        else:
+            with pytest.raises(UserError) as caught:
+                open_weights(asked, *options)
+            message = str(caught.value)
+        assert str(file) in message
+        assert f"`{reader}`" in message
+
+
 def test_a_description_is_an_expression_of_its_shape_and_a_described_part_knows_its_object(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg")
     described = {"description": "the car I sold"}
