@@ -58,14 +58,14 @@ def is_drawn(segmentation: Any) -> bool:
 
 
 def is_held_out(split: str) -> bool:
-    """Whether a split is evaluated on (val, valid, test, testA, mine_val …): there, a mask without a pixel is kept.
+    """Whether a split is evaluated on: each whose name does not say that it is trained on. There, a mask without a pixel is kept.
 
-    An empty truth belongs to the denominator of what is published; nothing can be learned from it.
+    An empty truth belongs to the denominator of what is published; nothing can be learned from it. "train2017",
+    "trainval", "train_val" and "mine-train" are trained on; "val_of_train", "evalTrain" and "mine" are not.
     """
-    words = re.split("[^a-z]+", split.lower())
-    return not words[0].startswith("train") and any(
-        word.startswith(("val", "test", "dev", "minival")) for word in words
-    )
+    words = re.sub("(?<=[a-z])(?=[A-Z])", " ", split).lower()
+    said = re.search("(?<![a-z])(?:mini|pre)?(train|e?val|test|dev|held|hold)", words)
+    return said is None or said[1] != "train"
 
 
 def annotation_mask(segmentation: Any, height: int, width: int, where: str, notes: "Counter[str]") -> Rle | None:

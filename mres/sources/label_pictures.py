@@ -7,14 +7,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mres.errors import UserError, shown
 from mres.io.files import bytes_sha256, file_sha256, read_regular
 from mres.io.json_files import JsonError, parse_json
-from mres.pixels.picture import PictureError, open_picture
+from mres.pixels.picture import PictureError, header_of, open_picture, turned
 from mres.records import RecordError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _MAX_BYTES = 1 << 28
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -44,7 +48,7 @@ def read_names(path: Path) -> LabelNames:
     """The names in a file: JSON ({"0": name}, {name: 0}, {name: [r, g, b]}, [name, …]) or one a line, with or without numbers.
 
     Lines: `name` (the first is 0; 255 if it is __ignore__, as LabelMe writes it), `0 name`, `name,0`, `r g b name`,
-    `name,r,g,b` (with a heading), `name:r,g,b::` (CVAT).
+    `name,r,g,b` (with a heading), `name:r,g,b::` (CVAT). `# …` is a comment; "#name" alone on its line is a name.
 
     Raises:
         UserError: it cannot be read, or is none of these.
@@ -93,14 +97,18 @@ def _of_json(value: object) -> list[tuple[tuple[int, ...], str]]:
 
 
 def _of_lines(text: str) -> list[tuple[tuple[int, ...], str]]:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    every = [line.strip() for line in text.splitlines() if not re.match(r"#(\s|$)", line)]
+    lines = [line for line in every if line]
     for pattern, name in ((_COLOURS_FIRST, -1), (_COLOURS_LAST, 0), (_NUMBER_FIRST, -1), (_NUMBER_LAST, 0)):
         found = [pattern.fullmatch(line) for line in lines]
-        if len(lines) > 1 and found[0] is None and all(found[1:]):
-            found = found[1:]  # a heading
-        if found and all(found):
-            groups = [list(match.groups()) for match in found if match]
+        groups = [list(match.groups()) for match in found if match]
+        others = [line for line, match in zip(lines, found, strict=True) if match is None]
+        if groups and len(others) <= (found[0] is None):  # or one, a heading
             return [(name_, tuple(map(int, row)))[::-1] for row in groups for name_ in [row.pop(name)]]
+        if len(groups) > len(others):
+            raise ValueError(f"most lines have a number, {others[-1]!r:.60} has none")
+    if "" in "\n".join(every).strip().splitlines():
+        raise ValueError("a blank line between names that are counted")
     first = -1 if lines and lines[0] == "__ignore__" else 0
     return [((number if number >= 0 else 255,), line) for number, line in enumerate(lines, start=first)]
 
@@ -114,15 +122,19 @@ def files_sha256(paths: Iterable[Path], folder: Path) -> str:
 def read_labels(path: Path, are_colours: bool, where: str) -> np.ndarray:
     """A picture's labels_HW: its numbers, or where names are those of colours, red·65536 + green·256 + blue.
 
+    An EXIF orientation of its own turns it upright, as one turns its image.
+
     Raises:
         RecordError: not a picture, or colours where numbers are due.
     """
     try:
-        with open_picture(read_regular(path, _MAX_BYTES)) as picture:
+        content = read_regular(path, _MAX_BYTES)
+        with open_picture(content) as picture:
+            orientation = header_of(picture, content).orientation
             if are_colours:
                 rgb_HWC = np.asarray(picture.convert("RGB"), np.int32)
-                return (rgb_HWC[..., 0] << 16) + (rgb_HWC[..., 1] << 8) + rgb_HWC[..., 2]
-            labels_HW = np.asarray(picture)
+                return turned((rgb_HWC[..., 0] << 16) + (rgb_HWC[..., 1] << 8) + rgb_HWC[..., 2], orientation)
+            labels_HW = _stored_numbers(np.asarray(picture), picture, content)
     except PictureError as error:
         raise RecordError(f"{where}: '{path}' {error}") from None
     except OSError as error:
@@ -135,7 +147,15 @@ def read_labels(path: Path, are_colours: bool, where: str) -> np.ndarray:
         raise RecordError(
             f"{where}: '{path}' has colours, and the names are numbered; name colours (`name,r,g,b` a line)"
         )
-    return labels_HW.astype(np.int32)
+    return turned(labels_HW.astype(np.int32), orientation)
+
+
+def _stored_numbers(pixels: np.ndarray, picture: "Image.Image", content: bytes) -> np.ndarray:
+    """As a PNG holds them: Pillow spreads grey values of 2 and 4 bits over 0 to 255, and cuts colours of 16 to 8. Raises: ValueError."""
+    bits = content[24] if picture.format == "PNG" else 8  # of a value
+    if bits == 16 and pixels.ndim == 3:
+        raise ValueError("numbers of 16 bits are read of grey pictures only")
+    return pixels // (255 // (2**bits - 1)) if picture.mode == "L" and bits < 8 else pixels
 
 
 def image_name(images: Path, stem: str, label_map: Path) -> str:

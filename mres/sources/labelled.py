@@ -187,12 +187,20 @@ def _place(one: Drawn, targets: Sequence[Target]) -> int | None:
 
 
 def class_targets(instances: Sequence[Drawn], notes: "Counter[str]") -> list[Target]:
-    """One target for each label: how many instances its region has, nobody said."""
-    targets = []
+    """One target for each category: how many instances its region has, nobody said. Labels that are one in words are one."""
+    alike: dict[str, list[Drawn]] = defaultdict(list)
     for one in instances:
+        alike[one.category].append(one)
+    targets, last = [], Counter(category.rpartition(":")[2] for category in alike)
+    for category, (one, *others) in alike.items():
+        if others:
+            notes["labels that have their name in common with another of their image, one mask with it"] += len(others)
         said = one.nouns[-1]
+        if last[said] > 1:  # the wheel of what?
+            said = " of the ".join(one.nouns[::-1])
         texts = tuple(Expression(text, "category") for text in (said, f"all of the {said}"))
-        targets.append(make_target(f"{one.category}.{one.id}", one.granularity, one.category, one.mask, texts))
+        mask = union([one.mask, *(other.mask for other in others)])
+        targets.append(make_target(f"{category}.{one.id}", one.granularity, category, mask, texts))
     return targets
 
 

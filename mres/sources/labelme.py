@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -35,8 +36,8 @@ def labelme(annotations: Path, images: Path | None, split: str) -> RecordSource:
     if images is not None:
         need_folder(images, "--images")
     notes = Counter[str]()
-    names = [
-        (PurePosixPath(f).parent / key.replace("\\", "/")).as_posix()
+    names = [  # normalised: "../a.jpg" of several folders is one image
+        posixpath.normpath(PurePosixPath(f).parent / key.replace("\\", "/"))
         for f, key in zip(files.files, files.keys, strict=True)
     ]
     folder = ImageFolder(images or annotations, names, notes)

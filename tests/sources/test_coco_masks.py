@@ -147,5 +147,10 @@ def test_masks_without_a_pixel() -> None:
 
 
 def test_which_splits_are_held_out() -> None:
-    assert all(map(is_held_out, ("val", "valid", "validation", "test", "testA", "minival", "my_val", "carparts-test")))
-    assert not any(map(is_held_out, ("train", "train2017", "trainval", "train_val", "mine", "latest")))
+    """All whose name does not say that they are trained on."""
+    names = ("val", "valid", "validation", "VAL2017", "test", "testA", "minival", "my_val", "carparts-test", "dev")
+    names += ("eval", "evaluation", "holdout", "heldout", "unseen", "mine", "latest", "val_of_train", "evalTrain", "")
+    assert [name for name in names if not is_held_out(name)] == []
+    names = ("train", "Train", "TRAIN", "train2017", "training", "trainval", "train_val", "training-val", "trainaug")
+    names += ("carparts-train", "myTrain", "minitrain2017", "pretrain", "refcoco-unc-train")
+    assert [name for name in names if is_held_out(name)] == []

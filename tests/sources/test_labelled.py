@@ -5,6 +5,7 @@ import contextlib
 import copy
 import io
 import json
+import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -195,6 +196,20 @@ def test_labelme_images_elsewhere(tmp_path: Path, path: str) -> None:
     source = open_weights("labelme", "--annotations", str(tmp_path / "json"), "--images", str(tmp_path / "images"))
     assert checked(source).width == WIDTH
     assert "a.jpg" in error_of(open_weights("labelme", "--annotations", str(tmp_path / "json")))
+
+
+def test_labelme_annotations_in_folders_beside_their_images(tmp_path: Path) -> None:
+    """Several of one image, too; what leaves the folder is found by its bare name within it, or not at all."""
+    picture(tmp_path / "set/a.jpg")
+    for place, path in (("x/1.json", "../a.jpg"), ("y/z/2.json", "..\\..\\a.jpg"), ("y/3.json", "../x/../a.jpg")):
+        labelme_file(tmp_path / "set", SHAPES, place, imagePath=path)
+    records = list(open_weights("labelme", "--annotations", str(tmp_path / "set")))
+    assert [one.image == (tmp_path / "set/a.jpg").read_bytes() for one in records if isinstance(one, ImageRecord)] == [
+        True
+    ] * 3
+    picture(tmp_path / "b.jpg")
+    labelme_file(tmp_path / "other", SHAPES, "x/b.json", imagePath="../../b.jpg")
+    assert "b.jpg" in error_of(open_weights("labelme", "--annotations", str(tmp_path / "other")))
 
 
 def test_labelme_embedded_images_need_no_file(tmp_path: Path) -> None:
@@ -476,6 +491,122 @@ def test_every_form_of_a_label_map_is_the_same_masks(tmp_path: Path, image: Imag
     assert (decode(found["road"].mask) == (LABELS_HW == 1)).all()
     assert (decode(found["fire hydrant"].mask) == (LABELS_HW == 2)).all()
     assert texts(found["fire hydrant"]) == ["fire hydrant", "all of the fire hydrant"]
+
+
+def masks_of(record: ImageRecord) -> dict[str, np.ndarray]:
+    """By what is said of them, all of it once."""
+    said = [(text, decode(target.mask)) for target in record.targets for text in texts(target)]
+    assert len(dict(said)) == len(said)
+    return dict(said)
+
+
+@pytest.mark.parametrize(
+    ("image", "names"),
+    [
+        (Image.fromarray(LABELS_HW), "background\nfence\nfence"),
+        (Image.fromarray(LABELS_HW), "background\nFence\nfence (wood)"),
+        (coloured(), "fence,128,64,128\nfence,64,0,192\nvoid,255,255,255\nbackground,0,0,0"),
+    ],
+    ids=["one name", "one in words", "colours"],
+)
+def test_values_of_one_name_are_one_mask(tmp_path: Path, image: Image.Image, names: str) -> None:
+    source = labelmap_source(tmp_path, image, names)
+    masks = masks_of(checked(source))
+    assert set(masks) == {"fence", "all of the fence"}
+    assert (masks["fence"] == np.isin(LABELS_HW, (1, 2))).all()
+    assert [num for note, num in source.notes.items() if "one mask" in note] == [1]
+
+
+def test_parts_of_one_name_say_of_what_they_are(tmp_path: Path) -> None:
+    masks = masks_of(checked(labelmap_source(tmp_path, Image.fromarray(LABELS_HW), "void\ncar:wheel\nbus:wheel")))
+    assert (masks["wheel of the car"] == (LABELS_HW == 1)).all()
+    assert (masks["wheel of the bus"] == (LABELS_HW == 2)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_label_map_that_was_stored_turned_is_turned_upright_like_its_image(tmp_path: Path, orientation: int) -> None:
+    for number, (image, names) in enumerate([(palette(LABELS_HW), "\n".join(NAMES)), (coloured(), json.dumps(
+        {"road": [128, 64, 128], "fire hydrant": [64, 0, 192], "void": [255] * 3, "_": [0] * 3}
+    ))]):  # fmt: skip
+        folder = tmp_path / str(number)
+        labelmap_source(folder, image, names, name=("n.txt", "n.json")[number])
+        for place in (folder / "masks").iterdir(), (folder / "images").iterdir():
+            save_turned(next(place), orientation)
+        source = labelmap_source_again(folder, "--names", str(folder / ("n.txt", "n.json")[number]))
+        record = checked(source)
+        assert (record.width, record.height) == (WIDTH, HEIGHT)
+        assert (masks_of(record)["road"] == (LABELS_HW == 1)).all()
+
+
+def save_turned(place: Path, orientation: int) -> None:
+    """The picture as a camera stores it, with the EXIF that turns it back."""
+    upside = Image.Transpose
+    inverse = {
+        2: upside.FLIP_LEFT_RIGHT, 3: upside.ROTATE_180, 4: upside.FLIP_TOP_BOTTOM, 5: upside.TRANSPOSE, 6: upside.ROTATE_90,
+        7: upside.TRANSVERSE, 8: upside.ROTATE_270,
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    with Image.open(place) as image:
+        stored = image.transpose(inverse[orientation]) if orientation > 1 else image.copy()
+    stored.save(place, "PNG", exif=exif)
+
+
+def grey_png(labels_HW: np.ndarray, bits: int, channels: int = 1) -> bytes:
+    """As the specification has it; Pillow writes none of 2 or 4 bits."""
+    height, width = labels_HW.shape
+    rows = np.unpackbits(np.repeat(labels_HW.astype(">u2"), channels, 1).view(np.uint8).reshape(height, -1, 2), axis=2)
+    packed = np.packbits(rows[..., 16 - bits :].reshape(height, -1), axis=1)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, bits, 0 if channels == 1 else 2, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed)),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_values_of_few_bits_are_the_numbers_that_are_stored(tmp_path: Path, bits: int) -> None:
+    labels_HW = np.where(LABELS_HW == 255, 0, LABELS_HW.astype(int)) % 2**bits
+    labels_HW[0, 0] = min(2**bits - 1, 200)
+    names = [f"class{number}" for number in range(256)]
+    labelmap_source(tmp_path, Image.fromarray(LABELS_HW), "\n".join(names))
+    (place,) = (tmp_path / "masks").iterdir()
+    place.write_bytes(grey_png(labels_HW, bits))
+    masks = masks_of(checked(labelmap_source_again(tmp_path)))
+    assert set(masks) == {text for n in np.unique(labels_HW) for text in (f"class{n}", f"all of the class{n}")}
+    for number in np.unique(labels_HW):
+        assert (masks[f"class{number}"] == (labels_HW == number)).all()
+
+
+def test_numbers_that_pillow_would_cut_are_refused(tmp_path: Path) -> None:
+    labelmap_source(tmp_path, Image.fromarray(LABELS_HW), "\n".join(NAMES))
+    (place,) = (tmp_path / "masks").iterdir()
+    place.write_bytes(grey_png(LABELS_HW, 16, channels=3))
+    assert "16 bits" in error_of(labelmap_source_again(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        ("#bg\nroad\nhydrant", "#bg"),
+        ("# what they are\n#\n\n_bg\n#2 road\nhydrant\n\n", "#2 road"),
+        ("#id name\n0 _bg\n# the streets\n1 road\n2 hydrant", "road"),
+    ],
+)
+def test_only_a_hash_with_a_blank_begins_a_comment(tmp_path: Path, names: str, first: str) -> None:
+    masks = masks_of(checked(labelmap_source(tmp_path, Image.fromarray(LABELS_HW), names)))
+    assert (masks["hydrant"] == (LABELS_HW == 2)).all()
+    assert first in masks
+
+
+@pytest.mark.parametrize("names", ["background\n\nroad\ncar", "0 background\n1 road\ncar", "0 void\n#one\n1 road"])
+def test_names_whose_numbers_are_not_clear_are_refused(tmp_path: Path, names: str) -> None:
+    with pytest.raises(UserError, match="--names"):
+        labelmap_source(tmp_path, Image.fromarray(LABELS_HW), names)
 
 
 def test_a_value_without_a_name_is_named(tmp_path: Path) -> None:
