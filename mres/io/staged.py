@@ -92,6 +92,8 @@ def sweep(out: Path) -> None:
 
     What another process is at, or somebody may go on with, stays, and so does what is of others.
     """
+    if not out.name:  # the root folder has nothing beside it
+        return
     stage = Staged(out, out.with_name(out.name + ".incomplete"), "")
     with suppress(UserError, OSError):
         _check_ours(stage.root)

@@ -103,7 +103,7 @@ def test_what_is_wrong_with_the_whole_is_listed(tmp_path: Path) -> None:
         changed(tmp_path, nameless)
     with pytest.raises(UserError, match=r"no list 'annotations'; did you mean 'anotations'"):
         changed(tmp_path, lambda value: value.update(anotations=value.pop("annotations")))
-    with pytest.raises(UserError, match=r"no annotations at .*; did you mean 'annotations.json'"):
+    with pytest.raises(UserError, match=r"no annotations at .*; did you mean '.*annotations.json'"):
         open_weights("instances", "--annotations", f"{tmp_path}/anotations.json", "--images", str(tmp_path))
 
 
