@@ -3,11 +3,12 @@
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mres.errors import UserError
+from mres.errors import UserError, shown
 from mres.io.files import bytes_sha256, open_regular, read_regular
 
 # What mres writes is smaller; the largest tables of datasets (LVIS) have some 1.2 GB.
@@ -48,12 +49,20 @@ def parse_json(content: str | bytes, where: str, *, bounded: bool = False) -> An
         bounded: of few values and not deep, as what mres writes of a run or a set.
 
     Raises:
-        JsonError: it is not JSON, or not `bounded`.
+        JsonError: it is not JSON, an object has a key twice, or it is not `bounded`.
     """
     try:
         if bounded and (problem := _too_much(content if isinstance(content, bytes) else content.encode())):
             raise JsonError(f"{where}: {problem}")
-        return json.loads(content)
+
+        def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            value = dict(pairs)
+            if len(value) < len(pairs):
+                twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+                raise JsonError(f"{where}: the key {shown(twice)} is written twice in one object; which is meant?")
+            return value
+
+        return json.loads(content, object_pairs_hook=unique)
     except (ValueError, RecursionError, MemoryError) as error:
         raise JsonError(f"{where}: not JSON ({error or type(error).__name__})") from None
 

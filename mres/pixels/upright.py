@@ -12,7 +12,7 @@ Frame = Literal["auto", "upright", "stored"]
 FRAMES: tuple[Frame, ...] = ("auto", "upright", "stored")
 # Among the options of a set whose records went through here; images of one without it are as their files had them.
 UPRIGHT = {"pixels": "upright"}
-_ASSUMED = "turned images whose sizes do not tell whether they were annotated upright; assumed so (--orientation)"
+ASSUMED = "turned images whose sizes do not tell whether they were annotated upright; assumed so (--orientation)"
 _PLACES = (
     "expressions that name a side or a height, or that cannot be judged, of an image that was then turned: left out"
 )
@@ -57,7 +57,7 @@ def _is_annotated_as_stored(
         return False
     if header.size != header.upright_size or frame != "auto":
         return size != header.upright_size or frame == "stored"
-    notes[_ASSUMED] += 1
+    notes[ASSUMED] += 1
     return False
 
 

@@ -26,8 +26,7 @@ from mres.shards.check import check_record
 from mres.shards.manifest import Manifest
 from mres.shards.writer import WriteOptions
 from mres.shards.writer import write_shards as write_source
-from mres.sources.coco_masks import annotation_mask, bounding_box
-from mres.sources.mask_files import MaskSizeError
+from mres.sources.coco_masks import MaskSizeError, annotation_mask, bounding_box
 from mres.sources.reading import in_size_of_masks
 from mres.sources.source import RecordSource
 

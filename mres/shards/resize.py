@@ -43,7 +43,8 @@ def _shrink_masks(masks: list[Rle], height: int, width: int) -> list[Rle]:
     shrunk = []
     for mask in masks:  # one by one: all of them at full size could be gigabytes
         mask_HW = coco.decode({"size": [mask.height, mask.width], "counts": mask.counts})
-        share_hw = np.asarray(Image.fromarray(mask_HW * np.uint8(255)).resize((width, height), Image.Resampling.BOX))
-        threshold = min(128, max(1, int(share_hw.max())))
-        shrunk.append(encode_mask(share_hw >= threshold))
+        # in floating point: of 8 bits, the share of a single pixel rounds to nothing
+        share_hw = np.asarray(Image.fromarray(mask_HW.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
+        most = float(share_hw.max())
+        shrunk.append(encode_mask(share_hw >= min(0.5, most) if most > 0 else share_hw > 0))
     return shrunk

@@ -32,6 +32,7 @@ from mres.shards.twins import find_twins, without_twins
 from mres.shards.workspace import PIECES, committed
 from mres.sources.source import NothingLeftError, RecordSource
 
+_SHOWN_REASONS = 3
 _LAYOUTS: dict[str, type[TarShard] | type[MdsShard]] = {"tar": TarShard, "mds": MdsShard}
 
 
@@ -202,6 +203,14 @@ def _checked(source: RecordSource, item: int, options: WriteOptions) -> tuple[Im
     return record, suffix
 
 
+def _reasons(source: RecordSource, errors: list[str]) -> str:
+    """The first of what was wrong, and of what was left out, for a message."""
+    found = errors[:_SHOWN_REASONS] + [
+        f"{note}: {number:,}" for note, number in source.notes.most_common(_SHOWN_REASONS)
+    ]
+    return (found and ":\n  " + "\n  ".join(found)) or ""
+
+
 def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results: list[_ShardResult]) -> Manifest:
     """Index, quarantine list and manifest of the finished shards."""
     index_N, digests_N32 = _join(folder, results)
@@ -214,7 +223,9 @@ def _assemble(source: RecordSource, folder: Path, options: WriteOptions, results
         budget.add(0, errors := errors + twin_errors, len(source))
         budget.check()
     if not len(index_N):
-        raise UserError(f"no good record came from {source.name}, so there is nothing to write")
+        raise UserError(
+            f"no good record came from {source.name}, so there is nothing to write{_reasons(source, errors)}"
+        )
     counts = np.bincount(index_N["shard"], minlength=len(shards))
     shards = [shard.model_copy(update={"records": int(n)}) for shard, n in zip(shards, counts, strict=True)]
     write_index(folder / INDEX_NAME, index_N)

@@ -11,8 +11,8 @@ from mres.records import MAX_SIDE, ImageRecord, RecordError, Target
 from mres.sources.coco_masks import LEFT_OUT_BARE, has_no_mask, is_drawn, is_held_out
 from mres.sources.image_folder import ImageFolder, plain_path
 from mres.sources.other_json import what_it_is
-from mres.sources.reading import JsonFile, add_paths, id_of, image_size, need_folder, read_image, record_ids
-from mres.sources.source import NothingLeftError, RecordSource
+from mres.sources.reading import JsonFile, add_paths, id_of, need_folder, read_image, record_ids
+from mres.sources.source import NothingLeftError, RecordSource, Unsized
 
 Annotation = dict[str, Any]
 Id: TypeAlias = int | str
@@ -239,17 +239,20 @@ def image_source(
     folder, own_ids = ImageFolder(images, file.file_names, notes), ids or file.record_ids()
     image_ids = _drawn(file, annotated if chosen is None else chosen, split, notes)
 
-    def make(number: int) -> ImageRecord:
+    def make(number: int) -> ImageRecord | Unsized:
         image_id = image_ids[number]
         where = file.where(image_id)
         size = file.size(image_id, where)
         image = read_image(folder, file.images[image_id]["file_name"], where)
-        height, width = size or image_size(image, where)
-        targets = tuple(targets_of(image_id, height, width))
-        if not targets:
-            notes["images none of whose masks covers a pixel, left out"] += 1
-            raise NothingLeftError(f"{where}: none of its masks covers a pixel")
-        return ImageRecord(own_ids[image_id], image, width, height, split, title, targets)
+
+        def made(height: int, width: int) -> ImageRecord:
+            targets = tuple(targets_of(image_id, height, width))
+            if not targets:
+                notes["images none of whose masks covers a pixel, left out"] += 1
+                raise NothingLeftError(f"{where}: none of its masks covers a pixel")
+            return ImageRecord(own_ids[image_id], image, width, height, split, title, targets)
+
+        return made(*size) if size else Unsized(where, image, made)
 
     about = {"annotations": file.name, "annotations_sha256": file.sha256, "split": split, **description}
     return RecordSource(str(file.path), len(image_ids), make, about, notes, file.errors)

@@ -28,6 +28,10 @@ _FAR = 4.0  # polygons may leave the image by this many sides before they count 
 _MAX_OUTLINE = 1_500_000  # pixels; pycocotools takes 100 bytes for each
 
 
+class MaskSizeError(RecordError):
+    """A mask that is not as large as its image."""
+
+
 class EmptyMaskError(ValueError):
     """A mask that covers no pixel."""
 
@@ -52,7 +56,7 @@ def _is_bare(value: Any, depth: int = 3) -> bool:
 
 def is_drawn(segmentation: Any) -> bool:
     """Whether a segmentation may cover a pixel, as far as can be told without drawing it."""
-    if has_no_mask(segmentation) or not isinstance(segmentation, list):
+    if has_no_mask(segmentation) or not isinstance(segmentation, list) or _has_triples(segmentation):
         return not has_no_mask(segmentation)
     return any(not isinstance(piece, list) or not _is_sliver(_flat(piece)) for piece in _pieces(segmentation))
 
@@ -98,6 +102,8 @@ def piece_masks(segmentation: Any, height: int, width: int, where: str, notes: "
     seen = Counter[str]()
     try:
         found = [_piece_mask(piece, height, width, seen) for piece in _pieces(segmentation)]
+    except MaskSizeError as error:
+        raise MaskSizeError(f"{where}: {error}") from None
     except ValueError as error:
         raise RecordError(f"{where}: {error}") from None
     if seen.pop(_CLIPPED, 0):
@@ -146,6 +152,8 @@ def _pieces(segmentation: Any) -> list[Any]:
         return [segmentation]
     if not isinstance(segmentation, list):
         raise ValueError(f"'segmentation' is {type(segmentation).__name__}, expected polygons or run lengths")
+    if _has_triples(segmentation):
+        raise ValueError("its points have three values each, expected x, y, x, y … or [x, y], [x, y] …")
     is_one = all(map(_is_number, segmentation)) or (len(segmentation) > 2 and all(map(_is_pair, segmentation)))
     return [segmentation] if is_one else segmentation
 
@@ -156,6 +164,11 @@ def _is_number(value: Any) -> bool:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _has_triples(pieces: list[Any]) -> bool:
+    """Whether what should be polygons are points [x, y, visibility] of one."""
+    return len(pieces) > 2 and all(isinstance(p, list) and len(p) == 3 and all(map(_is_number, p)) for p in pieces)
 
 
 def _flat(polygon: list[Any]) -> list[Any]:
@@ -224,7 +237,7 @@ def _run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[
     """Run lengths that cover the image. Raises: ValueError."""
     counts = segmentation.get("counts")
     if segmentation.get("size") != [height, width]:
-        raise ValueError(f"the mask's size is {shown(segmentation.get('size'))}, the image's is [{height}, {width}]")
+        raise MaskSizeError(f"the mask's size is {shown(segmentation.get('size'))}, the image's is [{height}, {width}]")
     if isinstance(counts, str):
         runs = decode_counts(counts.encode("ascii", "replace")).tolist()
     elif isinstance(counts, list) and all(_is_number(run) and run >= 0 and run == run // 1 for run in counts):

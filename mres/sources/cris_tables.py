@@ -18,9 +18,16 @@ from mres.records import (
     SourceId,
     Target,
 )
-from mres.sources.coco_masks import KEPT_EMPTY, LEFT_OUT_EMPTY, EmptyMaskError, bounding_box, empty_mask, is_held_out
+from mres.sources.coco_masks import (
+    KEPT_EMPTY,
+    LEFT_OUT_EMPTY,
+    EmptyMaskError,
+    MaskSizeError,
+    bounding_box,
+    empty_mask,
+    is_held_out,
+)
 from mres.sources.coco_names import COCO_NAMES
-from mres.sources.mask_files import MaskSizeError
 from mres.sources.reading import in_size_of_masks, record_ids
 from mres.sources.source import NothingLeftError
 

@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING
 from mres.io.files import read_regular
 from mres.pixels.picture import MAX_IMAGE_BYTES, PictureError, header_of, open_picture, turned
 from mres.records import RecordError, Rle, encode_mask
-from mres.sources.coco_masks import EmptyMaskError
+from mres.sources.coco_masks import EmptyMaskError, MaskSizeError
 
 if TYPE_CHECKING:
     import numpy as np
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # 8 bits a channel: what 0 and 255 mean is clear in no other
 _OTHER_VALUES = "masks with values other than 0 and 255, cut at 127"
-
-
-class MaskSizeError(RecordError):
-    """A mask that is not as large as its image."""
 
 
 def read_mask(picture: Path | bytes, height: int, width: int, where: str, notes: "Counter[str]") -> Rle:

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,9 +12,10 @@ from typing import Any, BinaryIO
 from mres.errors import UserError, near, shown
 from mres.io.files import open_regular
 from mres.io.json_files import JsonError, parse_object
+from mres.pixels.picture import read_header
 from mres.record_checks import record_from_json
 from mres.records import MAX_SIDE, MAX_TARGETS, ImageRecord, RecordError, Rle
-from mres.sources.coco_masks import EmptyMaskError, annotation_mask, bounding_box, empty_mask
+from mres.sources.coco_masks import EmptyMaskError, MaskSizeError, annotation_mask, bounding_box, empty_mask
 from mres.sources.mask_files import read_mask
 from mres.sources.reading import add_paths, image_file
 from mres.sources.source import RecordSource
@@ -71,7 +71,10 @@ def mres_jsonl(records: Path, *, split: str | None, allow_outside: bool = False)
         path = _file(value, "image", records.parent, allow_outside, where)
         image = image_file(path, f"{where}: record {shown(value.get('id'))}: field 'image'")
         masks = _Masks(records.parent, allow_outside, notes)
-        return record_from_json(masks.as_run_lengths(value, where), image, where)
+        try:
+            return record_from_json(masks.as_run_lengths(value, where), image, where)
+        except MaskSizeError as error:
+            raise RecordError(f"{error}; the image: {read_header(image).sizes()}") from None
 
     def place_of(number: int) -> str:
         return f"{records}:{offsets[number][0]}"
@@ -105,12 +108,9 @@ def _lines(file: BinaryIO, hashed: Callable[[bytes], None]) -> Iterator[tuple[in
 def _split_of(line: bytes) -> str | None:
     """The split of a line's record; None for what is no record: it is kept, so that making it says what is wrong."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        split = parse_object(line, "").get("split")
+    except JsonError:
         return None
-    if not isinstance(value, dict):
-        return None
-    split = value.get("split")
     return split if isinstance(split, str) else shown(split)
 
 

@@ -14,8 +14,8 @@ from mres.io.json_files import read_json_table
 from mres.pixels.picture import MAX_IMAGE_BYTES, Header, PictureError, read_header
 from mres.pixels.upright import Frame
 from mres.records import RecordError
+from mres.sources.coco_masks import MaskSizeError
 from mres.sources.image_folder import ImageFolder, plain_path
-from mres.sources.mask_files import MaskSizeError
 
 Key = TypeVar("Key")
 Made = TypeVar("Made")
@@ -84,11 +84,6 @@ def image_file(place: Path, where: str) -> bytes:
     except PictureError as error:
         raise RecordError(f"{where}: '{place}' {error}") from None
     return content
-
-
-def image_size(image: bytes, where: str) -> tuple[int, int]:
-    """(height, width) of an encoded image's upright picture, in pixels. Raises: RecordError."""
-    return _header(image, where).upright_size[::-1]
 
 
 def _header(image: bytes, where: str) -> Header:

@@ -18,9 +18,9 @@ from mres.sources.coco_masks import (
     union,
 )
 from mres.sources.image_folder import ImageFolder
-from mres.sources.reading import image_size, need_folder, read_image
+from mres.sources.reading import need_folder, read_image
 from mres.sources.refer_tables import Ref, RefTables, matched
-from mres.sources.source import CheckKept, NothingLeftError, RecordSource
+from mres.sources.source import CheckKept, NothingLeftError, RecordSource, Unsized
 
 Text: TypeAlias = Literal["sent", "raw"]
 TEXTS: tuple[Text, ...] = ("sent", "raw")
@@ -68,17 +68,22 @@ def ref_source(
     refused: list[str] = []
     reader = _TargetReader(tables, text, notes, refused, keeps_empty=is_held_out(split))
 
-    def make(number: int) -> ImageRecord:
+    def make(number: int) -> ImageRecord | Unsized:
         image_id = image_ids[number]
         where = file.where(image_id)
         size = file.size(image_id, where)
         image = read_image(folder, file.images[image_id]["file_name"], where)
-        height, width = size or image_size(image, where)
-        targets = tuple(reader.targets(refs_of[image_id], height, width))
-        if not targets:
-            notes["images none of whose refs is left, left out"] += 1
-            raise NothingLeftError(f"{where}: none of its {len(refs_of[image_id])} refs has a mask and an expression")
-        return ImageRecord(ids[image_id], image, width, height, split, title, targets)
+
+        def made(height: int, width: int) -> ImageRecord:
+            targets = tuple(reader.targets(refs_of[image_id], height, width))
+            if not targets:
+                notes["images none of whose refs is left, left out"] += 1
+                raise NothingLeftError(
+                    f"{where}: none of its {len(refs_of[image_id])} refs has a mask and an expression"
+                )
+            return ImageRecord(ids[image_id], image, width, height, split, title, targets)
+
+        return made(*size) if size else Unsized(where, image, made)
 
     about = {
         **description,

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from mres.pixels.upright import Frame, upright_record
+from mres.pixels.picture import read_header
+from mres.pixels.upright import ASSUMED, Frame, upright_record
 from mres.records import ImageRecord, RecordError
+from mres.sources.reading import in_size_of_masks
 
 
 class NothingLeftError(RecordError):
@@ -21,6 +23,23 @@ def any_counts(targets: int, expressions: int) -> None:
 
 
 @dataclass(frozen=True)
+class Unsized:
+    """An image whose annotation does not say its size: `made(height, width)` draws the masks, upright or as stored."""
+
+    where: str
+    image: bytes
+    made: Callable[[int, int], ImageRecord]
+
+    def drawn(self, frame: Frame, notes: "Counter[str]") -> ImageRecord:
+        """The record in the size of `frame`; "auto": upright, which is counted, unless run lengths are of the other size."""
+        record = in_size_of_masks(self.image, self.where, self.made, frame)
+        header = read_header(self.image)
+        if frame == "auto" and (record.width, record.height) == header.upright_size != header.size:
+            notes[ASSUMED] += 1
+        return record
+
+
+@dataclass(frozen=True)
 class RecordSource:
     """The records of one foreign data set, by number: any of them can be made alone, in any order, in any process.
 
@@ -32,7 +51,8 @@ class RecordSource:
         name: what messages call it: the file as the user gave it.
         total: how many records `annotated` is asked for, those that cannot be made included.
         annotated: record `number` (0 … total-1) as the format has it: the image's bytes as they are, masks as they were
-            drawn on it, upright or as stored; raises `RecordError`. Called in forked processes, in any order.
+            drawn on it, upright or as stored (`Unsized`: in a size yet to be chosen); raises `RecordError`. Called in forked
+            processes, in any order.
         description: what they are made from (JSON values), the same on every machine: no absolute paths, no dates.
         errors: entries that were refused already; they come first, one record each.
         place_of: where record `number` stands, "file:line"; None: its number says that.
@@ -47,7 +67,7 @@ class RecordSource:
 
     name: str
     total: int
-    annotated: Callable[[int], ImageRecord]
+    annotated: Callable[[int], ImageRecord | Unsized]
     description: dict[str, Any]
     notes: Counter[str] = field(default_factory=Counter)
     errors: Sequence[RecordError] = ()
@@ -61,7 +81,9 @@ class RecordSource:
 
     def make(self, number: int) -> ImageRecord:
         """Record `number` (0 … total-1), its image upright, of 8 bits, JPEG or PNG. Raises: RecordError."""
-        return upright_record(self.annotated(number), self.frame, self.name, self.notes)
+        found = self.annotated(number)
+        record = found.drawn(self.frame, self.notes) if isinstance(found, Unsized) else found
+        return upright_record(record, self.frame, self.name, self.notes)
 
     def __getitem__(self, number: int) -> ImageRecord:
         """Raises: RecordError, also for what no reader has foreseen (a name that no file can have, a number of 400 digits)."""

@@ -43,3 +43,10 @@ def test_lines_name_their_number_and_a_cut_off_last_one_may_be_let_go(tmp_path: 
     path = _file(tmp_path, b'{"step": 1}\n[2]\n{"step": 3}\n')
     with pytest.raises(JsonError, match=f"{path}:2.*list"):
         list(read_jsonl(path, may_be_cut=True))
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1, "b": 2, "a": 1}', b'[{"c": [{"a": 1, "a": {}}]}]'])
+def test_a_key_that_is_written_twice_is_named(tmp_path: Path, content: bytes) -> None:
+    path = _file(tmp_path, content)
+    with pytest.raises(JsonError, match=f"{path}.*'a'"):
+        read_json(path)
