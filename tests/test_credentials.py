@@ -33,7 +33,29 @@ WITH = [
     f"https:/{SECRET}@host/set",
     f"https:/host/set?sig={SECRET}",
     f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={SECRET}==;EndpointSuffix=x",
-]
+    f"s3://AKIA:12/abcd{SECRET}@bucket/set",  # 12 is no port: a bucket has none
+    f"https://user%3A{SECRET}%40host/set",
+    f"//user:{SECRET}@host/set",
+    f"user:{SECRET}@host:/set",
+    f"HTTPS:\\\\user:{SECRET}@host\\set",
+    *(
+        f"https://host/set?page=1&{key}={SECRET}"
+        for key in (
+            "code", "jwt", "pw", "pass", "userpass", "bearer", "authkey", "sign", "hmac", "ticket", "session", "sessionid",
+            "session_id", "pass_word", "a[token]", "%73ig", "a%5Btoken%5D", "X-Amz-Security-Token", "client_secret",
+        )
+    ),
+    f"//host/set?sig={SECRET}",
+    *(
+        f"{before}/{token}/set"
+        for before in ("https://host", "/data", "data")
+        for token in (
+            f"hf_{SECRET}{'aB3' * 9}", f"ghp_{SECRET}{'aB3' * 9}", f"github_pat_{SECRET}_{'aB3' * 9}",
+            f"xoxb-123456-{SECRET}", f"sk-{SECRET}{'aB3' * 9}", f"sk-proj-{SECRET}-{'aB3' * 9}",
+            f"AKIAIOSFODNN7EXAMPLE:{SECRET}{'aB3' * 9}",
+        )
+    ),
+]  # fmt: skip
 WITHOUT = [
     "s3://bucket/a:b@c/set",
     "http://host:8080/set@2x",
@@ -45,6 +67,19 @@ WITHOUT = [
     "/data/a:b@c/set",
     "data/?token=a",
     "nas:/user:me@2x/set",
+    "http://host:12/set@2x/a%40b",
+    "https://host/a%3Ab%40c/set",
+    "s3://bucket/2024:12/a@b",
+    "https://host/set?country_code=de&design=3&session_length=4&passage=1&monkey=2",
+    "C:\\data\\me@home\\set",
+    "C:/data/a:b@c",
+    "//server/share/a:b@c",
+    "a:b",
+    "person: left@top",
+    "git@host:/data/set",
+    "v1.2.3+cu121:a@b",
+    "/data/hf_internal_testing_dataset_of_small_images/sk-learn-like-folder-of-many-words",
+    "/data/task-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa/ghp_short/AKIA",
 ]
 
 

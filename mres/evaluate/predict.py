@@ -27,12 +27,12 @@ def predict(
 
     Raises:
         UserError: an unreadable image or checkpoint, an empty expression, a threshold outside of (0, 1), no place to write,
-            or one that would replace the image.
+            or one that would replace the image, or, as a mask, a file that mres has not drawn.
     """
     paths = [out.with_name(f"{out.stem}-mask-{number}.png") for number in range(1, len(texts) + 1)]
     _check(texts, threshold)
     for path in (out, *paths):
-        check_drawn(path, "--out", inputs=[image])
+        check_drawn(path, "--out", inputs=[image], named=path is out)
     rgb = read_image(image)
     segmenter = load(checkpoint, kind=kind)
     with warnings.catch_warnings(record=True) as warned:

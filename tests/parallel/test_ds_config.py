@@ -226,3 +226,39 @@ def test_deepspeed_has_the_last_word_on_values() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="reduce_bucket_size"), refusals_named(None):
         DeepSpeedConfig(settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"comet": {"enabled": False, "api_key": "s3cr3t"}}, "comet.api_key"),
+        ({"wandb": {"enabled": "auto", "login": [{"PASSWORD": 123456}]}}, "wandb.login.PASSWORD"),
+        ({"nebula": {"enabled": False, "auth-token": "s3cr3t"}}, "nebula.auth-token"),
+        ({"secret": "s3cr3t"}, "secret"),
+        ({"tensorboard": {"enabled": False, "output_path": "s3://k:s3cr3t@b/x"}}, "tensorboard.output_path"),
+        ({"flops_profiler": {"output_file": "https://h/x?sig=s3cr3t"}}, "flops_profiler.output_file"),
+        ({"csv_monitor": {"enabled": False, "x": ["a", "https://u:s3cr3t@h"]}}, "csv_monitor.x"),
+        ({"csv_monitor": {"enabled": False, "https://u:s3cr3t@h": 1}}, "csv_monitor"),
+    ],
+)
+def test_credentials_are_refused_wherever_they_stand_and_not_repeated(content: Any, key: str, file) -> None:
+    """The run keeps a copy of the file."""
+    said = message(file(content))
+    assert key in said
+    assert "ds.json" in said
+    assert "environment variable" in said or "AWS_PROFILE" in said
+    assert "s3cr3t" not in said
+    assert "123456" not in said
+
+
+def test_what_is_only_named_alike_is_no_credential(file) -> None:
+    alike = {
+        "enabled": False,
+        "layer_token_lr_schedule": {"enabled": False},
+        "api_key": "auto",
+        "token": "",
+        "key": None,
+    }
+    assert read_ds_config(file({"comet": alike, "data_efficiency": alike, "steps_per_print": 10})) == {
+        "steps_per_print": 10
+    }

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mres.credentials import names_secret, refusal
 from mres.errors import UserError, near
 from mres.parallel.config import ParallelConfig
 from mres.parallel.zero.ds_keys import PASSED, REFUSED
@@ -25,7 +26,8 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     """The keys of the file that ask for something: "auto" and sections that are not enabled are left out.
 
     Raises:
-        UserError: no file, no JSON, an unknown key (with near names), one that mres cannot pass on, a wrong type.
+        UserError: no file, no JSON, an unknown key (with near names), one that mres cannot pass on, a wrong type,
+            a credential anywhere in it, also where nothing is enabled: the run keeps a copy of the file.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant)
@@ -35,7 +37,31 @@ def read_ds_config(path: Path) -> dict[str, Any]:
         raise UserError(f"not JSON: {error.msg} ({path}:{error.lineno}:{error.colno})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON that can be used: {error} ({path})") from None
+    _refuse_credentials(values, "", path)
     return _checked(values, PASSED, "", path)
+
+
+def _refuse_credentials(value: Any, dotted: str, path: Path) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            name = f"{dotted}.{key}".lstrip(".")
+            if names_secret(key) and item != "auto" and _is_text_or_number(item):
+                raise UserError(
+                    f"'{name}' has a credential in it, and the run keeps a copy of the file: take it out, and give it "
+                    f"by an environment variable (COMET_API_KEY, WANDB_API_KEY …) to what needs it ({path})"
+                )
+            if problem := refusal(key):
+                raise UserError(f"a key of {dotted or 'the file'}: {problem} ({path})")
+            _refuse_credentials(item, name, path)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_credentials(item, dotted, path)
+    elif isinstance(value, str) and (problem := refusal(value)):
+        raise UserError(f"{dotted or 'the file'}: {problem} ({path})")
+
+
+def _is_text_or_number(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
