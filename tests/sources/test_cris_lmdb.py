@@ -178,7 +178,7 @@ def test_what_is_not_of_the_form_is_refused(contents: dict[str, bytes], message:
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_lmdb(tmp_path / "train.lmdb", pickled(value(A, 1, "one")))
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(UserError, match=r"needs the package lmdb: pip install mres\[lmdb\]"):
+    with pytest.raises(UserError, match=r"needs the package lmdb: .*\[lmdb\]"):
         cris_lmdb(path)
 
 
