@@ -76,7 +76,7 @@ def test_all_files_or_none(trained: Path, tmp_path: Path) -> None:
     [
         (["--checkpoint", "nowhere", "--image", "photo.png", "--text", "a"], "no such checkpoint or run: 'nowhere'"),
         (["--checkpoint", "tiny", "--image", "none.jpg", "--text", "a"], "no image at 'none.jpg'"),
-        (["--checkpoint", "tiny", "--image", "tiny.yaml", "--text", "a"], "cannot be read as an image"),
+        (["--checkpoint", "tiny", "--image", "tiny.yaml", "--text", "a"], "'tiny.yaml' is of no format"),
         (["--checkpoint", "tiny", "--image", "photo.png", "--text", " "], "--text is empty"),
         (["--checkpoint", "tiny", "--image", "photo.png", "--text", "a", "--out", "x.txt"], "must end in .png"),
         (["--checkpoint", "tiny", "--image", "photo.png", "--text", "a", "--threshold", "2"], "between 0 and 1"),
