@@ -16,7 +16,7 @@ from typing import Any
 from mres.config import Config
 from mres.errors import UserError
 from mres.io.append_log import AppendLog
-from mres.io.files import write_atomically
+from mres.io.files import open_regular, write_atomically
 from mres.io.json_files import JsonError, parse_object, read_jsonl
 from mres.io.locks import locked
 
@@ -123,7 +123,7 @@ class RunLog:
     def has(self, name: str, step: int) -> bool:
         """Whether a file of the run's folder has a line of that step."""
         path = self._dir / name
-        return self.enabled and path.exists() and step in map(_step_of, path.read_bytes().splitlines())
+        return self.enabled and path.exists() and step in map(_step_of, _log_bytes(path).splitlines())
 
     def rewind(self, step: int) -> None:
         """For a run that goes on after `step` steps: what was written of later ones, by a dead run mostly, is taken back."""
@@ -143,7 +143,7 @@ def rewind(path: Path, step: int, say: Callable[[str], None]) -> None:
     """Drops the lines of a JSONL file that belong to steps after `step`, and those that are none, which it says."""
     if not path.exists():
         return
-    before = path.read_bytes()
+    before = _log_bytes(path)
     lines = before.splitlines()
     steps = [_step_of(line) for line in lines]
     if broken := steps.count(None):
@@ -151,6 +151,11 @@ def rewind(path: Path, step: int, say: Callable[[str], None]) -> None:
     kept = b"".join(line + b"\n" for line, its in zip(lines, steps, strict=True) if its is not None and its <= step)
     if kept != before:
         write_atomically(path, kept)
+
+
+def _log_bytes(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _step_of(line: bytes) -> int | None:

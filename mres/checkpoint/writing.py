@@ -57,8 +57,7 @@ class Writer:
     def write(self, job: Job) -> Path:
         """Writes and commits a checkpoint; called by all ranks together, which succeed or fail together.
 
-        Checkpoints of later steps, which a run has that was started again from an earlier one, are renamed to
-        "….superseded": nothing goes on from them any more.
+        Checkpoints of later steps, which a run has that went back, are superseded.
 
         Raises:
             NotFiniteError: a weight, moment or average is not finite; nothing was written.
@@ -177,13 +176,20 @@ def _make_room(root: Path) -> None:
 
 def _commit(part: Path, final: Path, job: Job, written: Mapping[str, FileFacts]) -> None:
     seal(part, job.step, job.state, job.config_yaml, written)
-    for later in committed(final.parent):
-        if step_of(later) > job.step:
-            superseded = aside(later, "superseded")
-            shutil.rmtree(superseded, ignore_errors=True)
-            later.rename(superseded)
-    fsync(final.parent)
+    supersede(final.parent, job.step)
     commit_folder(part, final)
+
+
+def supersede(root: Path, step: int) -> list[Path]:
+    """Renames the checkpoints of later steps, so that nothing goes on from them any more; their names before that."""
+    later = [folder for folder in committed(root) if step_of(folder) > step]
+    for folder in later:
+        superseded = aside(folder, "superseded")
+        shutil.rmtree(superseded, ignore_errors=True)
+        folder.rename(superseded)
+    if later:
+        fsync(root)
+    return later
 
 
 def _remove(folders: Iterable[Path], root: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mres.errors import about_os
-from mres.io.files import named
+from mres.io.files import check_regular, named
 
 # What waits for room on the disk: days of metrics, and little memory.
 _MOST_WAITING = 10_000
@@ -79,8 +79,9 @@ class AppendLog:
     def _append(self, content: bytes) -> None:
         with named(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
             try:
+                check_regular(descriptor, self.path)
                 before = self._cut_off(descriptor)
                 try:
                     _write_all(descriptor, content)

@@ -40,9 +40,7 @@ def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
     except ValueError as error:  # a zero byte, a lone surrogate
         raise OSError(errno.EINVAL, f"no file can be called so ({error})", str(path)) from None
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file of bytes", str(path))
+        found = check_regular(descriptor, path)
         if max_bytes is not None and found.st_size > max_bytes:
             why = f"it has {found.st_size:,} bytes; of such a file, at most {max_bytes:,} are read"
             raise OSError(errno.EFBIG, why, str(path))
@@ -50,6 +48,14 @@ def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def check_regular(descriptor: int, path: Path) -> os.stat_result:
+    """What the system says of an open file. Raises: OSError: it is a pipe, a device, a folder …"""
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file of bytes", str(path))
+    return found
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mres.checkpoint import store
 from mres.checkpoint.saver import Saver
+from mres.checkpoint.writing import supersede
 from mres.config import Config
 from mres.errors import UserError
 from mres.flops import utilisation
@@ -171,6 +172,10 @@ class _Session:
             evaluate=self.evaluations.make,
             callbacks=self.callbacks,
         )
+        if self.world.is_main:
+            # Before the lines go that belong to them: a kill before the first save must not bring them back.
+            for later in supersede(self.root, first_step):
+                self.log.say(f"{later} is of the run before, and now {later.name}.superseded")
         self.log.rewind(first_step)
         while True:
             self.callbacks.run_start(first_step)

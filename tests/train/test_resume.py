@@ -143,6 +143,23 @@ def test_starting_again_on_purpose(tmp_path: Path, config: Path) -> None:
     assert "run the same command again with checkpoint.resume=auto to go on" in stopped.output
 
 
+@pytest.mark.parametrize("again_from", ["never", "runs/run/checkpoints/step-00000005"])
+def test_what_came_before_a_new_start_is_over_with_it(tmp_path: Path, config: Path, again_from: str) -> None:
+    """Killed before its first save, it must not go on from what the old one had come to."""
+    due = ["checkpoint.every=5", "checkpoint.async_save=false", "checkpoint.keep=9"]
+    assert train(tmp_path, config, "run", *due).codes == [0]
+    reached = 5 if again_from != "never" else 0
+    killed = train(
+        tmp_path, config, "run", *due, f"checkpoint.resume={again_from}", raising=Raise(reached + 3, signal.SIGKILL)
+    )
+    assert killed.codes == [-signal.SIGKILL], killed.output
+    again = train(tmp_path, config, "run", *due)
+    assert again.codes == [0], again.output
+    assert ("going on at step" in again.output) == (reached > 0)
+    assert f"going on at step {STEPS}" not in again.output
+    assert [line["step"] for line in losses(tmp_path / "runs" / "run")] == list(range(1, STEPS + 1))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -23,6 +23,19 @@ VALUES = {
 }  # fmt: skip
 
 
+def test_a_pipe_in_the_place_of_a_log_is_refused_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    log = RunLog(tmp_path, enabled=True)
+    for use in (
+        lambda: log.rewind(3),
+        lambda: log.has("metrics.jsonl", 3),
+        lambda: log.append("metrics.jsonl", VALUES),
+        lambda: log.lines("metrics.jsonl"),
+    ):
+        with pytest.raises(OSError, match="a pipe"):
+            use()
+
+
 def test_rewind_drops_later_steps_and_a_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = [json.dumps({"step": step}) for step in range(1, 8)]
