@@ -197,6 +197,7 @@ def summarise(
     checkpoint: str,
     data: Mapping[str, Any],
     weights: str = "model",
+    manifest_sha256: str | None = None,
     trivial: Mapping[str, Sequence[ExpressionResult]] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
@@ -206,6 +207,7 @@ def summarise(
         threshold: probability from which a pixel was foreground.
         checkpoint: the checkpoint's folder, as the user may find it again.
         weights: which of the checkpoint's, "model" or "ema".
+        manifest_sha256: of the checkpoint's MANIFEST.json: a run that starts again writes others under the same name.
         data: the set: "folder", "fingerprint" (`ShardSet.fingerprint`), "split".
         trivial: trivial answers to the same expressions by name (`mres.evaluate.trivial`).
     """
@@ -216,6 +218,7 @@ def summarise(
         **all_figures_of(results),
         "trivial": {name: all_figures_of(answers) for name, answers in (trivial or {}).items()},
         "checkpoint": checkpoint,
+        "manifest_sha256": manifest_sha256,
         "weights": weights,
         "data": dict(data),
     }
@@ -235,7 +238,9 @@ def name_for(folder: Path, data: Mapping[str, Any]) -> str:
 
 def names_in(folder: Path) -> list[str]:
     """What the results in `folder` are called, those of the validation set first."""
-    found = {path.stem for path in folder.glob(f"{DEFAULT_NAME}*.json") if path.with_suffix(".jsonl").is_file()}
+    summaries = {path.stem: path.with_suffix(".json") for path in folder.glob(f"{DEFAULT_NAME}*.jsonl")}
+    # As `read_results` finds them: a killed writer may have left the summary aside.
+    found = {name for name, path in summaries.items() if path.is_file() or part_of(path).is_file()}
     return sorted(found, key=lambda name: (name != DEFAULT_NAME, name))
 
 
@@ -243,6 +248,14 @@ def name_on(folder: Path, fingerprint: str) -> str:
     """Of the results in `folder`, those on the set of that fingerprint; where there are none, the validation set's."""
     named = {name: _data_of(folder / f"{name}.json").get("fingerprint") for name in names_in(folder)}
     return next((name for name, found in named.items() if found == fingerprint), DEFAULT_NAME)
+
+
+def checkpoint_of(folder: Path, name: str) -> str | None:
+    """What the results of that name in `folder` are of; None where there are none that say it."""
+    try:
+        return str(read_json(folder / f"{name}.json")["checkpoint"])
+    except (OSError, JsonError, KeyError, TypeError):
+        return None
 
 
 def _data_of(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from mres.io.local import check_local
 from mres.io.progress import track
 from mres.records import ImageRecord, RecordError
 from mres.shards.reader import ShardSet
+from mres.shards.storage import is_remote
 from mres.stream.sets import open_set
 
 if TYPE_CHECKING:
@@ -105,10 +107,13 @@ def _write_down(
     config: Config, shards: ShardSet, sample: ShardSet, results: list[ExpressionResult], checkpoint: str, out: Path
 ) -> dict[str, Any]:
     """Rank 0 sets the trivial answers beside the model's and writes both down."""
-    from mres.evaluate.results import name_for, summarise, write_results
+    from mres.evaluate.results import checkpoint_of, name_for, summarise, write_results
     from mres.evaluate.trivial import trivial_answers
+    from mres.formats.folder import manifest_sha256
 
-    data = {"folder": shards.location, "fingerprint": shards.fingerprint, "split": config.data.split}
+    # Absolute: from another folder, a relative one would name another set.
+    folder = shards.location if is_remote(shards.location) else os.path.abspath(shards.location)
+    data = {"folder": folder, "fingerprint": shards.fingerprint, "split": config.data.split}
     held_out_records = track(map(shards.annotations, range(len(shards))), len(shards), "trivial answers")
     summary = summarise(
         results,
@@ -116,9 +121,12 @@ def _write_down(
         checkpoint=checkpoint,
         data=data,
         weights=config.evaluate.weights,
+        manifest_sha256=manifest_sha256(Path(checkpoint)),
         trivial=trivial_answers(_readable(sample), held_out_records),
     )
     name = name_for(out, data)
+    if (there := checkpoint_of(out, name)) not in (None, checkpoint):
+        print(f"note: the results of '{there}' in '{out}' are replaced (--out keeps both)", file=sys.stderr)
     write_results(out, results, summary, name)
     print(f"results: {out / name}.json and {name}.jsonl", file=sys.stderr)
     if cut := summary["cut_expressions"]:

@@ -14,6 +14,7 @@ from mres.config import Config, load_config
 from mres.credentials import cleaned
 from mres.errors import UserError
 from mres.evaluate.results import DEFAULT_NAME, ResultsError, names_in, read_results
+from mres.formats.folder import manifest_sha256
 from mres.io.json_files import JsonError, read_object
 from mres.stream.sets import open_set
 
@@ -135,6 +136,8 @@ def _results_in(folder: Path, name: str, checkpoint: Path, kind: Kind) -> tuple[
     mine, theirs = checkpoint.absolute().parts[-3:], evaluated.absolute().parts[-3:]
     if mine != theirs and checkpoint.absolute() != evaluated.absolute():
         return summary, f"of {'/'.join(theirs)}, not of {'/'.join(mine)}"
+    if summary.get("manifest_sha256") not in (None, manifest_sha256(checkpoint)):
+        return summary, f"of weights that '{checkpoint}' held before; evaluate again"
     weights = summary.get("weights", "model")
     return summary, "" if weights == kind else f"of the weights '{weights}', not of '{kind}'"
 

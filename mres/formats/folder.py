@@ -45,6 +45,12 @@ class Checkpoint:
         return bool(self.state.get("weights_only", False))
 
 
+def manifest_sha256(folder: Path) -> str | None:
+    """Which checkpoint lies there: the hash of its MANIFEST.json, which has those of all its files; None without one."""
+    manifest = folder / MANIFEST
+    return file_sha256(manifest) if manifest.is_file() else None
+
+
 @dataclass(frozen=True, slots=True)
 class FileFacts:
     """What the manifest says of a file."""

@@ -21,6 +21,7 @@ from mres.evaluate.segmenter import load
 from mres.export import folder
 from mres.export.folder import export
 from mres.formats.folder import CheckpointError
+from mres.io.files import file_sha256
 
 pytestmark = pytest.mark.slow
 TEXTS = ["the red box", "the top of the blue box"]
@@ -166,6 +167,17 @@ def test_the_moving_average_is_another_model_without_the_runs_figures(trained: T
     plain, averaged = (load(trained.folder / "exported" / name, device="cpu").model for name in ("tiny", "ema"))
     assert not np.array_equal(plain.head.kernel.weight.detach(), averaged.head.kernel.weight.detach())
     assert "moving average of the weights" in (trained.folder / "exported" / "ema" / "README.md").read_text()
+
+
+def test_figures_of_weights_that_a_checkpoint_held_before_are_not_taken(trained: Trained, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained.run, tmp_path / "tiny"))
+    summary = json.loads((run / "results.json").read_text())
+    (manifest,) = [p for p in run.glob("checkpoints/*/MANIFEST.json") if p.parent.name in summary["checkpoint"]]
+    assert summary["manifest_sha256"] == file_sha256(manifest)
+    assert any("figures of 1 evaluation" in line for line in export(run, tmp_path / "same"))
+    (run / "results.json").write_text(json.dumps({**summary, "manifest_sha256": "0" * 64}))
+    (line,) = export(run, tmp_path / "other")
+    assert "no figures in the card (results.json in the run's folder is of weights that " in line
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "origin.json"])
