@@ -74,7 +74,7 @@ def short_name(folder: str) -> str:
 def plain(text: object) -> str:
     """A text that came from outside, as a text: it stays in its line and its cell, and is neither HTML nor Markdown."""
     escaped = re.sub(r"([\\`*\[\]|~])", r"\\\1", _line(text))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"&(?=#?\w+;)", "&amp;", escaped).replace("<", "&lt;")
 
 
 def code(text: object) -> str:
