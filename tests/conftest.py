@@ -11,8 +11,9 @@ import preloaded
 import pytest
 import tiny_run
 
-# A suite that was started in the background ignores Ctrl-C and hands that on; tests send real ones to what they start.
+# A suite that was started in the background, or under nohup, ignores signals and hands that on; tests send real ones.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests are small, the machine is shared
 
 preloaded.preload()
