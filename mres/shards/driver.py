@@ -149,7 +149,7 @@ class Driver:
         try:
             kind = fsspec.get_filesystem_class(self._protocol)
         except ImportError as error:
-            needed = f"{install('remote')}, or what brings '{error.name or 'it'}'"
+            needed = f"{install('remote')} for S3 and Google's store"
             raise UserError(f"nothing is installed that reads '{self._location}' ({error}); {needed}") from None
         except ValueError:
             raise UserError(f"'{self._location}': fsspec knows no '{self._protocol}://'; check the URL") from None

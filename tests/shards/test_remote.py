@@ -247,7 +247,7 @@ def test_no_server(options: RemoteOptions) -> None:
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("abfs://container/set", r"nothing is installed that reads 'abfs://container/set' \(.*adlfs.*mres\[remote\]"),
+        ("abfs://container/set", r"nothing is installed that reads 'abfs://container/set' \(.*adlfs.*\[remote\]"),
         ("nonsense://x/set", "fsspec knows no 'nonsense://'"),
     ],
 )
