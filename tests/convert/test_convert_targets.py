@@ -333,7 +333,7 @@ def test_a_source_that_cannot_be_read_is_one_message_with_the_reason(source: Pat
     for name, reason in (
         (f"{LONG}.safetensors", "File name too long"),
         ("loop.safetensors", "Too many levels"),
-        ("folder.safetensors", "Is a directory"),
+        ("folder.safetensors", "it is a folder"),
     ):
         index.write_text(json.dumps({"weight_map": {"w": name}}))
         refused(f"'.*{name}' cannot be read: {reason}", index, out)
