@@ -15,6 +15,7 @@ from mres.evaluate.iou import BOTH
 from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR
 from mres.evaluate.results import DEFAULT_NAME, ExpressionResult, ResultsError, name_on, read_results
 from mres.evaluate.table import GROUP_LABELS, cell, kind_rows, result_rows
+from mres.formats.folder import manifest_sha256
 from mres.io.files import write_atomically
 from mres.io.json_files import JsonError, read_jsonl, read_object
 from mres.records import GRANULARITIES
@@ -50,6 +51,9 @@ def write_report(run_dir: Path, shards: ShardSet) -> Path:
             f"'{shards.location}' is not the shard set that '{run_dir}' was evaluated on: that was "
             f"'{evaluated.get('folder')}', fingerprint {fingerprint}; name it, or evaluate again"
         )
+    checkpoint = Path(str(summary["checkpoint"]))
+    if summary.get("manifest_sha256") not in (None, manifest_sha256(checkpoint)) and checkpoint.is_dir():
+        raise ResultsError(f"{name}.json in '{run_dir}' is of weights that '{checkpoint}' held before; evaluate again")
     page = _render(run_dir, name, summary, results, shards)
     path = run_dir / "report" / ("index.html" if name == DEFAULT_NAME else f"{name}.html")
     path.parent.mkdir(exist_ok=True)

@@ -239,7 +239,6 @@ def name_for(folder: Path, data: Mapping[str, Any]) -> str:
 def names_in(folder: Path) -> list[str]:
     """What the results in `folder` are called, those of the validation set first."""
     summaries = {path.stem: path.with_suffix(".json") for path in folder.glob(f"{DEFAULT_NAME}*.jsonl")}
-    # As `read_results` finds them: a killed writer may have left the summary aside.
     found = {name for name, path in summaries.items() if path.is_file() or part_of(path).is_file()}
     return sorted(found, key=lambda name: (name != DEFAULT_NAME, name))
 
@@ -250,21 +249,34 @@ def name_on(folder: Path, fingerprint: str) -> str:
     return next((name for name, found in named.items() if found == fingerprint), DEFAULT_NAME)
 
 
-def checkpoint_of(folder: Path, name: str) -> str | None:
-    """What the results of that name in `folder` are of; None where there are none that say it."""
-    try:
-        return str(read_json(folder / f"{name}.json")["checkpoint"])
-    except (OSError, JsonError, KeyError, TypeError):
-        return None
+def others(folder: Path, name: str, summary: Mapping[str, Any]) -> str | None:
+    """What the results of that name in `folder` are of, where that is something else than `summary` is of."""
+    there = _summary_of(folder / f"{name}.json")
+    same = not there or _identity(there) == _identity(summary)
+    return None if same else f"'{there.get('checkpoint')}' ({there.get('weights', 'model')})"
+
+
+def _identity(summary: Mapping[str, Any]) -> tuple[Any, ...]:
+    protocol = summary.get("protocol")
+    threshold = protocol.get("threshold") if isinstance(protocol, Mapping) else None
+    return summary.get("manifest_sha256") or summary.get("checkpoint"), summary.get("weights", "model"), threshold
 
 
 def _data_of(path: Path) -> dict[str, Any]:
     """The set that results are of, as far as they say it."""
-    try:
-        data = read_json(path)["data"]
-    except (OSError, JsonError, KeyError, TypeError):
-        return {}
+    data = _summary_of(path).get("data")
     return data if isinstance(data, dict) else {}
+
+
+def _summary_of(path: Path) -> dict[str, Any]:
+    """What results say of themselves, or what a killed writer has left aside of it (`read_results`); {} of none."""
+    for place in (path, part_of(path)):
+        try:
+            summary = read_json(place)
+        except (OSError, JsonError):
+            continue
+        return summary if isinstance(summary, dict) else {}
+    return {}
 
 
 def write_results(

@@ -107,7 +107,7 @@ def _write_down(
     config: Config, shards: ShardSet, sample: ShardSet, results: list[ExpressionResult], checkpoint: str, out: Path
 ) -> dict[str, Any]:
     """Rank 0 sets the trivial answers beside the model's and writes both down."""
-    from mres.evaluate.results import checkpoint_of, name_for, summarise, write_results
+    from mres.evaluate.results import name_for, others, summarise, write_results
     from mres.evaluate.trivial import trivial_answers
     from mres.formats.folder import manifest_sha256
 
@@ -125,8 +125,8 @@ def _write_down(
         trivial=trivial_answers(_readable(sample), held_out_records),
     )
     name = name_for(out, data)
-    if (there := checkpoint_of(out, name)) not in (None, checkpoint):
-        print(f"note: the results of '{there}' in '{out}' are replaced (--out keeps both)", file=sys.stderr)
+    if there := others(out, name, summary):
+        print(f"note: in '{out}', the results of {there} are replaced", file=sys.stderr)
     write_results(out, results, summary, name)
     print(f"results: {out / name}.json and {name}.jsonl", file=sys.stderr)
     if cut := summary["cut_expressions"]:

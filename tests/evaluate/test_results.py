@@ -15,6 +15,7 @@ from mres.evaluate.results import (
     merge_results,
     name_for,
     name_on,
+    others,
     read_results,
     summarise,
     write_results,
@@ -53,6 +54,20 @@ def numbered(number: int) -> list[ExpressionResult]:
 
 def summary_of(lines: list[ExpressionResult], **more) -> dict:
     return summarise(lines, threshold=0.5, checkpoint="runs/x/checkpoints/step-1", data={"folder": "val"}, **more)
+
+
+def test_results_of_other_weights_or_another_threshold_are_named_before_they_go(tmp_path: Path) -> None:
+    lines = numbered(3)
+    write_results(tmp_path, lines, summary_of(lines, manifest_sha256="a" * 64), "results")
+    same = summary_of(lines, manifest_sha256="a" * 64)
+    assert others(tmp_path, "results", same | {"checkpoint": "elsewhere"}) is None
+    assert others(tmp_path, "none", same) is None
+    for other in ({"manifest_sha256": "b" * 64}, {"weights": "ema"}, {"protocol": {"threshold": 0.9}}):
+        told = others(tmp_path, "results", same | other)
+        assert told is not None
+        assert "step-1" in told
+    (tmp_path / "results.json").rename(tmp_path / "results.json.part")
+    assert others(tmp_path, "results", same | {"weights": "ema"}), "a killed writer left it aside"
 
 
 @given(results())
