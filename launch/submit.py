@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 @exit_on_user_error
 def main() -> int:
     outlive_readers()
-    from mres.cluster.request import build_parser, make_request
+    from mres.cluster.options import build_parser
+    from mres.cluster.profiles import apply_profile, origin_lines
+    from mres.cluster.request import make_request
     from mres.config import load_config
 
-    options = build_parser(__doc__).parse_intermixed_args()
-
+    parser = build_parser(__doc__)
+    options = parser.parse_intermixed_args()
+    origins = apply_profile(options, parser)
     config = load_config(options.config, options.overrides)
     request = make_request(options, config)
     folder = config.run_dir.absolute() / "submitit"
     argv = ("--config", str(options.config.absolute()), *options.overrides)
     if options.dry_run:
         _print_plan(request, config, folder, argv)
+        for line in origin_lines(options, origins):
+            print(f"# {line}")
         return 0
     from mres.cluster.job import TrainJob
     from mres.supervise.slurm_env import free_port

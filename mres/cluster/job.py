@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from mres.cluster.request import SIGNAL_DELAY_S, Cluster
+from mres.cluster.request import Cluster
+from mres.cluster.values import SIGNAL_DELAY_S
 from mres.errors import exit_on_user_error
 from mres.supervise.launcher import is_lost, stop_without_launcher
 from mres.supervise.slurm_env import task_environment

@@ -15,7 +15,8 @@ import submitit
 from submitit.core.utils import pickle_load
 
 from mres.cluster.job import TrainJob
-from mres.cluster.request import NO_LIMIT_MIN, SIGNAL_DELAY_S, JobRequest
+from mres.cluster.request import NO_LIMIT_MIN, JobRequest
+from mres.cluster.values import SIGNAL_DELAY_S
 from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT
 
 _POLL_S = 0.2

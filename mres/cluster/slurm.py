@@ -8,7 +8,8 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from mres.cluster.job import TrainJob
-from mres.cluster.request import NO_LIMIT_MIN, SIGNAL_DELAY_S, JobRequest
+from mres.cluster.request import NO_LIMIT_MIN, JobRequest
+from mres.cluster.values import SIGNAL_DELAY_S
 from mres.errors import UserError
 
 

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mres.cluster.request import JobRequest, build_parser, make_request, parse_directives, parse_time_limit
+from mres.cluster.options import build_parser
+from mres.cluster.request import JobRequest, make_request
+from mres.cluster.values import parse_directives, parse_time_limit
 from mres.config import load_config
 from mres.errors import UserError
 
@@ -77,13 +79,15 @@ def test_directives_refused(options: list[str], words: str) -> None:
 
 def test_one_task_a_gpu() -> None:
     asked = request("--nodes", "4", "--gpus-per-node", "8", "--partition", "gpu", overrides=("data.workers=6",))
-    assert asked == JobRequest("slurm", 4, 8, 8, cpus_per_task=8, max_requeues=100, directives={"partition": "gpu"})
+    assert asked == JobRequest(
+        "slurm", 4, 8, 8, cpus_per_task=8, directives={"partition": "gpu"}, distribution="block:block", cpu_bind="cores"
+    )
     assert asked.world_size == 32
 
 
 def test_cpu_tasks() -> None:
     asked = request("--cluster", "local", "--tasks-per-node", "2")
-    assert (asked.gpus_per_node, asked.world_size, asked.max_requeues) == (0, 2, 0)
+    assert (asked.gpus_per_node, asked.world_size, asked.max_requeues, asked.step_options) == (0, 2, 0, ())
     assert request("--cluster", "local").world_size == 1
 
 
@@ -96,6 +100,10 @@ def test_cpu_tasks() -> None:
         ("--cluster local --cpus-per-task 3", "--cpus-per-task has no effect"),
         ("--cluster local --max-requeues 3", "--max-requeues has no effect"),
         ("--cluster debug --sbatch nice=1", "--sbatch has no effect with --cluster debug"),
+        ("--cluster local --profile a800", "--profile has no effect with --cluster local"),
+        ("--cluster local --env A=1", "--env has no effect with --cluster local"),
+        ("--gpus-per-node 1 --container-mounts /a:/b", "--container-mounts has no effect without --container-image"),
+        ("--gpus-per-node 1 --python /gone/python", "--python /gone/python: there is no program"),
         ("--cluster local --nodes 2", "--nodes 2 does not go with --cluster local"),
         ("--cluster debug --tasks-per-node 2", "runs one task in this process, not 2"),
         ("--cluster debug --time 60", "--time has no effect with --cluster debug"),
