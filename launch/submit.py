@@ -1,6 +1,6 @@
-"""Submits training to a SLURM cluster, or runs it on this machine, through submitit."""
+"""Submits training to a SLURM cluster, or runs it on this machine."""
 
-import shlex
+import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,6 @@ from mres.errors import exit_on_user_error
 from mres.io.output import outlive_readers
 
 if TYPE_CHECKING:
-    from mres.cluster.job import TrainJob
     from mres.cluster.request import JobRequest
     from mres.config import Config
 
@@ -27,53 +26,47 @@ def main() -> int:
     origins = apply_profile(options, parser)
     config = load_config(options.config, options.overrides)
     request = make_request(options, config)
-    folder = config.run_dir.absolute() / "submitit"
-    argv = ("--config", str(options.config.absolute()), *options.overrides)
+    run = _on_slurm if request.cluster == "slurm" else _on_this_machine
+    code = run(options, request, config)
     if options.dry_run:
-        _print_plan(request, config, folder, argv)
         for line in origin_lines(options, origins):
-            print(f"# {line}")
+            print(f"# {line}", file=sys.stderr)
+    return code
+
+
+def _on_slurm(options: argparse.Namespace, request: "JobRequest", config: "Config") -> int:
+    from mres.cluster import submission
+    from mres.cluster.script import Program
+
+    program = Program(Path(__file__).absolute().parents[1], _argv(options), Path.cwd())
+    if options.dry_run:
+        return submission.print_plan(request, config, program)
+    if options.script:
+        return submission.write_script(request, config, program, options.script)
+    return submission.submit(request, config, program)
+
+
+def _on_this_machine(options: argparse.Namespace, request: "JobRequest", config: "Config") -> int:
+    folder = config.run_dir.absolute() / "submitit"
+    what = f"{request.world_size} task(s) on this machine; their logs: {folder}"
+    if options.dry_run:
+        print(f"# {what}")
         return 0
+    from mres.cluster import local
     from mres.cluster.job import TrainJob
     from mres.supervise.slurm_env import free_port
 
     port = free_port() if request.cluster == "local" else None
-    return _run(TrainJob(request.cluster, argv, request.max_requeues, port), request, config, folder)
-
-
-def _run(job: "TrainJob", request: "JobRequest", config: "Config", folder: Path) -> int:
-    if request.cluster == "slurm":
-        from mres.cluster import slurm
-
-        submitted = slurm.submit(job, request, config.run.name, folder)
-        _print_submitted(str(submitted.job_id), request, folder)
-        return 0
-    from mres.cluster import local
-
+    job = TrainJob(request.cluster, _argv(options), request.max_requeues, port)
     if request.cluster == "debug":
         return local.run_debug(job, folder)
-    print(f"{request.world_size} tasks on this machine; their logs: {folder}", file=sys.stderr, flush=True)
+    print(what, file=sys.stderr, flush=True)
     return local.run_local(job, request, folder)
 
 
-def _print_plan(request: "JobRequest", config: "Config", folder: Path, argv: tuple[str, ...]) -> None:
-    if request.cluster == "slurm":
-        from mres.cluster import slurm
-
-        print(slurm.batch_text(request, config.run.name, folder), end="")
-    train = Path(__file__).with_name("train.py")
-    kind = "one a GPU" if request.gpus_per_node else "on CPUs"
-    print(f"# world size {request.world_size} = {request.nodes} node(s) x {request.tasks_per_node} task(s), {kind}")
-    print(f"# global batch: {config.data.images_per_batch} images x {config.data.expressions_per_image} expressions")
-    print(f"# each task: {shlex.join([sys.executable, str(train), *argv])}")
-    print(f"# logs: {folder / '%j_%t_log.out'}  (%j: job, %t: rank)")
-
-
-def _print_submitted(job_id: str, request: "JobRequest", folder: Path) -> None:
-    print(f"job {job_id}: {request.nodes} node(s) x {request.tasks_per_node} task(s), world size {request.world_size}")
-    print(f"follow: tail -F {shlex.quote(str(folder / f'{job_id}_0_log.out'))}    (rank R: {job_id}_R_log.out)")
-    print(f"state:  squeue -j {job_id}")
-    print(f"cancel: scancel {job_id}")
+def _argv(options: argparse.Namespace) -> tuple[str, ...]:
+    """What launch/train.py gets."""
+    return ("--config", str(options.config.absolute()), *options.overrides)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ QUESTIONS = (
     ("CLIP's names for tensors, whoever wrote the file", "pretrained/clip_names.py", "clip_parts"),
     ("which number oIoU is", "evaluate/iou.py", "oIoU"),
     ("the model card of an export", "export/card.py", "def "),
-    ("the text of the batch job that sbatch gets", "cluster/slurm.py", "batch"),
+    ("the text of the batch job that sbatch gets", "cluster/script.py", "script_text"),
+    ("what becomes of a job whose tasks have ended", "cluster/decide.py", "decide"),
 )
 
 

@@ -16,7 +16,6 @@ from submitit.core.utils import pickle_load
 
 from mres.cluster.job import TrainJob
 from mres.cluster.request import NO_LIMIT_MIN, JobRequest
-from mres.cluster.values import SIGNAL_DELAY_S
 from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT
 
 _POLL_S = 0.2
@@ -41,7 +40,7 @@ def run_local(job: TrainJob, request: JobRequest, folder: Path, grace_s: float =
         gpus_per_node=request.gpus_per_node,
         visible_gpus=_visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
         timeout_min=request.limit_min or NO_LIMIT_MIN,
-        signal_delay_s=SIGNAL_DELAY_S,
+        signal_delay_s=request.signal_delay_s,
         stderr_to_stdout=True,
     )
     # What is started meanwhile ignores Ctrl-C and a closed terminal: submitit's controller would kill the tasks after one

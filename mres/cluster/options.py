@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mres.cli import Parser
+from mres.cluster.limits import SIGNAL_DELAY_S
 from mres.cluster.values import SLURM_OPTIONS
 
 CLUSTERS = ("slurm", "local", "debug")
@@ -21,12 +22,25 @@ def build_parser(description: str | None) -> Parser:
     p.add_argument(
         "--cluster", choices=CLUSTERS, default="slurm", help="local: processes on this machine; debug: this process"
     )
-    p.add_argument("--dry-run", action="store_true", help="print what would be submitted, submit nothing")
+    instead = p.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--dry-run", action="store_true", help="print what would be submitted, write and submit nothing"
+    )
+    instead.add_argument(
+        "--script", type=Path, metavar="FILE", help="write the script that sbatch takes, submit nothing"
+    )
     p.add_argument("--nodes", type=_count, metavar="N", help="default 1")
     p.add_argument("--gpus-per-node", type=_count, metavar="N", help="one task is started a GPU")
     p.add_argument("--tasks-per-node", type=_count, metavar="N", help="for CPU nodes, instead of --gpus-per-node")
     p.add_argument(
         "--time", metavar="LIMIT", help="minutes, HH:MM:SS or D-HH:MM:SS; the job is requeued when it is over"
+    )
+    p.add_argument(
+        "--signal-delay",
+        type=_count,
+        metavar="SECONDS",
+        help="between the warning, at which training saves and ends, and the time limit; default: by what saving took in this"
+        f" run, else {SIGNAL_DELAY_S}",
     )
     _add_slurm_options(p.add_argument_group("SLURM only"))
     _add_container_options(p.add_argument_group("SLURM with the plugin pyxis only"))

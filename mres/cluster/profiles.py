@@ -18,7 +18,16 @@ _SHIPPED = Path(__file__).parents[2] / FOLDER
 _LISTS = ("setup", "srun-arg", "container-mounts")
 _MAPPINGS = ("env", "sbatch")
 KEYS = (
-    *("nodes", "gpus-per-node", "tasks-per-node", "cpus-per-task", "time", "max-requeues", *SLURM_OPTIONS),
+    *(
+        "nodes",
+        "gpus-per-node",
+        "tasks-per-node",
+        "cpus-per-task",
+        "time",
+        "signal-delay",
+        "max-requeues",
+        *SLURM_OPTIONS,
+    ),
     *("distribution", "cpu-bind", "python", "container-image", *_LISTS, *_MAPPINGS),
 )
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from mres.cluster.container import Container, make_container
+from mres.cluster.limits import SIGNAL_DELAY_S, parse_time_limit, signal_delay
 from mres.cluster.values import (
     SLURM_OPTIONS,
     check_setup,
     parse_directives,
     parse_env,
     parse_srun_args,
-    parse_time_limit,
 )
 from mres.config import Config
 from mres.errors import UserError
@@ -26,7 +26,18 @@ NO_LIMIT_MIN = 365 * 24 * 60  # what submitit reckons with where there is no lim
 _LOCAL_STARTS = 6  # how often submitit's controller starts a local job
 _CODE = Path(__file__).parents[2]
 _SLURM_ONLY = (
-    *("profile", *SLURM_OPTIONS, "cpus_per_task", "max_requeues", "sbatch", "srun_arg", "setup", "env", "python"),
+    *(
+        "profile",
+        *SLURM_OPTIONS,
+        "cpus_per_task",
+        "max_requeues",
+        "sbatch",
+        "script",
+        "srun_arg",
+        "setup",
+        "env",
+        "python",
+    ),
     *("distribution", "cpu_bind", "container_image", "container_mounts"),
 )
 
@@ -35,10 +46,10 @@ _SLURM_ONLY = (
 class JobRequest:
     """Resources of one job: `nodes` x `tasks_per_node` tasks, one a GPU (or CPU tasks where `gpus_per_node` is 0).
 
-    `limit_min` is None where there is no limit but the partition's; `directives` are sbatch's own names and values
-    (True: a flag without a value). `setup` are lines of shell that come first, `env` the tasks' variables; those of
-    `private_env` are not written anywhere: sbatch is called with them. `step_options` are srun's, `container` is of
-    the tasks alone, and so is their interpreter, `python`.
+    `limit_min` is None where there is no limit but the partition's; all tasks are warned `signal_delay_s` before it.
+    `directives` are sbatch's own names and values (True: a flag without a value). `setup` are lines of shell that come
+    first, `env` the tasks' variables; those of `private_env` are not written anywhere: sbatch is called with them.
+    `step_options` are srun's, `container` is of the tasks alone, and so is their interpreter, `python`.
     """
 
     cluster: Cluster
@@ -47,6 +58,7 @@ class JobRequest:
     tasks_per_node: int
     cpus_per_task: int
     limit_min: int | None = None
+    signal_delay_s: int = SIGNAL_DELAY_S
     max_requeues: int = 100
     directives: Mapping[str, str | bool] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
@@ -71,6 +83,11 @@ class JobRequest:
             *(self.container.srun_options() if self.container else ()),
             *self.srun_args,
         )
+
+    @property
+    def controller_python(self) -> str:
+        """The interpreter of the batch script, which runs outside of the tasks' container."""
+        return sys.executable if self.container else self.python
 
     def task_words(self, **environ: str) -> tuple[str, ...]:
         """What a task's command begins with: the interpreter, in a container with the variables that its image may set."""
@@ -102,6 +119,9 @@ def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
         tasks_per_node=_tasks_on_a_node(options.cluster, options.gpus_per_node, options.tasks_per_node),
         cpus_per_task=options.cpus_per_task or config.data.workers + 2,
         limit_min=limit_min,
+        signal_delay_s=signal_delay(
+            options.signal_delay, limit_min, is_requeued=max_requeues > 0, run_dir=config.run_dir
+        ),
         max_requeues=max_requeues,
         directives={**named, **parse_directives(options.sbatch)},
         setup=check_setup(options.setup),
@@ -154,6 +174,8 @@ def _check_one_machine(options: argparse.Namespace) -> None:
         raise UserError(f"{where} runs one task in this process, not {tasks}; use --cluster local")
     if options.cluster == "debug" and options.time is not None:
         raise UserError(f"--time has no effect with {where}; remove it")
+    if options.signal_delay is not None and options.time is None:
+        raise UserError(f"--signal-delay has no effect with {where} without --time; remove it")
 
 
 def _check_fits(request: JobRequest, config: Config) -> None:

@@ -1,72 +1,167 @@
-"""Submission to SLURM through submitit: the batch text, and sbatch."""
+"""SLURM's commands, asked and read: the one place that runs them. Nothing but Python's own modules: nodes run it, too."""
 
+from __future__ import annotations
+
+import os
+import re
 import shutil
-from pathlib import Path
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
 
-from submitit import Job, SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.slurm.slurm import _make_sbatch_string
-
-from mres.cluster.job import TrainJob
-from mres.cluster.request import NO_LIMIT_MIN, JobRequest
-from mres.cluster.values import SIGNAL_DELAY_S
 from mres.errors import UserError
 
-
-class _BatchWriter(SlurmExecutor):
-    """submitit's executor, made to write its batch text also where there is no SLURM, and also without a time limit."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 1
-
-    def _make_submission_file_text(self, command: str, uid: str) -> str:
-        limit = self.parameters["time"]
-        parameters = {**self.parameters, "time": None if limit == NO_LIMIT_MIN else limit}
-        text: str = _make_sbatch_string(command=command, folder=self.folder, **parameters)
-        return text
-
-
-def batch_text(request: JobRequest, name: str, folder: Path) -> str:
-    """The script that sbatch gets; `%j` in its paths stands for the job's id."""
-    writer = _writer(request, name, folder)
-    text: str = writer._make_submission_file_text(writer._submitit_command_str, uid="")
-    return text
+_TIMEOUT_S = 60.0
+# slurmctld is restarted, or busy: what a decision depends on is asked again for so long.
+_PATIENCE_S, _AGAIN_S = 180.0, 5.0
+# What is said when it cannot be reached, and is no answer.
+_UNREACHABLE = (
+    "unable to contact",
+    "socket timed out",
+    "connection refused",
+    "try again",
+    "communication failure",
+    "zero bytes",
+)
 
 
-def submit(job: TrainJob, request: JobRequest, name: str, folder: Path) -> "Job[int]":
-    """Submits `job`; what it needs to start lies in `folder`, which every node must see.
+class SlurmError(Exception):
+    """A command of SLURM failed; SLURM's own words."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What scontrol shows of a job; times are seconds since 1970, None where SLURM has none."""
+
+    state: str
+    started_at: float | None
+    ends_at: float | None
+    limit_s: float | None
+    preempted_at: float | None
+    nodes: str
+    excluded: str
+
+    @property
+    def limit_at(self) -> float | None:
+        """When its time is up; `ends_at` is that, too, but of a job that was cancelled when it was."""
+        return None if self.started_at is None or self.limit_s is None else self.started_at + self.limit_s
+
+
+def ask(*command: str) -> str:
+    """What a command prints.
 
     Raises:
-        UserError: if this machine has no sbatch, or sbatch refuses the job.
+        SlurmError: it is not there, failed or did not answer.
     """
+    # The times of all clocks alike, whatever the user's taste.
+    environ = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environ)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SlurmError(f"'{' '.join(command)}': {error}") from None
+    if done.returncode:
+        raise SlurmError(plain_words(done.stderr or done.stdout) or f"exit code {done.returncode}")
+    return done.stdout
+
+
+def plain_words(said: str) -> str:
+    """SLURM's words on one line, each once, without the names of its commands."""
+    lines = [re.sub(r"^(?:\w+: )?(?:error|fatal|slurm_\w+ error): ", "", line.strip()) for line in said.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line))
+
+
+def show_job(job: str) -> Job:
+    """Raises: SlurmError: it is not known, or SLURM does not answer."""
+    shown = ask("scontrol", "show", "job", "--oneliner", job)
+
+    def value(key: str) -> str:
+        found = re.search(rf"(?:^|\s){key}=(\S*)", shown)
+        return found[1] if found and found[1] not in ("(null)", "None", "Unknown") else ""
+
+    def moment(key: str) -> float | None:
+        return float(value(key)) if re.fullmatch(r"\d+", value(key)) else None
+
+    return Job(
+        state=value("JobState"),
+        started_at=moment("StartTime"),
+        ends_at=moment("EndTime"),
+        limit_s=_seconds(value("TimeLimit")),
+        preempted_at=moment("PreemptTime"),
+        nodes=value("NodeList"),
+        excluded=value("ExcNodeList"),
+    )
+
+
+def requeue(job: str) -> None:
+    """Has it started again. Raises: SlurmError."""
+    ask("scontrol", "requeue", job)
+
+
+def cancel(job: str) -> None:
+    """Ends it for good. Raises: SlurmError."""
+    ask("scancel", job)
+
+
+T = TypeVar("T")
+
+
+def patiently(question: Callable[[], T], patience_s: float = _PATIENCE_S) -> T:
+    """Asks again as long as slurmctld cannot be reached. Raises: SlurmError."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return question()
+        except SlurmError as error:
+            if not any(words in str(error).lower() for words in _UNREACHABLE) or time.monotonic() > deadline:
+                raise
+        time.sleep(_AGAIN_S)
+
+
+def check_commands() -> None:
+    """Raises: UserError: this machine has no sbatch."""
     if shutil.which("sbatch") is None:
         raise UserError(
-            "there is no sbatch on PATH: submit from a login node of the cluster, print the batch text with --dry-run,"
+            "there is no sbatch on PATH: submit from a login node of the cluster, write the batch script with --script FILE,"
             " or train on this machine with --cluster local"
         )
-    try:
-        return _writer(request, name, folder).submit(job)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"sbatch refused the job: {error}") from None
 
 
-def _writer(request: JobRequest, name: str, folder: Path) -> _BatchWriter:
-    cpus = request.cpus_per_task
-    writer = _BatchWriter(folder, max_num_timeout=request.max_requeues)
-    writer.update_parameters(
-        job_name=name,
-        nodes=request.nodes,
-        ntasks_per_node=request.tasks_per_node,
-        cpus_per_task=cpus,
-        signal_delay_s=SIGNAL_DELAY_S,
-        stderr_to_stdout=True,
-        wckey=None,  # submitit's own default is refused where keys are tracked
-        additional_parameters={"requeue" if request.max_requeues else "no-requeue": True, **request.directives},
-        # srun does not take --cpus-per-task over from sbatch (SLURM 22.05 and later): one core a task without these.
-        setup=[f"export SRUN_CPUS_PER_TASK={cpus}"],
-        srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", "--open-mode=append"],
-        time=request.limit_min or NO_LIMIT_MIN,
-        **({"gpus_per_node": request.gpus_per_node} if request.gpus_per_node else {}),
-    )
-    return writer
+def submit(script: str, environ: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Gives the script to sbatch, in the environment that the job is to have; a process whose first line of output is the job's number.
+
+    It goes on as long as sbatch does, with `--sbatch wait` to the job's end.
+    """
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(["sbatch", "--parsable"], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environ)
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:  # refused before it was read
+        process.stdin.write(script)
+    return process
+
+
+def job_number(sbatch: subprocess.Popen[str]) -> str:
+    """The number of the job that was submitted.
+
+    Raises:
+        UserError: sbatch refuses it; SLURM's words.
+    """
+    assert sbatch.stdout is not None
+    assert sbatch.stderr is not None
+    number = sbatch.stdout.readline().strip().partition(";")[0]  # "12;cluster" of several clusters
+    if number.isdigit():
+        return number
+    said = plain_words(sbatch.stderr.read())
+    sbatch.wait()
+    raise UserError(f"sbatch refused the job: {said or 'it says no reason'}")
+
+
+def _seconds(limit: str) -> float | None:
+    """Of SLURM's form D-HH:MM:SS; None where there is no limit."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,13 +1,10 @@
-"""The values of options as texts: time limits, and what is handed on to sbatch, to srun and into the tasks' environment."""
+"""The values of options as texts: what is handed on to sbatch, to srun and into the tasks' environment."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 
 from mres.credentials import names_secret, redacted
 from mres.errors import UserError
-
-SIGNAL_DELAY_S = 120  # between SLURM's warning and the end: enough to finish the step and save
 
 SLURM_OPTIONS = {
     "partition": "partition of the cluster",
@@ -26,7 +23,8 @@ _OF_SBATCH = {
     "job-name": "use the override run.name=... instead",
     "output": "use the override run.dir=... instead",
     "error": "use the override run.dir=... instead",
-    **dict.fromkeys(("signal", "requeue", "no-requeue", "open-mode", "array", "ntasks", "gpus", "chdir"), _REQUEUEING),
+    "signal": "use --signal-delay instead",
+    **dict.fromkeys(("requeue", "no-requeue", "open-mode", "array", "ntasks", "gpus", "chdir"), _REQUEUEING),
 }
 _OF_SRUN = {
     "nodes": "use --nodes instead",
@@ -43,27 +41,6 @@ _OF_SRUN = {
     **dict.fromkeys(("ntasks", "nodelist", "relative", "multi-prog"), _RANKS),
 }
 _OWN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-
-def parse_time_limit(text: str) -> int:
-    """Minutes of one of SLURM's forms: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS; seconds round up.
-
-    Raises:
-        UserError: for any other form, or too little time to get anything done.
-    """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if match is None:
-        raise UserError(f"--time {text!r}: expected minutes (90), HH:MM:SS (12:00:00) or D-HH:MM:SS (2-00:00:00)")
-    days, first, second, third = (int(part or 0) for part in match.groups())
-    if match[1] is None and match[4] is None:
-        first, second, third = 0, first, second  # minutes, not hours, come first
-    minutes = math.ceil((((days * 24 + first) * 60 + second) * 60 + third) / 60)
-    if minutes * 60 <= 2 * SIGNAL_DELAY_S:
-        raise UserError(
-            f"--time {text!r} is too short: a job is asked to save and end {SIGNAL_DELAY_S} seconds before its limit;"
-            f" give at least {2 * SIGNAL_DELAY_S // 60 + 1} minutes"
-        )
-    return minutes
 
 
 def parse_directives(options: Sequence[str]) -> dict[str, str | bool]:

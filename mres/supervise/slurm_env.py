@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Mapping
 
 from mres.errors import UserError
+from mres.supervise.stop_request import PREEMPTED_EXIT
 
 MASTER_PORTS = range(10_000, 30_000)  # above the services' ports, below the ephemeral ones (32768 on Linux)
 
@@ -30,6 +31,14 @@ def task_environment(environ: Mapping[str, str], local_port: int | None = None) 
 def is_slurm_task(environ: Mapping[str, str]) -> bool:
     """Whether srun started this process; a batch script and an salloc shell see the job's variables alone."""
     return "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ
+
+
+def task_exit(code: int, environ: Mapping[str, str]) -> int:
+    """The exit code of a task that would end with `code`: of those that srun started, rank 0 alone says that all were stopped.
+
+    All are, together, and srun (--kill-on-bad-exit) would end rank 0 in the middle of its words for another rank's code.
+    """
+    return 0 if code == PREEMPTED_EXIT and is_slurm_task(environ) and environ.get("RANK", "0") != "0" else code
 
 
 def free_port() -> int:

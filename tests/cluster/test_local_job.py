@@ -62,7 +62,7 @@ def test_user_error_is_exit_code_2_and_one_line(tmp_path: Path, capfd: pytest.Ca
 def test_preempted_tasks_start_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "save_and_stop", str(tmp_path), max_requeues=5) == 0
     shown = capfd.readouterr().out
-    assert shown.index("everything is saved, requeueing") < shown.index("rank 0 goes on")
+    assert shown.index("everything is saved, starting again") < shown.index("rank 0 goes on")
 
 
 def test_preempted_tasks_end_where_no_restart_was_asked_for(tmp_path: Path) -> None:

@@ -20,19 +20,6 @@ def note_rank(argv: list[str]) -> int:
     return 0
 
 
-def all_reduce(argv: list[str]) -> int:
-    """Sums the ranks over gloo: the environment is one that works."""
-    import torch
-    from torch import distributed
-
-    distributed.init_process_group("gloo")
-    total = torch.tensor(distributed.get_rank() + 1)
-    distributed.all_reduce(total)
-    print(f"sum {int(total)} of {distributed.get_world_size()} ranks")
-    distributed.destroy_process_group()
-    return 0
-
-
 def save_and_stop(argv: list[str]) -> int:
     """The first time stops as the trainer does when it is preempted; the second time goes on to the end."""
     rank = os.environ["RANK"]
@@ -47,14 +34,6 @@ def save_and_stop(argv: list[str]) -> int:
         time.sleep(0.01)
     done.touch()
     return stop.exit_code
-
-
-def signalled_early(argv: list[str]) -> int:
-    """The warning comes before the trainer has its own handlers."""
-    if os.environ["RANK"] == "0":
-        os.kill(os.getpid(), signal.SIGUSR2)
-    time.sleep(30)
-    return 0
 
 
 def always_preempted(argv: list[str]) -> int:

@@ -36,9 +36,9 @@ def test_dry_run_prints_the_batch_text_and_the_plan(config: Path) -> None:
     assert lines[0] == "#!/bin/bash"  # fit to be kept as a file
     assert "#SBATCH --time=2880" in lines
     assert "#SBATCH --cpus-per-task=4" in lines
-    assert "# world size 32 = 4 node(s) x 8 task(s), one a GPU" in lines
-    (task,) = [line for line in lines if line.startswith("# each task: ")]
-    assert task.endswith(f"launch/train.py --config {config} optim.lr=1e-3 train.steps=9")
+    assert "World size 32 = 4 node(s) x 8 task(s), one a GPU" in done.stdout
+    assert lines[-1].endswith(f"launch/train.py --config {config} optim.lr=1e-3 train.steps=9")
+    assert "this is a plan" in done.stderr
     assert not (config.parent / "my runs").exists()
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
 
@@ -46,7 +46,7 @@ def test_dry_run_prints_the_batch_text_and_the_plan(config: Path) -> None:
 def test_dry_run_on_this_machine(config: Path) -> None:
     done = submit(config, "--cluster", "local", "--tasks-per-node", "2", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "# world size 2 = 1 node(s) x 2 task(s), on CPUs" in done.stdout
+    assert "2 task(s) on this machine" in done.stdout
     assert "#SBATCH" not in done.stdout
 
 
