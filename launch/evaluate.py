@@ -8,6 +8,7 @@ import sys
 from mres.errors import exit_on_user_error
 from mres.io.processes import end_process
 from mres.supervise.launcher import stop_without_launcher
+from mres.supervise.rendezvous import tell_refusal
 
 
 def main() -> int:
@@ -18,4 +19,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     stop_without_launcher()
-    end_process(exit_on_user_error(main)())
+    end_process(exit_on_user_error(main, tell_refusal)())

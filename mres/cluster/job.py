@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mres.cluster.request import Cluster
 from mres.errors import exit_on_user_error
 from mres.supervise.launcher import is_lost, stop_without_launcher
+from mres.supervise.rendezvous import tell_refusal
 from mres.supervise.slurm_env import task_environment
 from mres.supervise.stop_request import PREEMPTED_EXIT
 
@@ -44,7 +45,7 @@ class TrainJob:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             stop_without_launcher()
         entry = resolve_name(self.entry)
-        code = exit_on_user_error(lambda: entry(list(self.argv)))()
+        code = exit_on_user_error(lambda: entry(list(self.argv)), tell_refusal)()
         if code == PREEMPTED_EXIT and self.max_requeues and not is_lost():  # else nobody would start it again
             self._start_again(int(os.environ["RANK"]))
         return code

@@ -43,12 +43,14 @@ def differences(all_ranks: Sequence[Mapping[str, str | None]]) -> list[str]:
             by_value.setdefault(facts.get(key), []).append(rank)
         if len(by_value) > 1:
             few_first = sorted(by_value.items(), key=lambda item: (len(item[1]), item[1]))
-            found.append(f"{key}: " + ", ".join(f"{_ranks(ranks)} {_has(ranks)} {value}" for value, ranks in few_first))
+            found.append(
+                f"{key}: " + ", ".join(f"{in_words(ranks)} {_has(ranks)} {value}" for value, ranks in few_first)
+            )
     return found
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    """[0, 1, 2, 5] as "ranks 0-2, 5"."""
+def in_words(ranks: Sequence[int]) -> str:
+    """Ranks [0, 1, 2, 5] as "ranks 0-2, 5"."""
     spans: list[list[int]] = []
     for rank in ranks:
         if spans and rank == spans[-1][-1] + 1:

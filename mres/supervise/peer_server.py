@@ -43,7 +43,7 @@ class PeerServer:
     """Listens on a port of its own from the start on; `token` is what a peer must show."""
 
     def __init__(self, num_ranks: int, *, loopback: bool) -> None:
-        self._server = close_after_fork(socket.create_server(("127.0.0.1" if loopback else "", 0), backlog=num_ranks))
+        self._server = listen(0, backlog=num_ranks, loopback=loopback)
         self._wake, self._waker = map(close_after_fork, socket.socketpair())
         self.port, self.token = int(self._server.getsockname()[1]), os.urandom(16).hex()
         self._peers: dict[socket.socket, _Peer] = {}
@@ -136,6 +136,19 @@ class PeerServer:
             for connection, peer in self._peers.items():
                 if peer.rank is not None:
                     send(connection, self._lost)
+
+
+def listen(port: int, *, backlog: int, loopback: bool = False) -> socket.socket:
+    """Listens at all of this machine's addresses, of IPv4 and IPv6, or at 127.0.0.1 alone; not in forked processes.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    if not loopback and socket.has_dualstack_ipv6():
+        with suppress(OSError):  # taken, or there is no IPv6
+            both = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog)
+            return close_after_fork(both)
+    return close_after_fork(socket.create_server(("127.0.0.1" if loopback else "", port), backlog=backlog))
 
 
 def send(connection: socket.socket, message: Mapping[str, Any]) -> None:

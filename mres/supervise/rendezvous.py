@@ -6,7 +6,7 @@ or config is wrong, tells the others here (`tell_refusal`); no torch is imported
 
 from __future__ import annotations
 
-import datetime
+import json
 import os
 import socket
 import time
@@ -14,16 +14,19 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mres.errors import UserError
+from mres.supervise.agreement import in_words
+from mres.supervise.meeting_point import open_store, seek_store
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-_ARRIVED, _REFUSED, _TOLD, _HEARD = "arrived", "refused", "told", "heard"
+_ARRIVED, _REFUSED, _AWAY, _TOLD, _HEARD = "arrived", "refused", "away", "told", "heard"
 _LOOK_EVERY_S = 0.1
 _STAY_S = 10.0
-_SEEK_S = 20.0  # rank 0 imports torch before it opens the store
-_GREET_S = 5.0  # it may have left again while torch was imported
+_SEEK_S = 60.0  # rank 0 imports torch before it opens the store
 _HEAR_S = 60.0  # torchrun's store is there before any rank
+_MORE_S = 2.0  # what keeps one rank away mostly keeps others away, too
+_MOST_LINES = 20
 
 _came = False  # this process to the rendezvous: from then on all hear of an error in other ways
 
@@ -38,7 +41,7 @@ def rendezvous(rank: int, size: int, timeout_s: float) -> dist.Store:
     _came = True
     import torch.distributed as dist
 
-    store = _open(rank, timeout_s)
+    store = open_store(rank, size, timeout_s)
     alone = store.add(f"rank/{rank}", 1) == 1
     if not alone:
         store.set(_REFUSED, f"two processes have RANK={rank}; give each its own, or start through torchrun or srun")
@@ -48,6 +51,8 @@ def rendezvous(rank: int, size: int, timeout_s: float) -> dist.Store:
     while not arrived or store.add(_ARRIVED, 0) < size:
         if alone and not arrived and store.check(["size/0"]):
             arrived = _is_of_this_world(store, rank, size)
+        if rank == 0 and store.add(_AWAY, 0):
+            store.compare_set(_REFUSED, "", _of_those_away(store, size))
         if time.monotonic() > deadline:
             missing = ", ".join(str(r) for r in range(size) if not _is_there(store, r))
             store.set(
@@ -79,35 +84,43 @@ def _is_of_this_world(store: dist.Store, rank: int, size: int) -> bool:
 
 
 def tell_refusal(message: str) -> bool:
-    """Before the rendezvous: tells those that wait there what keeps this rank away, so that they end with "rank N: …".
+    """Before the rendezvous: tells those that wait there what keeps this rank away, so that they end with "rank N on …: …".
 
-    False where it could be left there, but rank 0 did not take it up in time. Where there is nobody to tell (one rank,
-    rank 0 itself, nobody at MASTER_ADDR:MASTER_PORT) nothing happens: rank 0 speaks, and had the same trouble.
+    False where rank 0 is not there, or does not take it up in time: then this rank must speak itself. A rank alone, and
+    rank 0, tell nobody: they speak anyway.
     """
     numbers = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
     if _came or not all(number.isdigit() for number in numbers):
         return True
     rank, size, port = map(int, numbers)
-    if not 0 < rank < size or port > 65535 or not _is_somebody_at(os.environ.get("MASTER_ADDR", ""), port):
+    if not 0 < rank < size or port > 65535 or not os.environ.get("MASTER_ADDR"):
         return True
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # rank 0 may end before; nobody wants its stack from here
-    import torch.distributed as dist
-
-    with suppress(dist.DistError):
-        store = _connect(port, _GREET_S, is_master=False)
-        store.compare_set(_REFUSED, "", f"rank {rank}: {message}")  # the first reason stays
+    store = seek_store(_SEEK_S)
+    if store is None:
+        return False
+    with suppress(RuntimeError):  # rank 0 is gone, and its own trouble said
+        store.set(f"{_AWAY}/{rank}", json.dumps([socket.gethostname(), message]))
+        store.add(_AWAY, 1)
         return _leave_with_all(store, rank, size, _HEAR_S)
     return True
 
 
-def _is_somebody_at(address: str, port: int) -> bool:
-    """Waits for a listener; by a bare socket, since a store that finds nobody complains at length."""
-    deadline = time.monotonic() + _SEEK_S
-    while address and (left := deadline - time.monotonic()) > 0:
-        with suppress(OSError), socket.create_connection((address, port), timeout=left):
-            return True
+def _of_those_away(store: dist.Store, size: int) -> str:
+    """What keeps ranks away, each reason once with the ranks and machines that it is of; waits a moment for others."""
+    deadline = time.monotonic() + _MORE_S
+    while store.add(_AWAY, 0) + store.add(_ARRIVED, 0) < size and time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY_S)
-    return False
+    reasons: dict[str, dict[str, list[int]]] = {}
+    for rank in range(size):
+        if store.check([key := f"{_AWAY}/{rank}"]):
+            host, message = json.loads(store.get(key))
+            reasons.setdefault(message, {}).setdefault(host, []).append(rank)
+    lines = [
+        f"{', '.join(f'{in_words(ranks)} on {host}' for host, ranks in hosts.items())}: {message}"
+        for message, hosts in reasons.items()
+    ]
+    more = [f"… and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    return "\n".join([*lines[:_MOST_LINES], *more])
 
 
 def _refusal(store: dist.Store, rank: int, size: int) -> str:
@@ -133,40 +146,3 @@ def _leave_with_all(store: dist.Store, rank: int, size: int, patience_s: float) 
     while not (is_heard := store.check([_HEARD])) and time.monotonic() < leave:
         time.sleep(_LOOK_EVERY_S)
     return bool(is_heard)
-
-
-def _open(rank: int, timeout_s: float) -> dist.Store:
-    import torch.distributed as dist
-
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    if not port.isdigit() or int(port) > 65535:
-        raise UserError(f"the environment variable MASTER_PORT={port!r} is not a port")
-    # torchrun's agent keeps the store and outlives its workers.
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        return _connect(int(port), timeout_s, is_master=rank == 0 and not of_agent)
-    except dist.DistError as error:
-        what = "cannot listen at" if rank == 0 and not of_agent else "found nobody at"
-        raise UserError(
-            f"rank {rank} {what} MASTER_ADDR:MASTER_PORT={address}:{port} ({_first_line(error)}); "
-            "another MASTER_PORT if it is taken; rank 0 must run on that machine"
-        ) from None
-
-
-def _connect(port: int, timeout_s: float, *, is_master: bool) -> dist.Store:
-    """The store, with names of its own for every restart of torchrun's."""
-    import torch.distributed as dist
-
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        port,
-        is_master=is_master,
-        timeout=datetime.timedelta(seconds=timeout_s),
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
-    return dist.PrefixStore(f"mres/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

@@ -6,17 +6,19 @@ import subprocess
 from collections.abc import Mapping
 
 from mres.errors import UserError
+from mres.supervise.lobby import MEETING
 from mres.supervise.stop_request import PREEMPTED_EXIT
 
 MASTER_PORTS = range(10_000, 30_000)  # above the services' ports, below the ephemeral ones (32768 on Linux)
+_PORTS_TO_TRY = 8
 
 
 def task_environment(environ: Mapping[str, str], local_port: int | None = None) -> dict[str, str]:
-    """The variables that torch.distributed reads, for the task that runs with `environ`.
+    """The variables that torch.distributed reads, for the task that runs with `environ`; MASTER_ADDR and MASTER_PORT stay as set.
 
     Args:
         environ: of a task that srun started, of one of submitit's local tasks, or of neither (a world of one).
-        local_port: where the local tasks meet; under SLURM the port follows from the job's id.
+        local_port: where the local tasks meet; under SLURM the port follows from the numbers of job and step.
 
     Raises:
         UserError: naming the variable of SLURM that is missing or cannot be read.
@@ -48,9 +50,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def job_port(job_id: int) -> int:
-    """The port at which a SLURM job's tasks meet: the same on every node, another one for jobs of nearby ids."""
-    return MASTER_PORTS[job_id % len(MASTER_PORTS)]
+def step_ports(job_id: int, step_id: int) -> list[int]:
+    """Where a SLURM step's tasks meet: the first of these that rank 0 can have; nearby jobs and steps have others."""
+    first = job_id + 1009 * step_id
+    return [MASTER_PORTS[(first + 4001 * n) % len(MASTER_PORTS)] for n in range(_PORTS_TO_TRY)]
+
+
+def ports_of_meeting(meeting: str, chosen: int) -> list[int]:
+    """Those of `MRES_MEETING`; `chosen` (MASTER_PORT) alone, where it is not the first of them but the user's own."""
+    job_id, step_id, _ = map(int, meeting.split("."))
+    ports = step_ports(job_id, step_id)
+    return ports if chosen == ports[0] else [chosen]
 
 
 def _local_environment(environ: Mapping[str, str], port: int | None) -> dict[str, str]:
@@ -66,17 +76,22 @@ def _slurm_environment(environ: Mapping[str, str]) -> dict[str, str]:
     counts = _tasks_per_node(_text(environ, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
     if node >= len(counts):
         raise UserError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE names {len(counts)} nodes")
-    return _variables(
+    job_id, step_id = _integer(environ, "SLURM_JOB_ID"), _integer(environ, "SLURM_STEP_ID")
+    nodes = _text(environ, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+    ranks = _variables(
         rank=_integer(environ, "SLURM_PROCID"),
         world=world,
         local_rank=_integer(environ, "SLURM_LOCALID"),
         local_world=counts[node],
-        host=reachable(first_host(_text(environ, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"))),
-        port=job_port(_integer(environ, "SLURM_JOB_ID")),
+        host=environ.get("MASTER_ADDR") or reachable(first_host(nodes)),
+        port=environ.get("MASTER_PORT") or step_ports(job_id, step_id)[0],
     )
+    return ranks | {MEETING: f"{job_id}.{step_id}.{environ.get('SLURM_RESTART_COUNT', '0')}"}
 
 
-def _variables(*, rank: int, world: int, local_rank: int, local_world: int, host: str, port: int) -> dict[str, str]:
+def _variables(
+    *, rank: int, world: int, local_rank: int, local_world: int, host: str, port: int | str
+) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),

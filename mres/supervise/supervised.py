@@ -33,6 +33,8 @@ def supervised(
     except BaseException as error:
         heartbeat.end(FAILED, in_one_line(error))
         raise
+    if world.network:
+        print(world.network, flush=True)
     monitor = PeerMonitor(world, partial(heartbeat.end, LOST))
     try:
         monitor.start()

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from mres.errors import UserError
+from mres.supervise.network import check_chosen_interface, choose_interface
 from mres.supervise.rank_env import REMEDY, read_rank_env
 from mres.supervise.rendezvous import rendezvous
 
@@ -22,13 +23,14 @@ SAVES = "mres_saves"
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Rank, size and device; `local_*` count the ranks of this machine."""
+    """Rank, size and device; `local_*` count the ranks of this machine. `network`: what rank 0 says of how they talk."""
 
     rank: int
     size: int
     local_rank: int
     local_size: int
     device: torch.device
+    network: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -47,6 +49,8 @@ def join_world(timeout_s: int) -> World:
     env = read_rank_env()
     if env.size > 1:
         _check_address()
+        check_chosen_interface()
+    network = ""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         # A launcher that shows every task only its own GPU leaves one device, whatever the local rank.
@@ -55,11 +59,13 @@ def join_world(timeout_s: int) -> World:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = datetime.timedelta(seconds=timeout_s)
-        # Alone there is no rendezvous: no address, no port.
-        store: dist.Store = dist.HashStore() if env.size == 1 else rendezvous(env.rank, env.size, timeout_s)
+        store: dist.Store = dist.HashStore()  # alone there is no rendezvous: no address, no port
+        if env.size > 1:
+            store = rendezvous(env.rank, env.size, timeout_s)
+            network = choose_interface(store, env.rank, env.size)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=env.rank, world_size=env.size)
         _wait_no_longer(timeout)
-    return World(env.rank, env.size, env.local_rank, env.local_size, device)
+    return World(env.rank, env.size, env.local_rank, env.local_size, device, network)
 
 
 def _wait_no_longer(timeout: datetime.timedelta) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -201,7 +202,7 @@ def test_environments_that_are_wrong(tmp_path: Path, config: Path) -> None:
 
 
 def test_world_sizes_that_do_not_fit(tmp_path: Path, config: Path) -> None:
-    """Wrong on all ranks: those that look for one to tell find nobody, here for less long, and are silent."""
+    """Wrong on all ranks: those that look for one to tell find nobody, here for less long, and speak themselves."""
     script = tmp_path / "train.py"
     script.write_text(
         "import runpy; from mres.supervise import rendezvous; rendezvous._SEEK_S = 0.5\n"
@@ -209,7 +210,9 @@ def test_world_sizes_that_do_not_fit(tmp_path: Path, config: Path) -> None:
     )
 
     def on_two(*arguments: str) -> Done:
-        return run(script, ["--config", str(config), *arguments], tmp_path, world_size=2)
+        done = run(script, ["--config", str(config), *arguments], tmp_path, world_size=2)
+        assert done.outputs[0] == done.outputs[1] or "run's folder" in done.output
+        return Done(done.codes, done.outputs[:1])
 
     refused(on_two(), "parallel.strategy=single runs on one rank and was launched on 2")
     ddp = "parallel.strategy=ddp"
@@ -251,7 +254,10 @@ def test_a_rank_that_is_wrong_alone_ends_all_of_them(tmp_path: Path, config: Pat
     """Rank 0 would wait for it for `parallel.timeout_s`, ten minutes."""
     arguments = ["--config", str(config), "parallel.strategy=ddp"]
     done = wait(start(wrong_on_rank_1, arguments, tmp_path, world_size=2), tmp_path)
-    refused(done, "error: rank 1: unknown key 'optim.lrr' (command line); did you mean 'optim.lr'?")
+    refused(
+        done,
+        f"error: rank 1 on {socket.gethostname()}: unknown key 'optim.lrr' (command line); did you mean 'optim.lr'?",
+    )
     assert done.outputs[1] == ""
 
 
@@ -261,7 +267,10 @@ def test_a_rank_that_is_wrong_alone_under_torchrun(tmp_path: Path, config: Path,
     done = command(*words, cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1, done.stderr
-    assert "error: rank 1: unknown key 'optim.lrr' (command line); did you mean 'optim.lr'?\n" in done.stderr
+    words = (
+        f"error: rank 1 on {socket.gethostname()}: unknown key 'optim.lrr' (command line); did you mean 'optim.lr'?\n"
+    )
+    assert words in done.stderr
 
 
 def test_an_override_behind_the_launchers_local_rank_counts(tmp_path: Path, config: Path) -> None:

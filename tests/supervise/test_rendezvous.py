@@ -1,17 +1,23 @@
 """The ranks' first meeting: who is missing, double or of another world is named, at once and everywhere."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from commands import PATIENCE_S
 
 from mres.errors import UserError
+from mres.supervise import lobby
 from mres.supervise import rendezvous as meeting
+from mres.supervise.lobby import MEETING
+from mres.supervise.meeting_point import connect
 from mres.supervise.rendezvous import rendezvous, tell_refusal
+from mres.supervise.slurm_env import MASTER_PORTS, step_ports
 from mres.testing import free_port
 
 
@@ -21,6 +27,20 @@ def address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setattr(meeting, "_STAY_S", 1.0)
+
+
+@pytest.fixture(params=["MASTER_PORT", "step"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As a launcher says where to meet, and as it follows from a SLURM step, whose first port somebody else has."""
+    monkeypatch.setattr(lobby, "_CALL_S", 0.5)
+    if request.param == "MASTER_PORT":
+        yield
+        return
+    job = free_port() - MASTER_PORTS[0]
+    monkeypatch.setenv(MEETING, f"{job}.0.0")
+    monkeypatch.setenv("MASTER_PORT", str(step_ports(job, 0)[0]))
+    with socket.create_server(("127.0.0.1", step_ports(job, 0)[0])):
+        yield
 
 
 def met(*ranks_and_sizes: tuple[int, int], timeout_s: float = 30) -> list[str]:
@@ -42,7 +62,7 @@ def met(*ranks_and_sizes: tuple[int, int], timeout_s: float = 30) -> list[str]:
         return list(pool.map(one, ranks_and_sizes))
 
 
-def test_all_meet() -> None:
+def test_all_meet(way: None) -> None:
     assert met((0, 3), (1, 3), (2, 3)) == ["met"] * 3
 
 
@@ -79,36 +99,47 @@ def test_what_is_no_port(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
         rendezvous(0, 2, 1)
 
 
-def teller(rank: int, size: int, hear_s: float) -> "subprocess.Popen[str]":
+def teller(rank: int, size: int, hear_s: float, message: str = "no such file") -> "subprocess.Popen[str]":
     """A rank that cannot come to the meeting; it prints whether somebody else says why."""
-    code = f"from mres.supervise import rendezvous; rendezvous._HEAR_S = {hear_s}; print(rendezvous.tell_refusal('no such file'))"
+    code = f"from mres.supervise import rendezvous; rendezvous._HEAR_S = {hear_s}; print(rendezvous.tell_refusal({message!r}))"
     environ = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def test_what_keeps_a_rank_away_is_known_on_all_that_came() -> None:
+def test_what_keeps_a_rank_away_is_known_on_all_that_came(way: None) -> None:
     process = teller(1, 3, hear_s=60)
-    assert met((0, 3), (2, 3), timeout_s=600) == ["rank 1: no such file"] * 2
+    assert met((0, 3), (2, 3), timeout_s=600) == [f"rank 1 on {socket.gethostname()}: no such file"] * 2
     assert process.communicate(timeout=PATIENCE_S)[0] == "True\n"
+
+
+def test_the_trouble_of_all_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "_MORE_S", PATIENCE_S)
+    others = [teller(rank, 5, hear_s=60, message="full" if rank == 3 else "no such file") for rank in (1, 2, 3)]
+    here = socket.gethostname()
+    assert met((0, 5), (4, 5), timeout_s=600) == [f"ranks 1-2 on {here}: no such file\nrank 3 on {here}: full"] * 2
+    assert [process.communicate(timeout=PATIENCE_S)[0] for process in others] == ["True\n"] * 3
 
 
 def test_who_is_not_heard_must_speak() -> None:
     """As under torchrun, whose store is there before rank 0."""
     port = int(os.environ["MASTER_PORT"])
-    store = meeting._connect(port, 60, is_master=True)
+    store = connect(port, 60, is_master=True)
     assert teller(1, 2, hear_s=0.5).communicate(timeout=PATIENCE_S)[0] == "False\n"
-    assert store.get("refused") == b"rank 1: no such file"
+    assert json.loads(store.get("away/1")) == [socket.gethostname(), "no such file"]
 
 
-@pytest.mark.parametrize(("rank", "size"), [("0", "2"), ("1", "2"), ("0", "1"), ("2", "2"), ("first", "2"), ("1", "")])
-def test_where_nobody_is_to_be_told_nothing_happens(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: str, size: str
+@pytest.mark.parametrize(
+    ("rank", "size", "is_known"),
+    [("0", "2", True), ("1", "2", False), ("0", "1", True), ("2", "2", True), ("first", "2", True), ("1", "", True)],
+)
+def test_where_nobody_is_to_be_told_only_who_is_silent_must_speak(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], way: None, rank: str, size: str, is_known: bool
 ) -> None:
     monkeypatch.setattr(meeting, "_came", False)
     monkeypatch.setattr(meeting, "_SEEK_S", 0.3)
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", size)
-    assert tell_refusal("no such file")
+    assert tell_refusal("no such file") is is_known
     assert capfd.readouterr() == ("", "")

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from mres.errors import UserError
-from mres.supervise.slurm_env import MASTER_PORTS, first_host, free_port, is_slurm_task, job_port, task_environment
+from mres.supervise.slurm_env import (
+    MASTER_PORTS,
+    first_host,
+    free_port,
+    is_slurm_task,
+    ports_of_meeting,
+    step_ports,
+    task_environment,
+)
 
 # Task 5 of a job of 2 nodes x 4 tasks, as srun sets it.
 SLURM = {
@@ -28,6 +36,7 @@ EXPECTED = {
     "LOCAL_WORLD_SIZE": "4",
     "MASTER_ADDR": "localhost",
     "MASTER_PORT": str(10_000 + 123456 % 20_000),
+    "MRES_MEETING": "123456.0.0",
 }
 
 
@@ -39,8 +48,11 @@ EXPECTED = {
         ({"SLURM_STEP_NUM_TASKS": "6"}, {"WORLD_SIZE": "6"}),  # a step smaller than its job
         ({"SLURM_STEP_NODELIST": "127.0.0.1"}, {"MASTER_ADDR": "127.0.0.1"}),
         ({"RANK": "99", "WORLD_SIZE": "100"}, {}),  # left over in the shell that submitted
-        ({"SLURM_JOB_ID": "20000"}, {"MASTER_PORT": "10000"}),
-        ({"SLURM_JOB_ID": "19999"}, {"MASTER_PORT": "29999"}),
+        ({"SLURM_JOB_ID": "20000"}, {"MASTER_PORT": "10000", "MRES_MEETING": "20000.0.0"}),
+        ({"SLURM_JOB_ID": "19999"}, {"MASTER_PORT": "29999", "MRES_MEETING": "19999.0.0"}),
+        ({"SLURM_STEP_ID": "1"}, {"MASTER_PORT": "14465", "MRES_MEETING": "123456.1.0"}),  # beside another in the job
+        ({"SLURM_RESTART_COUNT": "3"}, {"MRES_MEETING": "123456.0.3"}),
+        ({"MASTER_PORT": "4711", "MASTER_ADDR": "ib-n1"}, {"MASTER_PORT": "4711", "MASTER_ADDR": "ib-n1"}),
     ],
 )
 def test_slurm_task(changes: dict[str, str], expected: dict[str, str]) -> None:
@@ -113,6 +125,11 @@ def test_a_batch_script_is_no_task() -> None:
 
 
 def test_ports() -> None:
-    assert job_port(7) != job_port(8)
-    assert all(job_port(job_id) in MASTER_PORTS for job_id in (0, 1, 19_999, 20_000, 2**31))
+    for job, step in ((0, 0), (1, 0), (19_999, 0), (20_000, 3), (2**31, 4294967290)):
+        ports = step_ports(job, step)
+        assert len(set(ports)) == len(ports) > 4
+        assert set(ports) <= set(MASTER_PORTS)
+        assert ports_of_meeting(f"{job}.{step}.2", ports[0]) == ports
+        assert ports_of_meeting(f"{job}.{step}.2", 4711) == [4711]  # the user's own
+    assert not set(step_ports(7, 0)) & {*step_ports(8, 0), *step_ports(7, 1)}
     assert 1024 <= free_port() < 65_536
