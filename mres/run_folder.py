@@ -16,11 +16,12 @@ from typing import Any
 from mres.config import Config
 from mres.errors import UserError
 from mres.io.append_log import AppendLog
-from mres.io.files import open_regular, write_atomically
-from mres.io.json_files import JsonError, parse_object, read_jsonl
+from mres.io.files import open_regular, read_regular, write_atomically
+from mres.io.json_files import MAX_BYTES, JsonError, parse_object, read_jsonl
 from mres.io.locks import locked
 
 LOCK_NAME = "run.lock"
+_MAX_SIGNATURE = 1 << 12  # bytes
 DS_CONFIG_NAME = "ds_config.json"
 METRICS, EVALUATIONS, BATCHES = "metrics.jsonl", "evaluations.jsonl", "batches.jsonl"
 BAD_STEPS, ROLLBACKS, QUARANTINE = "bad_steps.jsonl", "rollbacks.jsonl", "quarantine.jsonl"
@@ -67,7 +68,7 @@ def write_start(config: Config, facts: Mapping[str, Any]) -> None:
     if config.parallel.ds_config is None:
         copy.unlink(missing_ok=True)  # of a launch before this one
     elif not (copy.exists() and copy.samefile(config.parallel.ds_config)):
-        write_atomically(copy, Path(config.parallel.ds_config).read_bytes())
+        write_atomically(copy, read_regular(Path(config.parallel.ds_config), MAX_BYTES))
 
 
 def _sign(descriptor: int) -> None:
@@ -80,8 +81,9 @@ def _sign(descriptor: int) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        return "host {host}, pid {pid}, since {since}".format(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError):  # it has the lock, and has not signed yet
+        signed = parse_object(read_regular(path, _MAX_SIGNATURE), str(path))
+        return "host {host}, pid {pid}, since {since}".format(**signed)
+    except (OSError, JsonError, LookupError):  # it has the lock, and has not signed yet
         return "which has just begun"
 
 

@@ -1,6 +1,7 @@
 """Credentials in URLs: refused wherever a path can be given, and in nothing that a run leaves."""
 
 import base64
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
-from commands import ROOT
+from commands import ROOT, command
 from remote_server import folder_over_http
 
 from mres.config import Config, ConfigError, load_config
@@ -175,6 +176,18 @@ def test_nothing_that_a_run_leaves_or_says_has_a_secret(
     do(ROOT / "tools" / "convert.py", str(run), str(folder / "converted"), "--to", "safetensors")
     with_secret = url.replace("http://", f"http://user:{SECRET}@")
     assert "data.train" in do(tiny_run.TRAIN, *chosen, f"data.train={with_secret}", code=2)
+    for words in (
+        ["tools/doctor.py", *chosen],
+        ["tools/doctor.py", "--json", *chosen],
+        ["mres.config", str(config), *chosen[2:]],
+        ["launch/train.py", "--dry-run", *chosen],
+        ["launch/submit.py", "--dry-run", "--tasks-per-node=1", "--time=10", *chosen],
+    ):
+        for given, codes in ((url, (0, 1)), (with_secret, (2,))):
+            done = command(*words, f"data.train={given}", folder=folder, environ={**os.environ, **environment})
+            assert done.returncode in codes, (words, done.stdout, done.stderr)
+            said.append(done.stdout + done.stderr)
+    said.append(command("tools/doctor.py", run, environ={**os.environ, **environment}).stdout)
     Path(environment["NETRC"]).write_text(f"machine 127.0.0.1 login user password {SECRET}wrong\n")
     shutil.rmtree(tmp_path / "cache")
     assert "netrc" in do(tiny_run.TRAIN, *chosen, f"data.train={url}", "run.name=other", code=2)

@@ -8,14 +8,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mres.credentials import cleaned, redacted
+from mres.credentials import cleaned
 from mres.evaluate import charts
 from mres.evaluate.gallery import CASE_GROUPS, gallery
 from mres.evaluate.iou import BOTH
 from mres.evaluate.overlay import PREDICTION_COLOUR, TRUTH_COLOUR
 from mres.evaluate.results import DEFAULT_NAME, ExpressionResult, ResultsError, name_on, read_results
 from mres.evaluate.table import GROUP_LABELS, cell, kind_rows, result_rows
-from mres.formats.folder import manifest_sha256
+from mres.formats.folder import manifest_sha256, saved_config
 from mres.io.files import write_atomically
 from mres.io.json_files import JsonError, read_jsonl, read_object
 from mres.records import GRANULARITIES
@@ -117,7 +117,7 @@ def _render(
         colours={"truth": f"#{bytes(TRUTH_COLOUR).hex()}", "prediction": f"#{bytes(PREDICTION_COLOUR).hex()}"},
         results_name=results_name,
         facts=_facts(run_dir, results_name, summary, shards),
-        config=redacted(config.read_text(encoding="utf-8")) if config.is_file() else "",
+        config=saved_config(config) if config.is_file() else "",
     )
 
 

@@ -13,9 +13,11 @@ from mres.formats.folder import CheckpointError
 from mres.formats.open_files import OpenFiles
 from mres.formats.torch_archive import TorchArchive
 from mres.formats.torch_pickle import TorchUnpickler
+from mres.io.files import read_regular
 from mres.io.unpickling import Inert
 
 EXTRA = "mres_ema.pt"  # what DeepSpeed has no place for
+_MAX_TAG = 1 << 12  # bytes of "latest"
 _OPTIM = re.compile(r"(bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_?optim_states\.pt")
 # All that DeepSpeed's files name beside torch's own; nothing of it is needed, and none of it is imported.
 _INERT = (
@@ -71,7 +73,7 @@ def _tag_folder(folder: Path) -> Path | None:
     # A link that leads nowhere is read, and told.
     if not latest.is_file() and (latest.exists() or not latest.is_symlink()):
         return None
-    tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+    tag = read_regular(latest, _MAX_TAG).decode(errors="replace").strip()
     if not tag or Path(tag).name != tag or tag in (".", "..") or "\0" in tag:
         raise CheckpointError(f"{latest} names {tag!r}, which is no name of a folder beside it")
     try:

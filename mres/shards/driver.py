@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from mres.errors import UserError, install
 from mres.shards.daemons import in_daemon
 from mres.shards.failures import Failure, classify, describe, http_status
+from mres.shards.versions import VERSIONS
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ class Driver:
     def __init__(self, location: str, timeout_s: float, retries: int, on_retry: Callable[[], None]) -> None:
         self._location, self._timeout_s, self._retries, self._on_retry = location, timeout_s, retries, on_retry
         self._protocol = location.split("://", 1)[0].lower()
-        self.tags: dict[str, str] = {}  # the versions that a server has told with the sizes
+        self._versions = VERSIONS.get(self._protocol)
+        self.tags: dict[str, str] = {}  # the versions that the store has told with the sizes
         self._lock = Lock()
         self._connected: Any = None
 
@@ -70,10 +72,12 @@ class Driver:
         return self._retried(url, what, lambda: self._read_range(url, start, end, tag))
 
     def _read_range(self, url: str, start: int, end: int, tag: str | None) -> bytes:
-        given: dict[str, Any] = {"start": start, "end": end}
-        if tag is not None:  # beside the headers that the user's configuration has
-            given["headers"] = {**self._filesystem().kwargs.get("headers", {}), "If-Match": tag}
-        return _whole(self._call("cat_file", url, **given), end - start)
+        if tag is None or self._versions is None:
+            content = self._call("cat_file", url, start=start, end=end)
+        else:
+            driver = self._filesystem()
+            content = self._awaited(self._versions.read(driver, driver._strip_protocol(url), start, end, tag))
+        return _whole(content, end - start)
 
     def _read(self, url: str, max_bytes: int) -> bytes:
         content = self._call("cat_file", url)
@@ -87,7 +91,7 @@ class Driver:
             raise FileNotFoundError(errno.ENOENT, "it is a folder, not a file", url)
         if found.get("size") is None:
             raise UserError(f"the store does not tell the size of '{url}'; use one that does (Content-Length)")
-        if self._protocol in ("http", "https") and not (tag := str(found.get("ETag") or "W/")).startswith("W/"):
+        if self._versions and (tag := self._versions.of(found)):
             self.tags[url] = tag
         return int(found["size"])
 
@@ -116,7 +120,7 @@ class Driver:
         if failure is Failure.FORBIDDEN:
             remedy = _CREDENTIALS.get(self._protocol, "check the credentials of its fsspec driver")
             raise UserError(f"the store refuses access to '{url}': {text}; {remedy}") from error
-        if http_status(error) == 412:
+        if http_status(error) == 412 or isinstance(error, FileExistsError):  # so gcsfs says it
             raise UserError(f"'{url}' was replaced in the store while it was read; start again") from error
         if failure is Failure.REFUSED:
             raise UserError(f"cannot fetch '{url}': {text}; check the URL and the store") from error
@@ -126,9 +130,11 @@ class Driver:
         filesystem = self._filesystem()
         path = filesystem._strip_protocol(url)
         if filesystem.async_impl:
-            coroutine = getattr(filesystem, f"_{method}")(path, **span)
-            return self._in_time(asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop))
+            return self._awaited(getattr(filesystem, f"_{method}")(path, **span))
         return self._in_time(in_daemon(partial(getattr(filesystem, method), path, **span)))
+
+    def _awaited(self, coroutine: Any) -> Any:
+        return self._in_time(asyncio.run_coroutine_threadsafe(coroutine, self._filesystem().loop))
 
     def _in_time(self, future: Future) -> Any:
         try:

@@ -12,7 +12,7 @@ from mres.sources.coco_masks import LEFT_OUT_BARE, has_no_mask, is_drawn, is_hel
 from mres.sources.image_folder import ImageFolder, plain_path
 from mres.sources.other_json import what_it_is
 from mres.sources.reading import JsonFile, add_paths, id_of, need_folder, read_image, record_ids
-from mres.sources.source import NothingLeftError, RecordSource, Unsized
+from mres.sources.source import NothingLeftError, RecordSource, Undrawn
 
 Annotation = dict[str, Any]
 Id: TypeAlias = int | str
@@ -239,7 +239,7 @@ def image_source(
     folder, own_ids = ImageFolder(images, file.file_names, notes), ids or file.record_ids()
     image_ids = _drawn(file, annotated if chosen is None else chosen, split, notes)
 
-    def make(number: int) -> ImageRecord | Unsized:
+    def make(number: int) -> Undrawn:
         image_id = image_ids[number]
         where = file.where(image_id)
         size = file.size(image_id, where)
@@ -252,7 +252,7 @@ def image_source(
                 raise NothingLeftError(f"{where}: none of its masks covers a pixel")
             return ImageRecord(own_ids[image_id], image, width, height, split, title, targets)
 
-        return made(*size) if size else Unsized(where, image, made)
+        return Undrawn(where, image, made, size)
 
     about = {"annotations": file.name, "annotations_sha256": file.sha256, "split": split, **description}
     return RecordSource(str(file.path), len(image_ids), make, about, notes, file.errors)

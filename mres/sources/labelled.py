@@ -23,7 +23,7 @@ from mres.sources.coco_masks import (
 )
 from mres.sources.object_parts import AnnotatedMask, assemble, make_target
 from mres.sources.reading import record_ids
-from mres.sources.source import NothingLeftError, RecordSource, Unsized
+from mres.sources.source import NothingLeftError, RecordSource, Undrawn
 
 _MAX_FILE_BYTES = 1 << 29
 INSIDE = 0.5  # a part belongs to the object that holds most of it, and at least this share
@@ -93,7 +93,7 @@ def labelled_source(
     targets_of = targets_of or instance_targets
     ids = record_ids(dict(enumerate(names)), alike=True)
 
-    def make(number: int) -> ImageRecord | Unsized:
+    def make(number: int) -> Undrawn:
         one = read(number)
 
         def made(height: int, width: int) -> ImageRecord:
@@ -105,7 +105,7 @@ def labelled_source(
                 raise NothingLeftError(f"{one.where}: no region has a label and a pixel")
             return ImageRecord(ids[number], one.image, width, height, split, description["format"], tuple(targets))
 
-        return made(*one.size) if one.size else Unsized(one.where, one.image, made)
+        return Undrawn(one.where, one.image, made, one.size)
 
     return RecordSource(name, len(names), make, {**description, "split": split}, notes)
 

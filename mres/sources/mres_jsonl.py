@@ -17,7 +17,7 @@ from mres.record_checks import record_from_json
 from mres.records import MAX_SIDE, MAX_TARGETS, ImageRecord, RecordError, Rle
 from mres.sources.coco_masks import EmptyMaskError, MaskSizeError, annotation_mask, bounding_box, empty_mask
 from mres.sources.mask_files import read_mask
-from mres.sources.reading import add_paths, image_file
+from mres.sources.reading import add_paths, image_file, misfit_of
 from mres.sources.source import RecordSource
 
 _MAX_LINE = 1 << 27  # bytes; ten thousand large masks are fewer
@@ -74,7 +74,7 @@ def mres_jsonl(records: Path, *, split: str | None, allow_outside: bool = False)
         try:
             return record_from_json(masks.as_run_lengths(value, where), image, where)
         except MaskSizeError as error:
-            raise RecordError(f"{error}; the image: {read_header(image).sizes()}") from None
+            raise misfit_of(error, read_header(image)) from None
 
     def place_of(number: int) -> str:
         return f"{records}:{offsets[number][0]}"

@@ -94,7 +94,7 @@ def _header(image: bytes, where: str) -> Header:
 
 
 def in_size_of_masks(image: bytes, where: str, made: Callable[[int, int], Made], frame: Frame = "auto") -> Made:
-    """made(height, width), which reads the image's mask files: of the upright picture, or where those do not fit, as stored.
+    """made(height, width), which draws the image's masks: of the upright picture, or where those do not fit, as stored.
 
     Args:
         frame: the one of the two that was chosen, if not "auto".
@@ -103,22 +103,20 @@ def in_size_of_masks(image: bytes, where: str, made: Callable[[int, int], Made],
         RecordError: not an image, or masks of neither size.
     """
     header = _header(image, where)
-    if frame != "auto":
-        width, height = header.size if frame == "stored" else header.upright_size
-        return made(height, width)
-    upright_width, upright_height = header.upright_size
-    try:
-        return made(upright_height, upright_width)
-    except MaskSizeError as error:
-        if header.orientation == 1:
-            raise
-        if header.size == header.upright_size:
-            raise RecordError(f"{error}; the image: {header.sizes()}") from None
-    stored_width, stored_height = header.size
-    try:
-        return made(stored_height, stored_width)
-    except MaskSizeError as error:
-        raise RecordError(f"{error}; the image: {header.sizes()}") from None
+    sizes = {"auto": (header.upright_size, header.size), "upright": (header.upright_size,), "stored": (header.size,)}
+    misfits = []
+    for width, height in dict.fromkeys(sizes[frame]):
+        try:
+            return made(height, width)
+        except MaskSizeError as error:
+            misfits.append(error)
+    raise misfits[-1] if header.orientation == 1 else misfit_of(misfits[-1], header, frame)
+
+
+def misfit_of(error: MaskSizeError, header: Header, frame: Frame = "auto") -> RecordError:
+    """The error, with the image's own size, or both of one that EXIF turns: its mask may be of the other one."""
+    chosen = "" if frame == "auto" else f" (--orientation {frame})"
+    return RecordError(f"{error}; the image: {header.sizes()}{chosen}")
 
 
 def record_ids(file_names: Mapping[Key, str], *, alike: bool) -> dict[Key, str]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mres.errors import shown
+from mres.pixels.picture import read_header
 from mres.record_checks import is_source_id
 from mres.records import MAX_EXPRESSION_CHARACTERS, Expression, ImageRecord, RecordError, Rle, SourceId, Target
 from mres.sources.coco_masks import (
     KEPT_EMPTY,
     LEFT_OUT_EMPTY,
+    MaskSizeError,
     annotation_mask,
     bounding_box,
     empty_mask,
@@ -18,9 +20,9 @@ from mres.sources.coco_masks import (
     union,
 )
 from mres.sources.image_folder import ImageFolder
-from mres.sources.reading import need_folder, read_image
+from mres.sources.reading import misfit_of, need_folder, read_image
 from mres.sources.refer_tables import Ref, RefTables, matched
-from mres.sources.source import CheckKept, NothingLeftError, RecordSource, Unsized
+from mres.sources.source import CheckKept, NothingLeftError, RecordSource, Undrawn
 
 Text: TypeAlias = Literal["sent", "raw"]
 TEXTS: tuple[Text, ...] = ("sent", "raw")
@@ -68,14 +70,18 @@ def ref_source(
     refused: list[str] = []
     reader = _TargetReader(tables, text, notes, refused, keeps_empty=is_held_out(split))
 
-    def make(number: int) -> ImageRecord | Unsized:
+    def make(number: int) -> Undrawn:
         image_id = image_ids[number]
         where = file.where(image_id)
         size = file.size(image_id, where)
         image = read_image(folder, file.images[image_id]["file_name"], where)
 
         def made(height: int, width: int) -> ImageRecord:
-            targets = tuple(reader.targets(refs_of[image_id], height, width))
+            misfits: list[MaskSizeError] = []
+            targets = tuple(reader.targets(refs_of[image_id], height, width, misfits))
+            if misfits and size is None:
+                raise misfits[0]
+            refused.extend(str(misfit_of(error, read_header(image))) for error in misfits)
             if not targets:
                 notes["images none of whose refs is left, left out"] += 1
                 raise NothingLeftError(
@@ -83,7 +89,7 @@ def ref_source(
                 )
             return ImageRecord(ids[image_id], image, width, height, split, title, targets)
 
-        return made(*size) if size else Unsized(where, image, made)
+        return Undrawn(where, image, made, size)
 
     about = {
         **description,
@@ -107,7 +113,8 @@ class _TargetReader:
         self._tables, self._text, self._notes, self._refused = tables, text, notes, refused
         self._keeps_empty = keeps_empty
 
-    def targets(self, refs: Sequence[Ref], height: int, width: int) -> Iterator[Target]:
+    def targets(self, refs: Sequence[Ref], height: int, width: int, misfits: list[MaskSizeError]) -> Iterator[Target]:
+        """Masks of another size go into `misfits`: the size may not be the one that they were drawn in."""
         for ref in refs:
             expressions = tuple(self._expressions(ref))
             if not expressions:
@@ -115,6 +122,9 @@ class _TargetReader:
                 continue
             try:
                 mask = empty_mask(height, width) if ref.no_target else self._mask(ref, height, width)
+            except MaskSizeError as error:
+                misfits.append(MaskSizeError(f"{error} (ref {ref.id})"))
+                continue
             except RecordError as error:
                 self._refused.append(f"{error} (ref {ref.id})")
                 continue

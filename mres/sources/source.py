@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 from mres.pixels.picture import read_header
 from mres.pixels.upright import ASSUMED, Frame, upright_record
 from mres.records import ImageRecord, RecordError
-from mres.sources.reading import in_size_of_masks
+from mres.sources.coco_masks import MaskSizeError
+from mres.sources.reading import in_size_of_masks, misfit_of
 
 
 class NothingLeftError(RecordError):
@@ -23,15 +24,21 @@ def any_counts(targets: int, expressions: int) -> None:
 
 
 @dataclass(frozen=True)
-class Unsized:
-    """An image whose annotation does not say its size: `made(height, width)` draws the masks, upright or as stored."""
+class Undrawn:
+    """An image whose masks `made(height, width)` draws: in the `size` that its annotation says, else upright or as stored."""
 
     where: str
     image: bytes
     made: Callable[[int, int], ImageRecord]
+    size: tuple[int, int] | None
 
     def drawn(self, frame: Frame, notes: "Counter[str]") -> ImageRecord:
-        """The record in the size of `frame`; "auto": upright, which is counted, unless run lengths are of the other size."""
+        """The record; in a size of "auto", upright, which is counted, unless run lengths are of the other size."""
+        if self.size:
+            try:
+                return self.made(*self.size)
+            except MaskSizeError as error:
+                raise misfit_of(error, read_header(self.image)) from None
         record = in_size_of_masks(self.image, self.where, self.made, frame)
         header = read_header(self.image)
         if frame == "auto" and (record.width, record.height) == header.upright_size != header.size:
@@ -51,7 +58,7 @@ class RecordSource:
         name: what messages call it: the file as the user gave it.
         total: how many records `annotated` is asked for, those that cannot be made included.
         annotated: record `number` (0 … total-1) as the format has it: the image's bytes as they are, masks as they were
-            drawn on it, upright or as stored (`Unsized`: in a size yet to be chosen); raises `RecordError`. Called in forked
+            drawn on it, upright or as stored (`Undrawn`: not drawn yet); raises `RecordError`. Called in forked
             processes, in any order.
         description: what they are made from (JSON values), the same on every machine: no absolute paths, no dates.
         errors: entries that were refused already; they come first, one record each.
@@ -67,7 +74,7 @@ class RecordSource:
 
     name: str
     total: int
-    annotated: Callable[[int], ImageRecord | Unsized]
+    annotated: Callable[[int], ImageRecord | Undrawn]
     description: dict[str, Any]
     notes: Counter[str] = field(default_factory=Counter)
     errors: Sequence[RecordError] = ()
@@ -82,7 +89,7 @@ class RecordSource:
     def make(self, number: int) -> ImageRecord:
         """Record `number` (0 … total-1), its image upright, of 8 bits, JPEG or PNG. Raises: RecordError."""
         found = self.annotated(number)
-        record = found.drawn(self.frame, self.notes) if isinstance(found, Unsized) else found
+        record = found.drawn(self.frame, self.notes) if isinstance(found, Undrawn) else found
         return upright_record(record, self.frame, self.name, self.notes)
 
     def __getitem__(self, number: int) -> ImageRecord:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mres.errors import UserError
+from mres.io.files import open_regular
+from mres.io.json_files import MAX_LINE_BYTES, JsonError, parse_object
 from mres.supervise.finding import Finding, ok, problem, warning
 from mres.supervise.heartbeat import ENDED, FAILED, FOLDER, LOST, Beat, file_system_time, is_silent, lagging, read_beats
 
@@ -137,9 +139,11 @@ def _remedy_for_all(run_dir: Path, beat: Beat) -> str:
 
 def _seconds_a_step(run_dir: Path) -> float:
     try:
-        *_, last = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return float(json.loads(last)["step_s"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_regular(run_dir / "metrics.jsonl") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_LINE_BYTES))
+            *_, last = file.read(MAX_LINE_BYTES).splitlines()
+        return float(parse_object(last, "metrics.jsonl")["step_s"])
+    except (OSError, JsonError, ValueError, KeyError, TypeError):
         return 0.0
 
 

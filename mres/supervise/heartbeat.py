@@ -24,6 +24,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mres.io.files import open_regular
+from mres.io.json_files import JsonError, parse_object
+
 FOLDER = "heartbeat"
 # Where a rank is that has not ended.
 PHASES = ("start", "data", "collective", "forward", "backward", "optimizer", "metrics", "checkpoint", "evaluate")
@@ -34,6 +37,7 @@ ENDED, FAILED, LOST = "end", "failed", "lost"
 _SILENT_S = 10.0
 # So many files a second are a light load for the file system of a cluster; more ranks write more rarely.
 _FILES_A_SECOND = 64
+_MAX_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +189,8 @@ def read_beats(run_dir: Path) -> dict[int, Beat]:
     """The heartbeats of a run's folder by rank; files that are none are left out."""
     beats = {}
     for path in sorted((run_dir / FOLDER).glob("rank-*.json")):
-        with suppress(OSError, ValueError, TypeError), path.open(encoding="utf-8") as file:
-            beat = Beat.from_json(json.load(file), os.fstat(file.fileno()).st_mtime)
+        with suppress(OSError, JsonError, ValueError, TypeError), open_regular(path, _MAX_BYTES) as file:
+            beat = Beat.from_json(parse_object(file.read(), str(path)), os.fstat(file.fileno()).st_mtime)
             beats[beat.rank] = beat
     return beats
 

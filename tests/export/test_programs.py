@@ -3,6 +3,7 @@
 import math
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from trained_run import Trained
 
+from mres.convert import convert
 from mres.errors import UserError
 from mres.evaluate.evaluator import predicted_masks
 from mres.evaluate.segmenter import load
@@ -104,6 +106,31 @@ def test_where_a_program_differs_nothing_is_written(
     assert "model.pt2: 1 x 1 expressions: logits differ by at most 0.0e+00" in shown.out
     assert "error: model.pt2 does not compute what the model does; nothing was written" in shown.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_a_disk_without_room_for_the_program_is_told_and_nothing_is_left(
+    to: str,
+    trained: Trained,
+    exported: Path,
+    small_disk: Path | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if small_disk is None:
+        pytest.skip("only root can mount a small disk")
+    monkeypatch.setattr(convert, "_MARGIN_BYTES", 0)  # else the weights of so small a model are refused already
+    program, weights = ((exported / name).stat().st_size for name in (programs.FILES[to], "model.safetensors"))
+    room = weights + 3 * program // 4
+    subprocess.run(["mount", "-o", f"remount,size={room}", str(small_disk)], check=True)
+    monkeypatch.setattr(sys, "argv", ["export.py", str(trained.run), str(small_disk / "out"), "--program", to])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools" / "export.py"), run_name="__main__")
+    assert ended.value.code == 2
+    (error,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line.lower())
+    assert "No space left on device" in error
+    assert str(small_disk / "out") in error
+    assert not list(small_disk.iterdir())
 
 
 def test_what_is_not_installed_is_named(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

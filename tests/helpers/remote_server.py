@@ -212,8 +212,12 @@ class _GcsHandler(_RangeHandler):
             return self._json(200, {"kind": "storage#objects"})
         if not path.is_file():
             return self._json(404, {"error": {"code": 404, "message": "Not Found"}})
+        generation = str(zlib.crc32(path.read_bytes()))
         if "alt=media" not in self.path:
-            return self._json(200, {"name": name, "bucket": bucket, "size": str(path.stat().st_size)})
+            size = str(path.stat().st_size)
+            return self._json(200, {"name": name, "bucket": bucket, "size": size, "generation": generation})
+        if (asked := re.search(r"ifGenerationMatch=(\d+)", self.path)) and asked[1] != generation:
+            return self._json(412, {"error": {"code": 412, "message": "conditionNotMet"}})
         self.path = f"/{name}"
         return super().do_GET()
 

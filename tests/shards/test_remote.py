@@ -11,7 +11,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -489,12 +489,31 @@ def test_a_set_of_an_earlier_version_is_read_with_a_warning(
     assert "CRC alone" in capsys.readouterr().err
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_named(tmp_path: Path, options: RemoteOptions) -> None:
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "shard.tar").write_bytes(SHARD)
-    with folder_over_http(tmp_path) as port:
-        storage = RemoteStorage(f"http://127.0.0.1:{port}/set", options)
+@pytest.mark.parametrize("scheme", ["http", "s3", "gs"])
+def test_a_file_that_is_replaced_while_it_is_read_is_named(
+    scheme: str, tmp_path: Path, options: RemoteOptions, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "replaced"
+    folder.mkdir()
+    (folder / "shard.tar").write_bytes(SHARD)
+    with ExitStack() as stack:
+        if scheme == "http":
+            url = f"http://127.0.0.1:{stack.enter_context(folder_over_http(tmp_path))}/replaced"
+        elif scheme == "gs":
+            server = stack.enter_context(folder_as_gcs(tmp_path))
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+            monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+            url = "gs://bucket/replaced"
+        else:
+            port = request.getfixturevalue("moto_port")
+            use_s3(monkeypatch, f"http://127.0.0.1:{port}")
+            url = upload(port, folder, "replaced")
+        storage = RemoteStorage(url, options)
         assert storage.read_range("shard.tar", 0, 10, BLOCKS[0]) == SHARD[:10]
-        (tmp_path / "set" / "shard.tar").write_bytes(SHARD[::-1])
+        assert storage.read_range("shard.tar", 2 * BLOCK, 10, BLOCKS[2]) == SHARD[2 * BLOCK :][:10]
+        (folder / "shard.tar").write_bytes(SHARD[::-1])
+        if scheme == "s3":
+            upload(port, folder, "replaced")
         with pytest.raises(UserError, match=r"shard\.tar' was replaced"):
             storage.read_range("shard.tar", BLOCK, 10, BLOCKS[1])
+        assert storage.retries == 0

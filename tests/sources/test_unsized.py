@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from made_coco import decode, open_weights
 from made_photos import SIZE, STORED, mask_of_box, record_mask, turned_photo
+from made_refer import annotation, image_name, ref, write_data
 from pycocotools import mask as coco
 
 from mres.errors import UserError
@@ -15,7 +16,8 @@ from mres.pixels.upright import ASSUMED, Frame
 from mres.records import ImageRecord, RecordError
 from mres.shards.writer import WriteOptions, write_shards
 from mres.sources.mres_jsonl import mres_jsonl
-from mres.sources.source import RecordSource
+from mres.sources.refer import refer
+from mres.sources.source import NothingLeftError, RecordSource
 
 
 def corners(orientation: int) -> tuple[list[int], list[int]]:
@@ -70,6 +72,40 @@ def test_run_lengths_say_themselves_what_they_are_of(orientation: int, tmp_path:
     assert isinstance(record, ImageRecord)
     assert (decode(record.targets[0].mask) == mask_of_box()).all()
     assert not source.notes[ASSUMED]
+
+
+def refer_source(folder: Path, drawn_on: int, **size: int) -> RecordSource:
+    """One ref, by run lengths drawn on the photograph as EXIF orientation 6 has it stored (6), or upright (1)."""
+    encoded = coco.encode(mask_of_box(orientation=drawn_on).astype("uint8", order="F"))
+    segmentation = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+    images = [{"id": 1, "file_name": image_name(1), **size}]
+    write_data(
+        folder / "refcoco",
+        "refs(unc).p",
+        [ref(1, 11, 1, "val", "the box")],
+        [annotation(11, 1, segmentation)],
+        images=images,
+    )
+    (folder / "train2014" / image_name(1)).write_bytes(turned_photo(6, "JPEG"))
+    return refer(folder, "refcoco", "val", folder / "train2014", accept_counts=True)
+
+
+@pytest.mark.parametrize("drawn_on", [1, 6])
+def test_run_lengths_of_refs_say_it_too(drawn_on: int, tmp_path: Path) -> None:
+    source = refer_source(tmp_path, drawn_on)
+    (target,) = source.make(0).targets
+    assert (decode(target.mask) == mask_of_box()).all()
+    with pytest.raises(RecordError, match=r"orientation 6.*--orientation"):
+        replace(source, frame="stored" if drawn_on == 1 else "upright").make(0)
+
+
+def test_of_a_ref_whose_mask_is_not_of_the_size_that_is_said_the_orientation_is_named(tmp_path: Path) -> None:
+    width, height = SIZE
+    source = refer_source(tmp_path, 6, width=width, height=height)
+    with pytest.raises(NothingLeftError):
+        source.make(0)
+    assert "orientation 6" in source.refused[0]
+    assert "ref 1" in source.refused[0]
 
 
 def test_a_mask_of_the_other_size_names_the_orientation(tmp_path: Path) -> None:

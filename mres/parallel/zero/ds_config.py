@@ -16,9 +16,11 @@ from typing import Any
 
 from mres.credentials import names_secret, refusal
 from mres.errors import UserError, near
+from mres.io.json_files import JsonError, read_json
 from mres.parallel.config import ParallelConfig
 from mres.parallel.zero.ds_keys import PASSED, REFUSED
 
+_MAX_BYTES = 1 << 20
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", list: "a list"}
 
 
@@ -30,13 +32,11 @@ def read_ds_config(path: Path) -> dict[str, Any]:
             a credential anywhere in it, also where nothing is enabled: the run keeps a copy of the file.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant)
+        values = read_json(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise UserError(f"cannot read parallel.ds_config='{path}': {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {error.msg} ({path}:{error.lineno}:{error.colno})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON that can be used: {error} ({path})") from None
+    except JsonError as error:
+        raise UserError(f"parallel.ds_config: {error}") from None
     _refuse_credentials(values, "", path)
     return _checked(values, PASSED, "", path)
 
@@ -62,20 +62,6 @@ def _refuse_credentials(value: Any, dotted: str, path: Path) -> None:
 
 def _is_text_or_number(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"key '{key}' is given twice")
-        values[key] = value
-    return values
-
-
-def _refuse_constant(constant: str) -> None:
-    """Python reads these, which are no JSON."""
-    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _checked(values: Any, known: dict[str, Any], prefix: str, path: Path) -> dict[str, Any]:
