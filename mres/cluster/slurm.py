@@ -46,7 +46,7 @@ class Job:
 
     @property
     def limit_at(self) -> float | None:
-        """When its time is up; `ends_at` is that, too, but of a job that was cancelled when it was."""
+        """When its time is up; `ends_at` is that, too, but of a job that has ended or does when it began to."""
         return None if self.started_at is None or self.limit_s is None else self.started_at + self.limit_s
 
 
@@ -75,7 +75,11 @@ def plain_words(said: str) -> str:
 
 def show_job(job: str) -> Job:
     """Raises: SlurmError: it is not known, or SLURM does not answer."""
-    shown = ask("scontrol", "show", "job", "--oneliner", job)
+    return read_job(ask("scontrol", "show", "job", "--oneliner", job))
+
+
+def read_job(shown: str) -> Job:
+    """From what `scontrol show job --oneliner` prints of one job."""
 
     def value(key: str) -> str:
         found = re.search(rf"(?:^|\s){key}=(\S*)", shown)
