@@ -36,7 +36,9 @@ def script_text(request: JobRequest, config: Config, program: Program) -> str:
         [
             "#!/bin/bash",
             *_head(request, config),
-            *_directives(request, config.run.name, log_of_rank(run_dir, "%j", "0"), program.folder),
+            *_directives(
+                request, config.run.name, log_of_rank(Path(str(run_dir).replace("%", "%%")), "%j", "0"), program.folder
+            ),
             "",
             *_set_up(request, program),
             "",
@@ -71,7 +73,7 @@ def _directives(request: JobRequest, name: str, log: Path, folder: Path) -> list
         **({} if request.limit_min is None else {"time": str(request.limit_min)}),
         **request.directives,
         "chdir": str(folder),
-        "output": str(log).replace("%", "%%").replace("%%j", "%j"),
+        "output": str(log),
         "open-mode": "append",
     }
     return [
