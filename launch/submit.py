@@ -36,9 +36,11 @@ def main() -> int:
 
 def _on_slurm(options: argparse.Namespace, request: "JobRequest", config: "Config") -> int:
     from mres.cluster import submission
-    from mres.cluster.script import Program
+    from mres.cluster.login_node import check_on_login_node
+    from mres.cluster.snapshot import program_of_job
 
-    program = Program(Path(__file__).absolute().parents[1], _argv(options), Path.cwd())
+    check_on_login_node(options, request, config)
+    program = program_of_job(options, config, Path(__file__).absolute().parent)
     if options.dry_run:
         return submission.print_plan(request, config, program)
     if options.script:
@@ -57,16 +59,12 @@ def _on_this_machine(options: argparse.Namespace, request: "JobRequest", config:
     from mres.supervise.slurm_env import free_port
 
     port = free_port() if request.cluster == "local" else None
-    job = TrainJob(request.cluster, _argv(options), request.max_requeues, port)
+    argv = ("--config", str(options.config.absolute()), *options.overrides)
+    job = TrainJob(request.cluster, argv, request.max_requeues, port)
     if request.cluster == "debug":
         return local.run_debug(job, folder)
     print(what, file=sys.stderr, flush=True)
     return local.run_local(job, request, folder)
-
-
-def _argv(options: argparse.Namespace) -> tuple[str, ...]:
-    """What launch/train.py gets."""
-    return ("--config", str(options.config.absolute()), *options.overrides)
 
 
 if __name__ == "__main__":

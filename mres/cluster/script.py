@@ -106,11 +106,14 @@ def _set_up(request: JobRequest, program: Program) -> list[str]:
 def _controller(request: JobRequest, run_dir: Path, program: Program) -> list[str]:
     srun_args = (f" {shlex.quote(f'--srun-arg={option}')}" for option in request.step_options)
     train = program.code / "launch" / "train.py"
+    # By its path: with -m, modules would be looked for in the working directory first, which may be a checkout.
+    controller = program.code / "mres" / "cluster" / "batch.py"
     task = [*request.task_words(PYTHONPATH=str(program.code)), "-u", str(train), *program.argv]
     return [
         "# The controller starts the tasks behind -- with srun. When they have ended because the job is preempted or its time is",
         "# up, it has the job queued again; the tasks go on from the newest checkpoint. scancel saves and ends it for good.",
-        f"exec {shlex.quote(request.controller_python)} -u -m mres.cluster.batch --run-dir {shlex.quote(str(run_dir))} \\",
+        f"exec {shlex.join([request.controller_python, '-u', str(controller)])} \\",
+        f"    --run-dir {shlex.quote(str(run_dir))} \\",
         f"    --max-requeues {request.max_requeues} --signal-delay {request.signal_delay_s}{''.join(srun_args)} -- \\",
         f"    {shlex.join(task)}",
     ]

@@ -28,6 +28,9 @@ _UNREACHABLE = (
 )
 
 
+_NUMBER, _PATH = 64, 4096  # widths of columns
+
+
 class SlurmError(Exception):
     """A command of SLURM failed; SLURM's own words."""
 
@@ -97,6 +100,16 @@ def read_job(shown: str) -> Job:
         nodes=value("NodeList"),
         excluded=value("ExcNodeList"),
     )
+
+
+def outputs_of_jobs() -> dict[str, str]:
+    """This user's jobs that wait, run or end just now, each member of an array by itself; and where each one writes to.
+
+    Raises:
+        SlurmError: SLURM does not answer.
+    """
+    rows = ask("squeue", "--me", "--noheader", "--array", f"--Format=JobArrayID:{_NUMBER},STDOUT:{_PATH}").splitlines()
+    return {row[:_NUMBER].strip(): row[_NUMBER:].strip() for row in rows}
 
 
 def requeue(job: str) -> None:
