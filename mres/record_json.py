@@ -56,7 +56,7 @@ def record_as_written(value: Any, image: bytes, where: str) -> ImageRecord:
                 _mask_as_written(target["mask"]),
                 tuple(target["box"]),
                 tuple(
-                    [  # most have no ids: time counts
+                    [  # most targets and expressions have no ids: time counts
                         Expression(e["text"], e["kind"])
                         if len(e) == 2
                         else Expression(e["text"], e["kind"], e.get("sent_id"), e.get("sent_index"))
@@ -64,9 +64,7 @@ def record_as_written(value: Any, image: bytes, where: str) -> ImageRecord:
                     ]
                 ),
                 target["parent"],
-                target.get("ref_id"),
-                _ann_id_as_written(target.get("ann_id")),
-                target.get("no_target", _meant_nothing(target)),
+                *(_ids_as_written(target) if len(target) > 7 or target["category"] == "no-target" else ()),
             )
             for target in value["targets"]
         )
@@ -76,13 +74,15 @@ def record_as_written(value: Any, image: bytes, where: str) -> ImageRecord:
         raise RecordError(f"{where}: not a record of this version of mres ({error!r}); build the set again") from None
 
 
-def _meant_nothing(target: Any) -> bool:
-    """Sets of gRefCOCO that were built before `no_target` was said so by a category and a box of zeros."""
-    return bool(target["category"] == "no-target" and not any(target["box"]))
-
-
-def _ann_id_as_written(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _ids_as_written(target: Any) -> tuple[Any, Any, bool]:
+    """`ref_id`, `ann_id` and `no_target`, which sets of before said by a category and a box of zeros."""
+    ann_id = target.get("ann_id")
+    meant_nothing = target["category"] == "no-target" and not any(target["box"])
+    return (
+        target.get("ref_id"),
+        tuple(ann_id) if isinstance(ann_id, list) else ann_id,
+        target.get("no_target", meant_nothing),
+    )
 
 
 def _mask_as_written(mask: Any) -> Rle:

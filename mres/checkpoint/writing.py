@@ -20,7 +20,8 @@ from mres.checkpoint.retention import Best, surplus
 from mres.checkpoint.store import aside, committed, step_folder, step_of
 from mres.dcp.local_shards import LocalShard, local_tensors
 from mres.formats.folder import DCP_METADATA, CheckpointError, FileFacts, read_manifest, seal
-from mres.io.files import REPLACED_MARK, commit_folder, free_bytes, fsync, make_folder
+from mres.io.files import free_bytes, fsync, make_folder
+from mres.io.folders import commit_folder, settle
 
 if TYPE_CHECKING:
     from mres.parallel.strategy import Strategy
@@ -166,12 +167,7 @@ def _make_room(root: Path) -> None:
     for leftover in root.glob("step-*.incomplete"):
         shutil.rmtree(leftover, ignore_errors=True)
     for replaced in root.glob("step-*.replaced"):
-        final = replaced.with_suffix("")
-        if final.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            replaced.rename(final)
-            (final / REPLACED_MARK).unlink(missing_ok=True)
+        settle(replaced.with_suffix(""))
 
 
 def _commit(part: Path, final: Path, job: Job, written: Mapping[str, FileFacts]) -> None:

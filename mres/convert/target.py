@@ -8,7 +8,6 @@ from pathlib import Path
 from mres.checkpoint.store import committed
 from mres.convert.formats import FORMATS
 from mres.formats.folder import MANIFEST, CheckpointError
-from mres.io.files import REPLACED_MARK
 from mres.io.local import check_local
 from mres.io.staged import sweep
 
@@ -43,7 +42,7 @@ def _is_outcome(out: Path) -> bool:
     """A checkpoint, or a folder of just one."""
     if not out.is_dir():
         return False
-    inside = [path for path in out.iterdir() if path.name != REPLACED_MARK]  # of a kill as it was to be replaced
+    inside = list(out.iterdir())
     names = {path.name for path in inside}
     bare = all(map(_FILES.fullmatch, names)) and bool(names & _MARKS)
     return bare or (out / MANIFEST).is_file() or inside == committed(out)[:1]

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from mres.doctor.load import Load
-from mres.io.files import commit_folder, free_bytes, write_atomically
+from mres.io.files import free_bytes, write_atomically
+from mres.io.folders import commit_folder
 from mres.supervise.finding import Finding, gigabytes, ok, problem, warning
 
 _IN_MEMORY = ("tmpfs", "ramfs")

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there at all: hashed, fsynced, committed by rename."""
+"""Files that are whole or not there at all: hashed, fsynced, committed by rename."""
 
 import errno
 import hashlib
@@ -7,14 +7,10 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 from mres.io.locks import locked
-
-# In a folder that is moved away for another: under its new name, it may be removed.
-REPLACED_MARK = ".replaced-by-mres"
 
 
 def file_sha256(path: Path, *, from_disk: bool = False) -> str:
@@ -231,61 +227,6 @@ def free_bytes(path: Path) -> int:
     """Room on the disk on which `path` is, or would be made."""
     there = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
     return shutil.disk_usage(there).free
-
-
-def commit_folder(part: Path, final: Path) -> None:
-    """Renames `part`, whose content is on the disk, to `final`; what stands there is removed once it is replaced.
-
-    Until then it is `final`.replaced, or has another name beside it where something of others is called so.
-
-    Raises:
-        OSError: there is no such `part`, or it cannot be renamed; what stood there stands there again.
-    """
-    if not part.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(part))
-    replaced = _name_beside(final) if final.exists() else None
-    if replaced is None:
-        part.rename(final)
-    else:
-        _exchange(part, final, replaced)
-    fsync(final.parent)
-    with suppress(OSError):  # `final` is there: what cannot be removed is litter
-        if replaced is not None:
-            remove_folder(replaced, last=REPLACED_MARK)
-    remove_replaced(final)
-
-
-def _exchange(part: Path, final: Path, replaced: Path) -> None:
-    if not final.is_symlink():
-        with suppress(OSError):  # a full disk: only a kill, now, would leave a folder that nobody removes
-            (final / REPLACED_MARK).touch()
-    final.rename(replaced)
-    try:
-        part.rename(final)
-    except OSError:
-        replaced.rename(final)
-        if not final.is_symlink():
-            (final / REPLACED_MARK).unlink(missing_ok=True)
-        raise
-
-
-def remove_replaced(final: Path) -> None:
-    """Removes what killed processes left of what `final` has replaced."""
-    with suppress(OSError):
-        _name_beside(final)
-
-
-def _name_beside(final: Path) -> Path:
-    """A free name for what is to be replaced; what killed processes left under such goes, what is of others stays."""
-    for number in count(1):
-        path = final.with_name(f"{final.name}.replaced" + (f"-{number}" if number > 1 else ""))
-        if not path.is_symlink() and (path / REPLACED_MARK).is_file():
-            remove_folder(path, last=REPLACED_MARK)
-        with suppress(OSError):
-            path.rmdir()  # an empty one: the kill came after the mark went
-        if not os.path.lexists(path):
-            return path
-    raise AssertionError("unreachable")
 
 
 def remove(path: Path) -> None:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mres.errors import UserError
-from mres.io.files import commit_folder, make_folder, remove, remove_folder, remove_replaced
+from mres.io.files import make_folder, remove, remove_folder
+from mres.io.folders import commit_folder, settle
 from mres.io.locks import locked
 
 RESULT, JOURNAL = "result", "journal.jsonl"
@@ -100,7 +101,8 @@ def sweep(out: Path) -> None:
         if stage.root.is_dir() and not stage.result.exists():
             with _held(stage.root, out):
                 remove_folder(stage.root, last=JOURNAL)
-    remove_replaced(out)
+    with suppress(OSError):
+        settle(out)
 
 
 def _check_ours(root: Path) -> None:

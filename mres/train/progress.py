@@ -28,6 +28,10 @@ class Progress:
         """Which of the stream's global batches step `step` (from 0) takes."""
         return step + self.skipped_batches
 
+    def moved(self, steps: int) -> bool:
+        """Whether one of `steps` steps was made; it is taken to be so after going back, which counts steps twice."""
+        return self.rollbacks > 0 or self.bad_steps + self.spikes < steps
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "quarantined": sorted(self.quarantined)}
 
@@ -35,7 +39,7 @@ class Progress:
     def from_json(cls, state: Mapping[str, Any]) -> Progress:
         counts = ("bad_steps", "spikes", "rollbacks", "skipped_batches")
         return cls(
-            int(state["expressions_seen"]),
+            int(state.get("expressions_seen", 0)),
             **{name: int(state.get(name, 0)) for name in counts},
             quarantined=set(state.get("quarantined", ())),
             recent=state.get("recent"),

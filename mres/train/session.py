@@ -49,6 +49,7 @@ from mres.train.evaluations import Evaluations
 from mres.train.optim import describe_groups, freeze, lr_scales, parameter_groups
 from mres.train.progress import Progress
 from mres.train.rollback import DivergenceError, last_good, note
+from mres.train.step_filter import nothing_made
 from mres.train.trainer import Trainer
 
 
@@ -124,6 +125,8 @@ class _Session:
             step = 0 if checkpoint is None else checkpoint.step
             owes = step <= self.last_step and self.evaluations.owed_after(step)
             if step >= self.last_step and not owes:
+                if checkpoint is not None and not Progress.from_json(checkpoint.state).moved(step):
+                    raise nothing_made(step, self.config.run_dir)
                 self.log.say(f"{self.config.run_dir} is complete: {step} steps (checkpoint.resume=never starts again)")
                 return 0
             first_step = self._take_up(checkpoint) if checkpoint else 0

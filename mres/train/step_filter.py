@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mres.config import Config
+from mres.errors import UserError
 from mres.parallel.strategy import Strategy
 from mres.run_folder import BAD_STEPS, RunLog
 from mres.stream.batch import Batch
@@ -110,7 +112,7 @@ class SkipPolicy:
         if self._in_a_row > allowed:
             message = (
                 f"{self._in_a_row} steps in a row up to step {step.number} had a loss or gradient that is not finite "
-                f"(train.max_bad_steps={allowed}); {self.remedy()}"
+                f"(train.max_bad_steps={allowed}); {_remedy(self._config.run_dir)}"
             )
             self._trouble = message, step.number - self._in_a_row
 
@@ -125,16 +127,9 @@ class SkipPolicy:
             message = (
                 f"{len(recent)} of the {config.spike_window} steps up to step {step.number} were spikes: loss or gradient "
                 f"norm above {config.spike_factor:g} times the median (train.max_spikes={config.max_spikes}); "
-                f"{self.remedy()}"
+                f"{_remedy(self._config.run_dir)}"
             )
             self._trouble = message, recent[0] - 1
-
-    def remedy(self) -> str:
-        """Where to look, after steps that were skipped."""
-        return (
-            f"their images and expressions are in {self._config.run_dir / BAD_STEPS}; lower optim.lr or look at those "
-            f"images (python tools/replay.py {self._config.run_dir} --step N)"
-        )
 
     def _report(self, step: _Step, norm: float, reason: str) -> None:
         ranks = self._strategy.gather_object((step.image_ids, step.expression_ids)) or []
@@ -149,3 +144,18 @@ class SkipPolicy:
         }
         self._log.append(BAD_STEPS, line)
         self._log.say(f"warning: step {step.number}: {reason}; the step was skipped on all ranks")
+
+
+def nothing_made(steps: int, run_dir: Path) -> UserError:
+    """A run that has come to its end without a step that moved a weight."""
+    return UserError(
+        f"all {steps} steps of the run were skipped, so no weight has moved and there is nothing to keep; {_remedy(run_dir)}"
+    )
+
+
+def _remedy(run_dir: Path) -> str:
+    """Where to look, after steps that were skipped."""
+    return (
+        f"their images and expressions are in {run_dir / BAD_STEPS}; lower optim.lr or look at those images "
+        f"(python tools/replay.py {run_dir} --step N)"
+    )

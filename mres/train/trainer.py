@@ -28,7 +28,7 @@ from mres.train.callback import Callbacks
 from mres.train.progress import Progress
 from mres.train.quarantine import quarantine
 from mres.train.schedule import average_weight, learning_rate
-from mres.train.step_filter import SkipPolicy
+from mres.train.step_filter import SkipPolicy, nothing_made
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +225,7 @@ class Trainer:
     def _check_moved(self, done: int) -> None:
         """Raises: UserError: the run comes to its end, and every step of it was skipped."""
         if not self._strategy.steps_made():
-            raise UserError(
-                f"all {done} steps of the run were skipped, so no weight has moved and there is nothing to keep; "
-                f"{self._skips.remedy()}"
-            )
+            raise nothing_made(done, self._config.run_dir)
 
     def _evaluation(self, done: int) -> bool:
         """Whether it came to its end; where somebody asked to stop meanwhile, what was trained is saved instead."""

@@ -21,6 +21,7 @@ from mres.checkpoint import store
 from mres.checkpoint.opening import open_weights
 from mres.checkpoint.store import CheckpointError
 from mres.formats.folder import seal
+from mres.io.folders import REPLACED_MARK
 
 
 @pytest.fixture(scope="module")
@@ -320,8 +321,9 @@ def test_a_run_started_again_from_an_earlier_step_supersedes_the_later_ones(root
 
 
 def test_leftovers_of_killed_saves_go_with_the_next(root: Path) -> None:
-    for name in ("step-00000011.incomplete", "step-00000010.replaced"):
+    for name in ("step-00000011.incomplete", "step-00000010.replaced/new"):
         shutil.copytree(root / "step-00000010", root / name)
+    (root / "step-00000010.replaced" / REPLACED_MARK).touch()
     in_process(save_all, root, [12])
     assert sorted(path.name for path in root.iterdir()) == ["step-00000010", "step-00000012"]
 

@@ -20,8 +20,7 @@ from mres.checkpoint.opening import open_checkpoint
 from mres.convert.convert import convert
 from mres.errors import UserError
 from mres.formats.deepspeed_files import tag_folder
-from mres.io import files, staged
-from mres.io.files import commit_folder
+from mres.io import staged
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
 LONG = "x" * 300
@@ -246,75 +245,6 @@ def test_files_of_a_workspace_that_does_not_fit_are_written_anew(tmp_path: Path)
 
 def void(_: object) -> None:
     pass
-
-
-def folder(path: Path, text: str) -> Path:
-    path.mkdir()
-    (path / "file").write_text(text)
-    return path
-
-
-def test_nothing_is_moved_away_for_what_is_not_there(tmp_path: Path) -> None:
-    final = folder(tmp_path / "final", "old")
-    with pytest.raises(FileNotFoundError, match="part"):
-        commit_folder(tmp_path / "part", final)
-    assert names(tmp_path) == ["final"]
-    assert (final / "file").read_text() == "old"
-
-
-def test_what_was_moved_away_comes_back_when_the_new_one_cannot_be_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    final, part = folder(tmp_path / "final", "old"), folder(tmp_path / "part", "new")
-    rename = Path.rename
-
-    def failing(path: Path, target: Path) -> Path:
-        if path == part:
-            raise OSError("no")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="no"):
-        commit_folder(part, final)
-    assert names(tmp_path) == ["final", "part"]
-    assert names(final) == ["file"]
-    assert (final / "file").read_text() == "old"
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_a_folder_of_others_beside_what_is_committed_stays(tmp_path: Path, *, there: bool) -> None:
-    final, part = tmp_path / "final", folder(tmp_path / "part", "new")
-    others = folder(tmp_path / "final.replaced", "mine")
-    if there:
-        folder(final, "old")
-    commit_folder(part, final)
-    assert (final / "file").read_text() == "new"
-    assert (others / "file").read_text() == "mine"
-    assert names(tmp_path) == ["final", "final.replaced"]
-
-
-def test_what_a_killed_replacement_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    final = folder(tmp_path / "final", "old")
-
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "fsync", killed)
-        with pytest.raises(KeyboardInterrupt):
-            commit_folder(folder(tmp_path / "part", "new"), final)
-    assert names(tmp_path) == ["final", "final.replaced"]
-    commit_folder(folder(tmp_path / "part", "newer"), final)
-    assert names(tmp_path) == ["final"]
-    assert (final / "file").read_text() == "newer"
-
-
-def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
-    target = folder(tmp_path / "target", "mine")
-    (tmp_path / "final").symlink_to(target)
-    commit_folder(folder(tmp_path / "part", "new"), tmp_path / "final")
-    assert names(tmp_path) == ["final", "target"]
-    assert names(target) == ["file"]
 
 
 def loop(path: Path) -> Path:

@@ -124,6 +124,9 @@ int rename(const char *a, const char *b) { return inside(AT_FDCWD, b) && fault(0
 int renameat(int d, const char *a, int e, const char *b) {
     return inside(e, b) && fault(0) ? -1 : REAL(renameat)(d, a, e, b);
 }
+int renameat2(int d, const char *a, int e, const char *b, unsigned flags) {
+    return inside(e, b) && fault(0) ? -1 : REAL(renameat2)(d, a, e, b, flags);
+}
 int mkdir(const char *p, mode_t m) { return inside(AT_FDCWD, p) && fault(1) ? -1 : REAL(mkdir)(p, m); }
 int mkdirat(int d, const char *p, mode_t m) { return inside(d, p) && fault(1) ? -1 : REAL(mkdirat)(d, p, m); }
 int unlink(const char *p) { return inside(AT_FDCWD, p) && fault(0) ? -1 : REAL(unlink)(p); }

@@ -1,7 +1,8 @@
 """What mres writes, with a fault at every system call that changes files: killed there, half a write, a full disk, an error.
 
 `python faulty_disk.py SHARED_LIBRARY RUN FOLDER NAME=STRIDE …`, preloaded with the library made of faulty_disk.c; prints what
-went wrong as JSON. One process has the imports behind it, and everything is done in forks of it.
+went wrong as JSON. With a stride of 1 every call has each of the four faults; else one of so many calls has one, in turn. One
+process has the imports behind it, and everything is done in forks of it.
 """
 
 import ctypes
@@ -16,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 KILLED, TORN, FULL, ERROR = MODES = ("k", "t", "f", "e")
-# Of a command with more calls than these, each call has one of the four faults, in turn.
-_FEW = 40
 
 
 def build(out: Path, run: Path, *, new: bool) -> None:
@@ -215,7 +214,7 @@ def main() -> None:
         problems = [
             f"{mode} at {at}: {problem}"
             for at in range(1, count + 1, int(stride))
-            for mode in (MODES if count <= _FEW else MODES[at % 4])
+            for mode in (MODES if int(stride) == 1 else MODES[at % 4])
             if (problem := trial.problem(at, mode))
         ]
         result[name] = {"calls": count, "problems": problems}

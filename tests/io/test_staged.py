@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mres.errors import UserError
-from mres.io.files import REPLACED_MARK
+from mres.io.folders import REPLACED_MARK
 from mres.io.staged import JOURNAL, staged, sweep
 
 

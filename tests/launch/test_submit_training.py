@@ -54,6 +54,7 @@ def wait_for_steps(run: Path, count: int, process: "subprocess.Popen[str]") -> N
         time.sleep(0.05)
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_saves_and_the_same_command_goes_on(work: Path) -> None:
     options = ["--cluster", "local", "--tasks-per-node", "2", "run.name=local"]
     first = submit(work, *options)

@@ -77,7 +77,7 @@ def test_real_launchers(tmp_path: Path, config: Path, launcher: str, strategy: s
     ("launcher", "number"),
     [
         ("torchrun", signal.SIGINT),
-        ("torchrun", signal.SIGKILL),
+        pytest.param("torchrun", signal.SIGKILL, marks=pytest.mark.exhaustive),
         pytest.param("torchrun", signal.SIGHUP, marks=pytest.mark.exhaustive),
         pytest.param("deepspeed", signal.SIGKILL, marks=pytest.mark.exhaustive),
     ],

@@ -132,7 +132,7 @@ def test_names_and_modules_stay() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["none", "selective"])
+@pytest.mark.parametrize("kind", ["none", pytest.param("selective", marks=pytest.mark.exhaustive)])
 def test_compiled_blocks_compute_the_same(kind: str) -> None:
     """With dropout, too, and without advice; the two layers share what was compiled."""
     expected_loss, expected = step(model_of(0.3))

@@ -41,10 +41,11 @@ COMPILED = {
     2: ("ddp-compiled", "fsdp-compiled", "fsdp-block-compiled", "zero1-compiled", "zero2-compiled"),
 }
 KINDS = {n: (*EVERYWHERE, *BESIDE.get(n, ()), *RECOMPUTING[n], *COMPILED.get(n, ())) for n in (1, 2, 3, 4)}
-# What is trained where somebody waits for it: every strategy, number of ranks, precision and extra at least once.
+# What is trained where somebody waits for it: what test_strategies.py (every strategy on two ranks, in float32) and
+# test_blocks.py (what is compiled) do not.
 ONCE = {
     1: ("single", "single-f64", "single-block"),
-    2: ("ddp", "fsdp", "zero1", "zero2", "zero3", "ddp-f64", "zero3-offload", "fsdp-selective", "fsdp-compiled"),
+    2: ("fsdp", "ddp-f64", "zero3-offload", "fsdp-selective"),
     3: (),
     4: ("hsdp2", "fsdp-f64"),
 }

@@ -130,11 +130,12 @@ def test_a_rank_that_hangs_is_named_when_its_collective_times_out(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "where", "batch", "place"),
     [
-        pytest.param(["parallel.strategy=fsdp"], "forward", 3, "step 3, forward", marks=pytest.mark.exhaustive),
+        (["parallel.strategy=fsdp"], "forward", 3, "step 3, forward"),
         # The others are in the next micro-batch: in the same step, and in an earlier phase than the rank they wait for.
         (["parallel.strategy=ddp", "train.accumulate=2"], "backward", 5, "step 3, backward"),
     ],
 )
+@pytest.mark.exhaustive
 def test_a_rank_that_hangs_between_the_loops_collectives_is_named(
     tmp_path: Path,
     tiny_shards: Path,

@@ -202,5 +202,5 @@ def test_a_store_that_is_lost_ends_the_run_within_its_budget(
 
 def test_a_cache_that_cannot_be_written_is_refused(config: Path, proxy: Proxy) -> None:
     (config.parent / "file").write_text("")
-    error = the_error(train(config, proxy, f"data.cache_dir={config.parent}/file/cache"))
+    error = the_error(train(config, proxy, f"data.cache_dir={config.parent}/file/cache", world_size=1))
     assert f"the cache folder '{config.parent}/file/cache' cannot be used: " in error

@@ -143,7 +143,9 @@ def test_starting_again_on_purpose(tmp_path: Path, config: Path) -> None:
     assert "run the same command again with checkpoint.resume=auto to go on" in stopped.output
 
 
-@pytest.mark.parametrize("again_from", ["never", "runs/run/checkpoints/step-00000005"])
+@pytest.mark.parametrize(
+    "again_from", ["never", pytest.param("runs/run/checkpoints/step-00000005", marks=pytest.mark.exhaustive)]
+)
 def test_what_came_before_a_new_start_is_over_with_it(tmp_path: Path, config: Path, again_from: str) -> None:
     """Killed before its first save, it must not go on from what the old one had come to."""
     due = ["checkpoint.every=5", "checkpoint.async_save=false", "checkpoint.keep=9"]

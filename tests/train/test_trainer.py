@@ -125,6 +125,15 @@ def test_a_run_of_which_every_step_was_skipped_does_not_end_well(
     assert fit(load_config(config, overrides), monkeypatch, {1, 3}).code == 0
 
 
+def test_nor_is_it_complete_with_the_steps_that_it_has_saved(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [f"run.dir={tmp_path / 'runs'}", "train.steps=3", "train.max_bad_steps=9", "checkpoint.every=1"]
+    for steps in (3, 2):
+        with pytest.raises(UserError, match=rf"all {steps} steps of the run were skipped.*bad_steps.jsonl"):
+            fit(load_config(config, [*overrides, f"train.steps={steps}"]), monkeypatch, {1, 2}, frozenset({3}))
+
+
 def test_too_many_bad_steps_in_a_row_end_the_run_with_their_ids_saved(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,6 @@ import yaml
 from benchmarks.claim import claim
 from benchmarks.killing import Command, Ended, kill_after, kill_at, preload, run
 from mres.checkpoint.opening import open_checkpoint
-from mres.io.files import REPLACED_MARK
 from mres.io.json_files import read_jsonl
 
 STRATEGIES = {
@@ -221,8 +220,8 @@ def left_over(run_dir: Path) -> list[Path]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder; none where it is not there. The mark of one that was to be replaced is none of it."""
-    found = [path for path in folder.rglob("*") if path.is_file() and path.name != REPLACED_MARK]
+    """Every file below a folder; none where it is not there."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
