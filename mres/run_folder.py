@@ -26,6 +26,8 @@ DS_CONFIG_NAME = "ds_config.json"
 METRICS, EVALUATIONS, BATCHES = "metrics.jsonl", "evaluations.jsonl", "batches.jsonl"
 BAD_STEPS, ROLLBACKS, QUARANTINE = "bad_steps.jsonl", "rollbacks.jsonl", "quarantine.jsonl"
 
+_TAIL_BYTES = 1 << 20  # of the metrics: days of steps
+
 
 @contextmanager
 def held(run_dir: Path) -> Iterator[None]:
@@ -172,6 +174,18 @@ def _step_of(line: bytes) -> int | None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file of the run, none where there is no file; a last one that was cut off is left out."""
     return [value for _, value in read_jsonl(path, may_be_cut=True)] if path.exists() else []
+
+
+def last_lines(path: Path) -> list[dict[str, Any]]:
+    """Those at the end of a JSONL file of the run, which may be long; none where it cannot be read."""
+    with suppress(OSError), open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        lines = []
+        for line in file.read().splitlines():
+            with suppress(JsonError):  # the first one and the last may be cut off
+                lines.append(parse_object(line, "a line"))
+        return lines
+    return []
 
 
 def _json_value(value: Any) -> Any:

@@ -16,6 +16,7 @@ import yaml
 from commands import command as run_command
 from PIL import Image
 
+from mres.cluster.sweep import make_sweep
 from mres.config import Config, known_keys, load_config
 from mres.model.spec import KINDS, load_spec
 from mres.model.unires.config import SIZES
@@ -227,7 +228,11 @@ def test_configs_and_overrides_of_commands_are_accepted(page: Path, tmp_path: Pa
         else:
             assert named in ("C", "CONFIG"), f"{named} is neither in configs/ nor written out in the documentation"
             continue
-        load_config(path, overrides)
+        if "--sweep" in command:
+            swept = list(itertools.takewhile(KEY.match, command[command.index("--sweep") + 1 :]))
+            make_sweep(path, [word for word in overrides if word not in swept], swept)
+        else:
+            load_config(path, overrides)
 
 
 # ---- what pages say of the code

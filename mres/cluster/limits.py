@@ -1,18 +1,16 @@
 """How long a job may run, and how long before its end it is warned."""
 
-import json
 import math
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
 from mres.errors import UserError
+from mres.run_folder import METRICS, last_lines
 
 SIGNAL_DELAY_S = 120  # where no save was measured yet: to finish the step and save
 _SHORTEST_DELAY_S = 60  # where one was: SLURM looks for jobs to warn every half minute
 _LONGEST_DELAY_S = 65535  # that SLURM takes
-_TAIL_BYTES = 1 << 20  # of the metrics: days of steps
 
 
 def parse_time_limit(text: str) -> int:
@@ -57,18 +55,10 @@ def signal_delay(given: int | None, limit_min: int | None, *, is_requeued: bool,
 def _delay_of_run(run_dir: Path) -> int | None:
     """Twice what a step and a checkpoint have taken at most, and a minute; None where no checkpoint was written yet."""
     save_s = step_s = 0.0
-    for line in _last_lines(run_dir / "metrics.jsonl"):
-        with suppress(ValueError, KeyError, TypeError):
-            figures = json.loads(line)
+    for figures in last_lines(run_dir / METRICS):
+        with suppress(KeyError, TypeError):
             save_s = max(save_s, figures["checkpoint_write_s"])
             step_s = max(step_s, figures["step_s"])
     if not save_s:
         return None
     return min(_LONGEST_DELAY_S, math.ceil((_SHORTEST_DELAY_S + 2 * (save_s + step_s)) / 10) * 10)
-
-
-def _last_lines(path: Path) -> list[bytes]:
-    with suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-        return file.read().splitlines()
-    return []

@@ -14,6 +14,7 @@ import psutil  # type: ignore[import-untyped]
 import submitit
 from submitit.core.utils import pickle_load
 
+from mres.cluster.follow import Tail
 from mres.cluster.job import TrainJob
 from mres.cluster.request import NO_LIMIT_MIN, JobRequest
 from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT
@@ -83,14 +84,14 @@ class _LocalRun:
             path.unlink(missing_ok=True)  # a local job's id is a process id, which comes again one day
 
     def run(self) -> int:
-        log = _Tail(self.logs[0])
+        log = Tail(self.logs[0])
         with _signals_handled(self._note_stop, signal.SIGINT, signal.SIGTERM):
             try:
                 return self._follow(log)
             finally:
                 log.show()
 
-    def _follow(self, log: "_Tail") -> int:
+    def _follow(self, log: Tail) -> int:
         while not self.job.done():
             tasks = self._tasks()
             if self._stops:
@@ -109,7 +110,7 @@ class _LocalRun:
             return list(self.controller.children())
         return []
 
-    def _stop(self, tasks: list[psutil.Process], log: "_Tail") -> None:
+    def _stop(self, tasks: list[psutil.Process], log: Tail) -> None:
         """Lets the tasks save and end; the controller goes first, since it would start them again."""
         seen = self._stops
         print("stopping: the tasks save what they have (Ctrl-C again: at once)", file=sys.stderr, flush=True)
@@ -139,24 +140,6 @@ class _LocalRun:
                 what = "was killed, or restarted too often" if code is None else f"ended with exit code {code}"
                 print(f"rank {rank} {what}; its log: {self.logs[rank]}", file=sys.stderr, flush=True)
         return next((code for code in codes if code), 1 if None in codes else 0)
-
-
-class _Tail:
-    """Copies what is added to a file to stdout."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.shown = path.stat().st_size if path.exists() else 0
-
-    def show(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as log:
-            log.seek(self.shown)
-            added = log.read()
-        self.shown += len(added)
-        sys.stdout.buffer.write(added)
-        sys.stdout.flush()
 
 
 def _exit_code_in(result: Path) -> int | None:

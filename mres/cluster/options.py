@@ -7,7 +7,6 @@ from mres.cli import Parser
 from mres.cluster.limits import SIGNAL_DELAY_S
 from mres.cluster.values import SLURM_OPTIONS
 
-SNAPSHOT_MIB = 64  # a checkout of mres has 5
 CLUSTERS = ("slurm", "local", "debug")
 
 
@@ -15,7 +14,7 @@ def build_parser(description: str | None) -> Parser:
     p = Parser(
         description=description,
         epilog="example: python launch/submit.py --config configs/demo.yaml --nodes 4 --gpus-per-node 8 --cluster slurm"
-        " --time 2-00:00:00 optim.lr=1e-4",
+        " --time 2-00:00:00 optim.lr=1e-4   of what was submitted: python launch/submit.py status|logs|cancel runs/demo",
         allow_abbrev=False,
     )
     p.add_argument("--config", type=Path, required=True, help="the run's config, as launch/train.py takes it")
@@ -44,6 +43,7 @@ def build_parser(description: str | None) -> Parser:
         f" run, else {SIGNAL_DELAY_S}",
     )
     _add_slurm_options(p.add_argument_group("SLURM only"))
+    _add_sweep_options(p.add_argument_group("SLURM only, several runs"))
     _add_container_options(p.add_argument_group("SLURM with the plugin pyxis only"))
     return p
 
@@ -53,21 +53,6 @@ def _add_slurm_options(group: argparse._ArgumentGroup) -> None:
         "--profile",
         metavar="NAME|FILE",
         help="a cluster's options: configs/cluster/NAME.yaml, or a file; those given here win",
-    )
-    group.add_argument(
-        "--no-snapshot",
-        action="store_true",
-        default=None,
-        help="the job runs the code and the config that lie there when it starts, not copies of what lies there now",
-    )
-    group.add_argument(
-        "--snapshot-limit", type=_count, metavar="MIB", help=f"how large the copies may be (default {SNAPSHOT_MIB})"
-    )
-    group.add_argument(
-        "--no-check-data",
-        action="store_true",
-        default=None,
-        help="data and weights are not looked at: only the nodes see them",
     )
     group.add_argument("--cpus-per-task", type=_count, metavar="N", help="default: the data workers and two more")
     group.add_argument("--max-requeues", type=_restarts, metavar="N", help="of a preempted job (default 100)")
@@ -104,6 +89,19 @@ def _add_slurm_options(group: argparse._ArgumentGroup) -> None:
         help="of ranks over nodes and sockets, as srun's (default with GPUs: block:block)",
     )
     group.add_argument("--cpu-bind", metavar="HOW", help="of tasks to cores, as srun's (default with GPUs: cores)")
+
+
+def _add_sweep_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--sweep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="section.key=V,V",
+        help="one job array with a run for each combination of these values, in folders of their own; or a YAML file: a list"
+        " of override sets. The same command again submits what has failed or is new",
+    )
+    group.add_argument("--array-parallelism", type=_count, metavar="N", help="so many of them at a time")
 
 
 def _add_container_options(group: argparse._ArgumentGroup) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,13 +34,12 @@ _SLURM_ONLY = (
         "max_requeues",
         "sbatch",
         "script",
-        "no_snapshot",
-        "snapshot_limit",
-        "no_check_data",
         "srun_arg",
         "setup",
         "env",
         "python",
+        "sweep",
+        "array_parallelism",
     ),
     *("distribution", "cpu_bind", "container_image", "container_mounts"),
 )
@@ -92,11 +92,14 @@ class JobRequest:
         """The interpreter of the batch script, which runs outside of the tasks' container."""
         return sys.executable if self.container else self.python
 
-    def task_words(self, **environ: str) -> tuple[str, ...]:
-        """What a task's command begins with: the interpreter, in a container with the variables that its image may set."""
+    @property
+    def task_command(self) -> str:
+        """What a task's command begins with, for a shell that has PYTHONPATH set: the interpreter, in a container with the
+        variables that its image may set."""
         if self.container is None:
-            return (self.python,)
-        return ("env", *(f"{name}={value}" for name, value in {**self.env, **environ}.items()), self.python)
+            return shlex.quote(self.python)
+        env = [*(shlex.quote(f"{name}={value}") for name, value in self.env.items()), '"PYTHONPATH=$PYTHONPATH"']
+        return " ".join(["env", *env, shlex.quote(self.python)])
 
 
 def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
@@ -112,6 +115,8 @@ def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
     else:  # on this machine a job is started again only to rehearse a time limit
         max_requeues = _LOCAL_STARTS - 1 if limit_min is not None else 0
         _check_one_machine(options)
+    if options.array_parallelism and not options.sweep:
+        raise UserError("--array-parallelism has no effect without --sweep; remove it")
     env, private_env = parse_env(options.env, os.environ)
     container = make_container(options.container_image, options.container_mounts, Path.cwd())
     has_gpus = bool(options.gpus_per_node)

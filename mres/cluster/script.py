@@ -22,27 +22,53 @@ class Program:
     folder: Path
 
 
-def script_text(request: JobRequest, config: Config, program: Program) -> str:
+@dataclass(frozen=True)
+class Task:
+    """What one number of a job array runs, and the folder of its run."""
+
+    number: int
+    run_dir: Path
+    program: Program
+
+
+@dataclass(frozen=True)
+class Array:
+    """A job array; `parallelism` is how many of its tasks run at a time, None for no limit."""
+
+    tasks: tuple[Task, ...]
+    parallelism: int | None = None
+
+    def __str__(self) -> str:
+        """As sbatch takes it."""
+        numbers = ",".join(str(task.number) for task in self.tasks)
+        return numbers if self.parallelism is None else f"{numbers}%{self.parallelism}"
+
+
+def script_text(request: JobRequest, config: Config, program: Program, array: Array | None = None) -> str:
     """The script; all paths in it are absolute, so that it may lie and be submitted anywhere.
+
+    Of an array, `config` and `program` are the sweep's, and each task has those of its own run.
 
     Raises:
         UserError: a path has a line break in it, which no directive of sbatch can hold.
     """
     run_dir = config.run_dir.absolute()
-    for path in (run_dir, program.folder, program.code):
+    runs = [task.run_dir for task in array.tasks] if array else []
+    for path in (run_dir, program.folder, program.code, *runs):
         if len(str(path).splitlines()) != 1:
             raise UserError(f"{str(path)!r} has a line break, which no batch script can name; use another folder")
+    log = log_of_rank(Path(str(run_dir).replace("%", "%%")), "%A_%a" if array else "%j", "0")
     return "\n".join(
         [
             "#!/bin/bash",
             *_head(request, config),
-            *_directives(
-                request, config.run.name, log_of_rank(Path(str(run_dir).replace("%", "%%")), "%j", "0"), program.folder
-            ),
+            *_directives(request, config.run.name, log, program.folder, array),
             "",
-            *_set_up(request, program),
+            *_set_up(request),
             "",
-            *_controller(request, run_dir, program),
+            *(_task_of_array(array) if array else _task(run_dir, program)),
+            "",
+            *_controller(request),
             "",
         ]
     )
@@ -63,7 +89,7 @@ def _head(request: JobRequest, config: Config) -> list[str]:
     ]
 
 
-def _directives(request: JobRequest, name: str, log: Path, folder: Path) -> list[str]:
+def _directives(request: JobRequest, name: str, log: Path, folder: Path, array: Array | None) -> list[str]:
     given: dict[str, str | bool] = {
         "job-name": name,
         "nodes": str(request.nodes),
@@ -73,6 +99,7 @@ def _directives(request: JobRequest, name: str, log: Path, folder: Path) -> list
         **({} if request.limit_min is None else {"time": str(request.limit_min)}),
         **request.directives,
         "chdir": str(folder),
+        **({"array": str(array)} if array else {}),
         "output": str(log),
         "open-mode": "append",
     }
@@ -90,30 +117,52 @@ def _lines(directives: Mapping[str, str | bool]) -> Iterable[str]:
         yield f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
 
 
-def _set_up(request: JobRequest, program: Program) -> list[str]:
+def _set_up(request: JobRequest) -> list[str]:
     return [
         *(["# The user's own (--setup, --env)."] if request.setup or request.env else []),
         *request.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in request.env.items()),
         *(f"# {name} is taken from the environment of sbatch (--env {name})." for name in request.private_env),
-        "# The code that runs.",
-        f"export PYTHONPATH={shlex.quote(str(program.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "# srun does not take --cpus-per-task over from sbatch (SLURM 22.05 and later).",
         f"export SRUN_CPUS_PER_TASK={request.cpus_per_task}",
     ]
 
 
-def _controller(request: JobRequest, run_dir: Path, program: Program) -> list[str]:
-    srun_args = (f" {shlex.quote(f'--srun-arg={option}')}" for option in request.step_options)
-    train = program.code / "launch" / "train.py"
-    # By its path: with -m, modules would be looked for in the working directory first, which may be a checkout.
-    controller = program.code / "mres" / "cluster" / "batch.py"
-    task = [*request.task_words(PYTHONPATH=str(program.code)), "-u", str(train), *program.argv]
+def _task(run_dir: Path, program: Program) -> list[str]:
     return [
+        "# The run's folder, the code that runs, and what launch/train.py gets.",
+        f"run_dir={shlex.quote(str(run_dir))}",
+        f"code={shlex.quote(str(program.code))}",
+        f"arguments=({shlex.join(program.argv)})",
+    ]
+
+
+def _task_of_array(array: Array) -> list[str]:
+    return [
+        "# Which run each number of the array is.",
+        "case $SLURM_ARRAY_TASK_ID in",
+        *(
+            line
+            for task in array.tasks
+            for line in (
+                f"{task.number})",
+                *(f"    {line}" for line in _task(task.run_dir.absolute(), task.program)[1:]),
+                "    ;;",
+            )
+        ),
+        "esac",
+        "# From here on, into the run's own log.",
+        f'exec >>"$run_dir/{LOGS}/${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}_0.log" 2>&1',
+    ]
+
+
+def _controller(request: JobRequest) -> list[str]:
+    srun_args = (f" {shlex.quote(f'--srun-arg={option}')}" for option in request.step_options)
+    return [
+        'export PYTHONPATH="$code${PYTHONPATH:+:$PYTHONPATH}"',
         "# The controller starts the tasks behind -- with srun. When they have ended because the job is preempted or its time is",
         "# up, it has the job queued again; the tasks go on from the newest checkpoint. scancel saves and ends it for good.",
-        f"exec {shlex.join([request.controller_python, '-u', str(controller)])} \\",
-        f"    --run-dir {shlex.quote(str(run_dir))} \\",
+        f'exec {shlex.quote(request.controller_python)} -u "$code/mres/cluster/batch.py" --run-dir "$run_dir" \\',
         f"    --max-requeues {request.max_requeues} --signal-delay {request.signal_delay_s}{''.join(srun_args)} -- \\",
-        f"    {shlex.join(task)}",
+        f'    {request.task_command} -u "$code/launch/train.py" "${{arguments[@]}}"',
     ]

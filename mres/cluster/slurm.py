@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,9 +28,6 @@ _UNREACHABLE = (
 )
 
 
-_NUMBER, _PATH = 64, 4096  # widths of columns
-
-
 class SlurmError(Exception):
     """A command of SLURM failed; SLURM's own words."""
 
@@ -49,7 +46,7 @@ class Job:
 
     @property
     def limit_at(self) -> float | None:
-        """When its time is up; `ends_at` is that, too, but of a job that has ended or does when it began to."""
+        """When its time is up; `ends_at` is that, too, but of a job that was cancelled when it was."""
         return None if self.started_at is None or self.limit_s is None else self.started_at + self.limit_s
 
 
@@ -78,11 +75,7 @@ def plain_words(said: str) -> str:
 
 def show_job(job: str) -> Job:
     """Raises: SlurmError: it is not known, or SLURM does not answer."""
-    return read_job(ask("scontrol", "show", "job", "--oneliner", job))
-
-
-def read_job(shown: str) -> Job:
-    """From what `scontrol show job --oneliner` prints of one job."""
+    shown = ask("scontrol", "show", "job", "--oneliner", job)
 
     def value(key: str) -> str:
         found = re.search(rf"(?:^|\s){key}=(\S*)", shown)
@@ -102,16 +95,6 @@ def read_job(shown: str) -> Job:
     )
 
 
-def outputs_of_jobs() -> dict[str, str]:
-    """This user's jobs that wait, run or end just now, each member of an array by itself; and where each one writes to.
-
-    Raises:
-        SlurmError: SLURM does not answer.
-    """
-    rows = ask("squeue", "--me", "--noheader", "--array", f"--Format=JobArrayID:{_NUMBER},STDOUT:{_PATH}").splitlines()
-    return {row[:_NUMBER].strip(): row[_NUMBER:].strip() for row in rows}
-
-
 def requeue(job: str) -> None:
     """Has it started again. Raises: SlurmError."""
     ask("scontrol", "requeue", job)
@@ -120,6 +103,85 @@ def requeue(job: str) -> None:
 def cancel(job: str) -> None:
     """Ends it for good. Raises: SlurmError."""
     ask("scancel", job)
+
+
+def signal(job: str, name: str) -> None:
+    """Sends one to the job's tasks. Raises: SlurmError."""
+    ask("scancel", f"--signal={name}", job)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What the queue says of a job; `reason` is why it waits."""
+
+    state: str
+    reason: str = ""
+    nodes: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it runs, or will."""
+        return self.state not in _OVER
+
+
+_OVER = (
+    *(
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+    ),
+    "TIMEOUT",
+)
+
+
+def queue(jobs: Iterable[str]) -> dict[str, Queued]:
+    """Those of `jobs` that SLURM knows, members of arrays ("12_3") among them; of old ones, what its accounting says.
+
+    Raises:
+        SlurmError: it does not answer.
+    """
+    wanted = {*jobs}
+    numbers = sorted({job.partition("_")[0] for job in wanted})
+    try:
+        lines = _squeue(numbers) if numbers else []
+    except SlurmError as error:
+        if "invalid job id" not in str(error).lower():
+            raise
+        # One that it has forgotten is an answer; beside others it may keep it from telling of those.
+        if len(numbers) > 1:
+            return {job: its for number in numbers for job, its in queue(_of(number, wanted)).items()}
+        lines = []
+    found = {job: Queued(state, reason, nodes) for job, state, reason, nodes in lines if job in wanted}
+    return {**_accounted(wanted - found.keys()), **found}
+
+
+def _of(number: str, jobs: Iterable[str]) -> list[str]:
+    return [job for job in jobs if job.partition("_")[0] == number]
+
+
+def _squeue(numbers: Iterable[str]) -> list[list[str]]:
+    options = ("--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N")
+    return [line.split("|", 3) for line in ask("squeue", *options, f"--jobs={','.join(numbers)}").splitlines()]
+
+
+def _accounted(jobs: Iterable[str]) -> dict[str, Queued]:
+    """What sacct remembers; nothing where there is no accounting."""
+    wanted = sorted(jobs)
+    if not wanted or shutil.which("sacct") is None:
+        return {}
+    with suppress(SlurmError):
+        told = ask(
+            "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={','.join(wanted)}"
+        )
+        pairs = (line.split("|", 1) for line in told.splitlines())
+        return {job: Queued(state.split()[0]) for job, state in pairs if job in wanted and state}  # "CANCELLED by 0"
+    return {}
 
 
 T = TypeVar("T")

@@ -7,67 +7,74 @@ from pathlib import Path
 
 from mres.cluster import jobs, slurm
 from mres.cluster.request import JobRequest
-from mres.cluster.script import MARK, Program, log_of_rank, script_text
+from mres.cluster.script import MARK, Array, Program, log_of_rank, script_text
 from mres.config import Config
 from mres.errors import UserError
 from mres.io.files import make_folder, open_regular, write_atomically
 
 
-def print_plan(request: JobRequest, config: Config, program: Program) -> int:
+def print_plan(request: JobRequest, config: Config, program: Program, array: Array | None = None) -> int:
     """What would be submitted; nothing is written."""
-    print(script_text(request, config, program), end="")
+    print(script_text(request, config, program, array), end="")
     _say(
-        "this is a plan: nothing was written or submitted. sbatch takes it once its snapshot and the folder of its logs"
+        "this is a plan: nothing was written or submitted. sbatch takes it once the folder of its logs is there, which"
     )
-    _say(f"are there, which --script FILE and submitting put into {config.run_dir.absolute()}")
+    _say(f"--script FILE and submitting make: {config.run_dir.absolute() / jobs.LOGS}")
     return 0
 
 
-def write_script(request: JobRequest, config: Config, program: Program, file: Path) -> int:
+def write_script(request: JobRequest, config: Config, program: Program, file: Path, array: Array | None = None) -> int:
     """Writes the script into `file`, and makes what it needs.
 
     Raises:
         UserError: something else is there.
     """
-    text = script_text(request, config, program)
+    text = script_text(request, config, program, array)
     _check_own(file)
-    _make_folder(config)
+    _make_folders(config, array)
     write_atomically(file, text.encode())
     print(f"submit: sbatch {shlex.quote(str(file))}")
     print(f"logs:   {log_of_rank(config.run_dir.absolute(), 'JOB', 'RANK')}")
     return 0
 
 
-def submit(request: JobRequest, config: Config, program: Program) -> int:
+def submit(request: JobRequest, config: Config, program: Program, array: Array | None = None) -> int:
     """Submits the job, and says how to follow it; with `--sbatch wait`, returns its exit code once it has ended.
 
     Raises:
-        UserError: sbatch refuses the job.
+        UserError: this machine has no sbatch, or sbatch refuses the job.
     """
-    text = script_text(request, config, program)
-    folder = _make_folder(config)
+    slurm.check_commands()
+    text = script_text(request, config, program, array)
+    folder = _make_folders(config, array)
     sbatch = slurm.submit(text, {**os.environ, **request.private_env})
     job = slurm.job_number(sbatch)
-    jobs.note(config.run_dir, jobs.Event(job, "submitted", step=jobs.newest_step(config.run_dir)))
+    runs = {f"{job}_{task.number}": task.run_dir for task in array.tasks} if array else {job: config.run_dir}
+    for number, run_dir in runs.items():
+        jobs.note(run_dir, jobs.Event(number, "submitted", step=jobs.newest_step(run_dir)))
     write_atomically(folder / f"{job}.sh", text.encode())
-    print(f"job {job}: {request.nodes} node(s) x {request.tasks_per_node} task(s), world size {request.world_size}")
-    logs = config.run_dir.absolute()
-    print(f"follow: tail -F {shlex.quote(str(log_of_rank(logs, job, '0')))}    (rank R: {job}_R.log)")
-    print(f"state:  squeue -j {job}")
-    print(f"cancel: scancel {job}", flush=True)
+    size = f"{request.nodes} node(s) x {request.tasks_per_node} task(s), world size {request.world_size}"
+    print(f"job {job}: {f'{len(runs)} members, each ' if array else ''}{size}")
+    place = shlex.quote(str(config.run_dir))
+    print(f"follow: python launch/submit.py logs -f {place}{'/MEMBER' if array else ''}    (--rank R)")
+    print(f"state:  python launch/submit.py status {place}")
+    print(f"cancel: python launch/submit.py cancel {place}    (saves first)", flush=True)
     return sbatch.wait()
 
 
-def _make_folder(config: Config) -> Path:
-    """That of the logs: SLURM opens them before anything of ours runs, and without it the job would end without a word."""
-    folder = config.run_dir / jobs.LOGS
+def _make_folders(config: Config, array: Array | None) -> Path:
+    """Those of the logs, of which the job's own is returned: SLURM opens them before anything of ours runs, and without them
+    the job would end without a word."""
+    members = [task.run_dir for task in array.tasks] if array else []
+    folders = [run_dir / jobs.LOGS for run_dir in (config.run_dir, *members)]
     try:
-        make_folder(folder)
+        for folder in folders:
+            make_folder(folder)
     except OSError as error:
         raise UserError(
             f"cannot write into the run's folder '{config.run_dir}': {error.strerror}; set run.dir"
         ) from None
-    return folder
+    return folders[0]
 
 
 def _check_own(file: Path) -> None:

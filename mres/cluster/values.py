@@ -20,11 +20,12 @@ _RANKS = "submit.py sets {} itself, since the ranks' numbers depend on it"
 _OF_SBATCH = {
     **{name: f"use --{name} instead" for name in (*SLURM_OPTIONS, "nodes", "gpus-per-node", "time", "cpus-per-task")},
     "ntasks-per-node": "use --tasks-per-node instead",
+    "array": "use --sweep instead",
     "job-name": "use the override run.name=... instead",
     "output": "use the override run.dir=... instead",
     "error": "use the override run.dir=... instead",
     "signal": "use --signal-delay instead",
-    **dict.fromkeys(("requeue", "no-requeue", "open-mode", "array", "ntasks", "gpus", "chdir"), _REQUEUEING),
+    **dict.fromkeys(("requeue", "no-requeue", "open-mode", "ntasks", "gpus", "chdir"), _REQUEUEING),
 }
 _OF_SRUN = {
     "nodes": "use --nodes instead",

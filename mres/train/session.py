@@ -284,7 +284,9 @@ class _Session:
         problem = None
         if self.world.is_main:
             try:
-                write_start(self.config, environment(self.config, self.world, self.stream.sets))
+                write_start(
+                    self.config, environment(self.config, self.world, self.stream.sets) | {"last_step": self.last_step}
+                )
                 make_folder(self.config.run_dir)
             except OSError as error:
                 problem = f"cannot write into the run's folder '{self.config.run_dir}': {error}; set run.dir"
