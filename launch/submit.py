@@ -9,12 +9,10 @@ from mres.errors import exit_on_user_error
 from mres.io.output import outlive_readers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mres.cluster.request import JobRequest
     from mres.config import Config
 
-_CODE = Path(__file__).absolute().parents[1]
+_LAUNCH = Path(__file__).absolute().parent
 
 
 @exit_on_user_error
@@ -46,9 +44,11 @@ def main() -> int:
 
 def _on_slurm(options: argparse.Namespace, request: "JobRequest", config: "Config") -> int:
     from mres.cluster import submission
-    from mres.cluster.script import Program
+    from mres.cluster.login_node import check_on_login_node
+    from mres.cluster.snapshot import program_of_job
 
-    program = Program(_CODE, _argv(options, options.overrides), Path.cwd())
+    check_on_login_node(options, request, config)
+    program = program_of_job(options, config, options.overrides, _LAUNCH)
     if options.dry_run:
         return submission.print_plan(request, config, program)
     if options.script:
@@ -58,9 +58,8 @@ def _on_slurm(options: argparse.Namespace, request: "JobRequest", config: "Confi
 
 def _sweep(options: argparse.Namespace) -> int:
     from mres.cluster import sweep_job
-    from mres.cluster.script import Program
 
-    return sweep_job.run(options, lambda config, words: Program(_CODE, _argv(options, words), Path.cwd()))
+    return sweep_job.run(options, _LAUNCH)
 
 
 def _on_this_machine(options: argparse.Namespace, request: "JobRequest", config: "Config") -> int:
@@ -74,16 +73,12 @@ def _on_this_machine(options: argparse.Namespace, request: "JobRequest", config:
     from mres.supervise.slurm_env import free_port
 
     port = free_port() if request.cluster == "local" else None
-    job = TrainJob(request.cluster, _argv(options, options.overrides), request.max_requeues, port)
+    argv = ("--config", str(options.config.absolute()), *options.overrides)
+    job = TrainJob(request.cluster, argv, request.max_requeues, port)
     if request.cluster == "debug":
         return local.run_debug(job, folder)
     print(what, file=sys.stderr, flush=True)
     return local.run_local(job, request, folder)
-
-
-def _argv(options: argparse.Namespace, overrides: "Sequence[str]") -> tuple[str, ...]:
-    """What launch/train.py gets."""
-    return ("--config", str(options.config.absolute()), *overrides)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Controller:
         self._note("started")
         step = Step(self._srun())
         exit_code = step.wait()
-        facts = self._facts(exit_code, step.first_signal)
+        facts = self._facts(exit_code)
         decision = decide(facts)
         return self._carry_out(decision, facts)
 
@@ -80,7 +80,7 @@ class Controller:
             *self.options.command,
         ]
 
-    def _facts(self, exit_code: int, first_signal: int | None) -> Facts:
+    def _facts(self, exit_code: int) -> Facts:
         job = None
         if exit_code:
             try:
@@ -93,7 +93,7 @@ class Controller:
             state=job.state if job else None,
             preempted_at=job.preempted_at if job else None,
             limit_at=job.limit_at if job else None,
-            signal=first_signal,
+            ends_at=job.ends_at if job else None,
             restarts=self.restart,
             max_requeues=self.options.max_requeues,
             signal_delay_s=self.options.signal_delay,
@@ -104,7 +104,7 @@ class Controller:
         """Returns the exit code of the batch script, which SLURM may end before."""
         step = jobs.newest_step(self.run_dir)
         saved = f"; the newest checkpoint is of step {step}" if step else ""
-        if decision.action == "end" or (decision.action == "cancel" and facts.state == "COMPLETING"):
+        if decision.action == "end":
             remedy = f". {_REMEDY}" if decision.exit_code else ""
             say(f"{decision.reason}{saved}{remedy}")
             self._note(decision.event, decision)
@@ -164,19 +164,15 @@ class Step:
         self.ends: list[TaskEnd] = []
 
     def wait(self) -> int:
-        """Its exit code, which is the largest of the tasks' (128 + N where a signal N ended it)."""
+        """0, or the exit code of the task that ended badly first (128 + N where a signal N ended it): srun's own is the
+        largest, and the others are ended for the first one's sake."""
         assert self._process.stderr is not None
         for line in self._process.stderr:
             print(line, end="", file=sys.stderr, flush=True)
             if found := TaskEnd.read(line):
                 self.ends.append(found)
         code = self._process.wait()
-        return 128 - code if code < 0 else code
-
-    @property
-    def first_signal(self) -> int | None:
-        """What ended the first task that ended badly."""
-        return self.ends[0].signal if self.ends else None
+        return code and (self.ends[0].exit_code if self.ends else abs(code))
 
 
 class TaskEnd:
@@ -193,9 +189,11 @@ class TaskEnd:
         return cls(*found.groups()) if found else None
 
     @property
-    def signal(self) -> int | None:
-        """The number of the signal, where one ended it."""
-        return next((number.value for number in signal.Signals if signal.strsignal(number) == self.how), None)
+    def exit_code(self) -> int:
+        """128 + N where a signal N ended it."""
+        if found := re.search(r"exit code (\d+)", self.how):
+            return int(found[1])
+        return next((128 + number for number in signal.Signals if signal.strsignal(number) == self.how), 1)
 
 
 def say(text: str) -> None:

@@ -12,14 +12,17 @@ PREEMPTED_EXIT = 75  # mres.supervise.stop_request: training saved because it wa
 USER_ERROR_EXIT = 2
 # SLURM looks for jobs to warn every half minute, and warns up to a minute early; saving takes its time.
 _SLACK_S = 90.0
+_COMPLETING = "COMPLETING"
+# A signal that comes during the imports finds no handler and ends the task: nothing is lost, nothing to be saved.
+_STOPPED = (PREEMPTED_EXIT, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Facts:
     """What is known when the step has ended.
 
-    `state`, `preempted_at` and `limit_at` are of the job, as SLURM tells them (None: it does not); `limit_at` is
-    when its time limit is over, whatever has ended it. `signal` is what the first task that ended was ended by.
+    `exit_code` is that of the task that ended badly first. `state` and the times are of the job, as SLURM tells them (None:
+    it does not): `limit_at` is when its time limit is over, `ends_at` too, but of a job that SLURM ends already when it began to.
     """
 
     exit_code: int
@@ -27,7 +30,7 @@ class Facts:
     state: str | None = None
     preempted_at: float | None = None
     limit_at: float | None = None
-    signal: int | None = None
+    ends_at: float | None = None
     restarts: int = 0
     max_requeues: int = 100
     signal_delay_s: int = 120
@@ -48,38 +51,47 @@ class Decision:
 def decide(facts: Facts) -> Decision:
     if facts.exit_code == 0:
         return Decision("end", "ended", "training is done", 0)
-    if is_cancelled(facts):
+    if facts.state == _COMPLETING:
+        return _ended_by_slurm(facts)
+    if facts.cancel_is_asked:
         return Decision("cancel", "cancelled", "cancelled", facts.exit_code)
     if facts.exit_code == USER_ERROR_EXIT:
         return Decision("end", "failed", "training refuses its config, its data or the machine", facts.exit_code)
-    cause = why_stopped(facts)
+    cause = _why_stopped(facts)
     if cause is None:
         return Decision("end", "failed", f"a task ended with exit code {facts.exit_code}", facts.exit_code)
+    return _requeue(facts, cause)
+
+
+def _ended_by_slurm(facts: Facts) -> Decision:
+    """SLURM ends the job already: it was cancelled, or what it was told to save took too long.
+
+    One that is cancelled in its grace time looks like one whose grace time is over: neither is queued again from here.
+    """
+    if facts.cancel_is_asked:
+        return Decision("end", "cancelled", "cancelled", facts.exit_code)
+    if facts.preempted_at is not None:
+        return Decision(
+            "end", "requeued", "preempted; its grace time is over, and SLURM queues it again", PREEMPTED_EXIT
+        )
+    if facts.limit_at is not None and facts.ends_at is not None and facts.ends_at >= facts.limit_at - 1:
+        return _requeue(facts, "its time limit is over")
+    return Decision("end", "cancelled", "cancelled", facts.exit_code)
+
+
+def _requeue(facts: Facts, cause: str) -> Decision:
     if facts.restarts >= facts.max_requeues:
         times = f"; requeued {facts.restarts} times, not again" if facts.max_requeues else ""
         return Decision("end", "ended", f"{cause}{times}", PREEMPTED_EXIT)
     return Decision("requeue", "requeued", cause, PREEMPTED_EXIT)
 
 
-def is_cancelled(facts: Facts) -> bool:
-    """Whether somebody wants the job to end for good. SLURM says COMPLETING after scancel, and also while it ends a job
-    that it queues again itself (preempted, its grace time over) or whose time is up."""
-    if facts.cancel_is_asked or facts.state == "CANCELLED":
-        return True
-    return facts.state == "COMPLETING" and facts.preempted_at is None and not _time_is_up(facts)
-
-
-def why_stopped(facts: Facts) -> str | None:
+def _why_stopped(facts: Facts) -> str | None:
     """Why training was asked to stop; None where it was not, and ended by itself."""
-    # A signal that comes during the imports finds no handler and ends the task: nothing is lost, nothing to be saved.
     if facts.preempted_at is not None:
         return "preempted"
-    if facts.exit_code != PREEMPTED_EXIT and facts.signal not in (signal.SIGUSR2, signal.SIGTERM):
+    if facts.exit_code not in _STOPPED:
         return None
-    if _time_is_up(facts):
-        return "the time limit is near"
+    if facts.limit_at is not None and facts.limit_at - facts.now <= facts.signal_delay_s + _SLACK_S:
+        return "its time limit is near"
     return "asked to stop by a signal"
-
-
-def _time_is_up(facts: Facts) -> bool:
-    return facts.limit_at is not None and facts.limit_at - facts.now <= facts.signal_delay_s + _SLACK_S

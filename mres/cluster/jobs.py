@@ -58,8 +58,9 @@ def read(run_dir: Path) -> list[Event]:
 
 
 def cancel_is_asked(run_dir: Path, job: str) -> bool:
-    """Whether the job was asked to save and end for good, and has not been started by hand since."""
-    return any(event.event == "cancelling" and event.job == job for event in read(run_dir))
+    """Whether the job was asked to save and end for good since it was last started."""
+    last = [event.event for event in read(run_dir) if event.job == job and event.event in ("started", "cancelling")]
+    return last[-1:] == ["cancelling"]
 
 
 def newest_step(run_dir: Path) -> int:

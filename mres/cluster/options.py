@@ -7,6 +7,7 @@ from mres.cli import Parser
 from mres.cluster.limits import SIGNAL_DELAY_S
 from mres.cluster.values import SLURM_OPTIONS
 
+SNAPSHOT_MIB = 64  # a checkout of mres has 5
 CLUSTERS = ("slurm", "local", "debug")
 
 
@@ -53,6 +54,21 @@ def _add_slurm_options(group: argparse._ArgumentGroup) -> None:
         "--profile",
         metavar="NAME|FILE",
         help="a cluster's options: configs/cluster/NAME.yaml, or a file; those given here win",
+    )
+    group.add_argument(
+        "--no-snapshot",
+        action="store_true",
+        default=None,
+        help="the job runs the code and the config that lie there when it starts, not copies of what lies there now",
+    )
+    group.add_argument(
+        "--snapshot-limit", type=_count, metavar="MIB", help=f"how large the copies may be (default {SNAPSHOT_MIB})"
+    )
+    group.add_argument(
+        "--no-check-data",
+        action="store_true",
+        default=None,
+        help="data and weights are not looked at: only the nodes see them",
     )
     group.add_argument("--cpus-per-task", type=_count, metavar="N", help="default: the data workers and two more")
     group.add_argument("--max-requeues", type=_restarts, metavar="N", help="of a preempted job (default 100)")

@@ -28,6 +28,9 @@ _UNREACHABLE = (
 )
 
 
+_NUMBER, _PATH = 64, 4096  # widths of columns
+
+
 class SlurmError(Exception):
     """A command of SLURM failed; SLURM's own words."""
 
@@ -46,7 +49,7 @@ class Job:
 
     @property
     def limit_at(self) -> float | None:
-        """When its time is up; `ends_at` is that, too, but of a job that was cancelled when it was."""
+        """When its time is up; `ends_at` is that, too, but of a job that has ended or does when it began to."""
         return None if self.started_at is None or self.limit_s is None else self.started_at + self.limit_s
 
 
@@ -75,7 +78,11 @@ def plain_words(said: str) -> str:
 
 def show_job(job: str) -> Job:
     """Raises: SlurmError: it is not known, or SLURM does not answer."""
-    shown = ask("scontrol", "show", "job", "--oneliner", job)
+    return read_job(ask("scontrol", "show", "job", "--oneliner", job))
+
+
+def read_job(shown: str) -> Job:
+    """From what `scontrol show job --oneliner` prints of one job."""
 
     def value(key: str) -> str:
         found = re.search(rf"(?:^|\s){key}=(\S*)", shown)
@@ -93,6 +100,16 @@ def show_job(job: str) -> Job:
         nodes=value("NodeList"),
         excluded=value("ExcNodeList"),
     )
+
+
+def outputs_of_jobs() -> dict[str, str]:
+    """This user's jobs that wait, run or end just now, each member of an array by itself; and where each one writes to.
+
+    Raises:
+        SlurmError: SLURM does not answer.
+    """
+    rows = ask("squeue", "--me", "--noheader", "--array", f"--Format=JobArrayID:{_NUMBER},STDOUT:{_PATH}").splitlines()
+    return {row[:_NUMBER].strip(): row[_NUMBER:].strip() for row in rows}
 
 
 def requeue(job: str) -> None:

@@ -17,9 +17,9 @@ def print_plan(request: JobRequest, config: Config, program: Program, array: Arr
     """What would be submitted; nothing is written."""
     print(script_text(request, config, program, array), end="")
     _say(
-        "this is a plan: nothing was written or submitted. sbatch takes it once the folder of its logs is there, which"
+        "this is a plan: nothing was written or submitted. sbatch takes it once its snapshot and the folder of its logs"
     )
-    _say(f"--script FILE and submitting make: {config.run_dir.absolute() / jobs.LOGS}")
+    _say(f"are there, which --script FILE and submitting put into {config.run_dir.absolute()}")
     return 0
 
 
@@ -42,9 +42,8 @@ def submit(request: JobRequest, config: Config, program: Program, array: Array |
     """Submits the job, and says how to follow it; with `--sbatch wait`, returns its exit code once it has ended.
 
     Raises:
-        UserError: this machine has no sbatch, or sbatch refuses the job.
+        UserError: sbatch refuses the job.
     """
-    slurm.check_commands()
     text = script_text(request, config, program, array)
     folder = _make_folders(config, array)
     sbatch = slurm.submit(text, {**os.environ, **request.private_env})

@@ -2,24 +2,27 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from mres.cluster import slurm, submission
+from mres.cluster import submission
+from mres.cluster.login_node import check_on_login_node
 from mres.cluster.request import JobRequest, make_request
-from mres.cluster.script import Array, Program, Task
+from mres.cluster.script import Array, Task
+from mres.cluster.snapshot import program_of_job
 from mres.cluster.status import look
 from mres.cluster.sweep import Member, Sweep, make_sweep
-from mres.config import Config
 from mres.errors import UserError
 
 
-def run(options: argparse.Namespace, program_of: Callable[[Config, Sequence[str]], Program]) -> int:
+def run(options: argparse.Namespace, launch: Path) -> int:
     """Plans, writes or submits the sweep that the command line asks for.
 
     Members that are done, queued or running are left out; the others go on from their newest checkpoints.
 
     Args:
-        program_of: what runs a config that the given overrides make.
+        launch: the folder of the scripts that start training.
 
     Raises:
         UserError: a member that cannot run, or what `submission` refuses.
@@ -29,15 +32,19 @@ def run(options: argparse.Namespace, program_of: Callable[[Config, Sequence[str]
     left = _left(sweep)
     if not left:
         return 0
-    tasks = [Task(member.number, member.folder, program_of(member.config, member.words)) for member in left]
+    for member in left:
+        with _of_member(member):
+            check_on_login_node(options, request, member.config)
+    tasks = [
+        Task(member.number, member.folder, program_of_job(options, member.config, member.words, launch))
+        for member in left
+    ]
     array = Array(tuple(tasks), options.array_parallelism)
     if options.dry_run:
         return submission.print_plan(request, sweep.config, tasks[0].program, array)
-    if options.script:
-        sweep.keep_numbers()
-        return submission.write_script(request, sweep.config, tasks[0].program, options.script, array)
-    slurm.check_commands()
     sweep.keep_numbers()
+    if options.script:
+        return submission.write_script(request, sweep.config, tasks[0].program, options.script, array)
     return submission.submit(request, sweep.config, tasks[0].program, array)
 
 
@@ -49,10 +56,8 @@ def _request(options: argparse.Namespace, sweep: Sweep) -> JobRequest:
     """
     first: JobRequest | None = None
     for member in sweep.members:
-        try:
+        with _of_member(member):
             request = make_request(options, member.config)
-        except UserError as error:
-            raise UserError(f"--sweep, member {member.name}: {error}") from None
         first = first or request
         if request.cpus_per_task != first.cpus_per_task:
             raise UserError(
@@ -60,6 +65,15 @@ def _request(options: argparse.Namespace, sweep: Sweep) -> JobRequest:
                 f"{request.cpus_per_task} (data.workers and two more); give --cpus-per-task"
             )
     return make_request(options, sweep.config)
+
+
+@contextmanager
+def _of_member(member: Member) -> Iterator[None]:
+    """A refusal tells of which one it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--sweep, member {member.name}: {error}") from None
 
 
 def _left(sweep: Sweep) -> list[Member]:

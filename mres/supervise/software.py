@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+SNAPSHOT_INFO = "info.json"  # beside the code of a job's snapshot
 
 _PACKAGES = (
     "mres", "torch", "deepspeed", "timm", "open_clip_torch", "numpy", "simplejpeg", "pillow", "pycocotools", "webdataset",
@@ -26,8 +30,19 @@ def code_sha256() -> str:
     )
 
 
+def snapshot_info() -> dict[str, Any] | None:
+    """What is known of the snapshot that this code is (`<run>/snapshot/code/mres`); None of code that is none."""
+    try:
+        found = json.loads((_PACKAGE.parents[1] / SNAPSHOT_INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "git_sha" in found else None
+
+
 def git_sha() -> str | None:
-    """The commit that the code is of, where it lies in a repository."""
+    """The commit that the code is of, where it lies in a repository; of a snapshot, that which it was taken of."""
+    if info := snapshot_info():
+        return None if info["git_sha"] is None else str(info["git_sha"])
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=_PACKAGE, capture_output=True, text=True, timeout=10, check=False

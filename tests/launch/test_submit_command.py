@@ -1,10 +1,14 @@
 """`python launch/submit.py` as it is typed."""
 
+import os
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
-from commands import command, light_commands
+from commands import ROOT, command, light_commands
+
+from mres.config import load_config
 
 
 @pytest.fixture
@@ -30,6 +34,7 @@ def test_dry_run_prints_the_batch_text_and_the_plan(config: Path) -> None:
         "2-00:00:00",
         "--dry-run",
         "train.steps=9",
+        "--no-check-data",
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -37,7 +42,9 @@ def test_dry_run_prints_the_batch_text_and_the_plan(config: Path) -> None:
     assert "#SBATCH --time=2880" in lines
     assert "#SBATCH --cpus-per-task=4" in lines
     assert "World size 32 = 4 node(s) x 8 task(s), one a GPU" in done.stdout
-    assert f"arguments=(--config {config} optim.lr=1e-3 train.steps=9)" in lines
+    snapshot = config.parent / "my runs" / "tiny" / "snapshot"
+    assert f"code='{snapshot}/code'" in lines
+    assert f"arguments=(--config '{snapshot}/config.yaml')" in lines
     assert "this is a plan" in done.stderr
     assert not (config.parent / "my runs").exists()
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
@@ -59,6 +66,11 @@ def test_dry_run_on_this_machine(config: Path) -> None:
         (["--node", "4", "--cluster", "local"], "unrecognized arguments: --node"),  # no guessing at abbreviations
         (["--nodes", "0"], "expected a whole number from 1, found '0'"),
         (["--gpus-per-node", "8", "parallel.shard_ranks=3"], "parallel.shard_ranks=3 does not divide the 8 ranks"),
+        (["--gpus-per-node", "8", "--dry-run"], "no shard set at 'nowhere'"),
+        (
+            ["--gpus-per-node", "8", "--dry-run", "--no-check-data", "--no-snapshot", "--snapshot-limit", "3"],
+            "no effect",
+        ),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(config: Path, options: list[str], words: str) -> None:
@@ -76,6 +88,28 @@ def test_what_training_refuses_is_the_exit_code(config: Path) -> None:
 
 
 def test_help_and_plan_do_not_load_torch(config: Path) -> None:
-    commands = [["--help"], ["--config", config, "--gpus-per-node", "1", "--dry-run"]]
-    done = light_commands("launch/submit.py", commands, config.parent)
-    assert [(code, "torch" in heavy) for code, _, heavy in done] == [(0, False), (0, False)]
+    job = ["--config", config, "--gpus-per-node", "1", "--dry-run"]
+    done = light_commands("launch/submit.py", [["--help"], [*job, "--no-check-data"], job], config.parent)
+    assert [(code, heavy) for code, _, heavy in done] == [(0, []), (0, []), (2, [])]
+
+
+def test_without_a_snapshot_the_job_runs_what_lies_here(config: Path) -> None:
+    options = ["--gpus-per-node", "1", "--dry-run", "--no-check-data", "--no-snapshot", "optim.lr=1e-3"]
+    done = submit(config, *options)
+    assert done.returncode == 0, done.stderr
+    assert {f"code={ROOT}", f"arguments=(--config {config} optim.lr=1e-3)"} <= {*done.stdout.splitlines()}
+
+
+def test_the_script_runs_the_snapshot_that_comes_with_it(config: Path) -> None:
+    done = submit(config, "--gpus-per-node", "1", "--no-check-data", "optim.lr=1e-3", "--script", "job.sh")
+    assert done.returncode == 0, done.stderr
+    snapshot = config.parent / "my runs" / "tiny" / "snapshot"
+    config.write_text("of another run")
+    words = shlex.split((config.parent / "job.sh").read_text().partition("exec ")[2].replace("\\\n", ""))
+    train = words[words.index("--") + 1 :]
+    assert all(word.startswith(str(snapshot)) for word in words if word.endswith((".py", ".yaml")))
+    environ = {**os.environ, "PYTHONPATH": str(snapshot / "code")}
+    again = subprocess.run([*train, "--dry-run"], env=environ, capture_output=True, text=True, check=False)
+    # It gets as far as the data, which are not there.
+    assert "no shard set at 'nowhere'" in again.stderr
+    assert load_config(snapshot / "config.yaml").optim.lr == 1e-3

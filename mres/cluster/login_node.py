@@ -1,0 +1,76 @@
+"""What the login node refuses: a job that would wait for hours and then end for a reason that is known now."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mres.cluster import jobs, slurm
+from mres.cluster.request import JobRequest
+from mres.config import Config
+from mres.doctor.disk import check_run_dir
+from mres.errors import UserError
+from mres.run_folder import LOCK_NAME, held
+from mres.train.checks import check_settings, open_sets
+
+
+def check_on_login_node(options: argparse.Namespace, request: JobRequest, config: Config) -> None:
+    """Refuses what `launch/train.py` would refuse before torch loads, a folder that cannot take the run, and one in use.
+
+    Raises:
+        UserError: naming the key or the option, and the remedy.
+    """
+    submits = not (options.dry_run or options.script)
+    if submits:
+        slurm.check_commands()
+    check_settings(config, request.world_size, request.tasks_per_node)
+    if not options.no_check_data:
+        try:
+            open_sets(config, request.world_size, request.tasks_per_node)
+        except UserError as error:
+            raise UserError(
+                f"{error} (data and weights that only the nodes see are not looked at with --no-check-data)"
+            ) from None
+    _check_folder(config)
+    _check_not_in_use(config.run_dir, must_know=submits)
+
+
+def _check_folder(config: Config) -> None:
+    for finding in check_run_dir(config.run_dir, None):
+        if finding.level == "problem":
+            raise UserError(f"run.dir='{config.run.dir}': {finding.what}: {finding.found}; {finding.remedy}")
+        if finding.level == "warning":
+            print(f"warning: {finding.what}: {finding.found}; {finding.remedy}", file=sys.stderr)
+
+
+def _check_not_in_use(run_dir: Path, *, must_know: bool) -> None:
+    """Two jobs of one run would write into one folder, and the second one's snapshot would become the first one's.
+
+    Args:
+        must_know: also where SLURM does not answer, which a dry run does not need.
+    """
+    live = []
+    try:
+        live = _live_jobs(run_dir)
+    except slurm.SlurmError as error:
+        if must_know:
+            raise UserError(f"SLURM does not say which jobs are live: {error}") from None
+    if live:
+        raise UserError(
+            f"run.name: job {' and '.join(live)} of the run '{run_dir}' waits or runs; cancel it (scancel {' '.join(live)}), "
+            "wait for it, or give this run another name (run.name=…)"
+        )
+    if (run_dir / LOCK_NAME).exists():
+        with held(run_dir):  # started by hand
+            pass
+
+
+def _live_jobs(run_dir: Path) -> list[str]:
+    """By what submission and controllers have noted; of scripts that were given to sbatch by hand, by their output.
+
+    Raises:
+        SlurmError: SLURM does not answer.
+    """
+    noted = {event.job for event in jobs.read(run_dir)}
+    logs = (run_dir / jobs.LOGS).resolve()
+    found = slurm.outputs_of_jobs()
+    return [job for job, output in found.items() if job in noted or Path(output).parent.resolve() == logs]
