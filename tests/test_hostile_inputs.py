@@ -261,6 +261,25 @@ def state(folder: Path) -> Family:
     return Family([json.dumps(value).encode()], changed_json, read, 1000)
 
 
+def dcp(folder: Path) -> Family:
+    from torch.distributed.checkpoint import save
+
+    from mres.formats.dcp import DcpSource
+
+    tensors = {"model.a": torch.arange(6.0).view(2, 3), "model.b": torch.ones(4, dtype=torch.bfloat16)}
+    save(tensors, checkpoint_id=folder, no_dist=True)
+    path = folder / ".metadata"
+
+    def read(content: bytes) -> str:
+        path.write_bytes(content)
+        source = DcpSource(folder, check_sums=True)
+        for name, spec in source.specs.items():
+            source.read_into(name, memoryview(bytearray(spec.num_bytes)))
+        return str(source.specs)
+
+    return Family([path.read_bytes()], changed_bytes, read, 700)
+
+
 def safetensors(folder: Path) -> Family:
     from safetensors.torch import save
 
@@ -304,7 +323,7 @@ def pt(folder: Path) -> Family:
     return Family(seeds, changed_bytes, read, 700)
 
 
-FAMILIES = (jpeg, png, rle, polygons, coco, refer, jsonl, yaml, index, manifest, tar, state, safetensors, pt)
+FAMILIES = (jpeg, png, rle, polygons, coco, refer, jsonl, yaml, index, manifest, tar, state, dcp, safetensors, pt)
 
 
 @pytest.mark.slow

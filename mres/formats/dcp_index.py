@@ -13,11 +13,13 @@ import numpy as np
 from mres.formats.folder import DCP_METADATA, CheckpointError
 from mres.formats.tensors import ITEM_BYTES, Spec
 from mres.formats.torch_pickle import SIZE
+from mres.io.files import read_regular
 from mres.io.object_unpickling import ObjectUnpickler
 from mres.io.unpickling import Inert, RefusedError
 
-# A box of a tensor takes some hundred bytes of it.
-_MAX_BYTES = 1 << 30
+# A box of a tensor takes some hundred bytes of the index, and over a thousand of the file that holds it.
+_MAX_BYTES, _MAX_BYTES_MORE_THAN_FILES = 1 << 30, 1 << 20
+_BYTES_A_CONTAINER = 4  # of the index, for each list, tuple or record in it beyond the first thousand: there are 10
 _MAX_CELLS = 1 << 26
 # All that the metadata of tensors consists of. Anything else in it could run when PyTorch unpickles it; of an object
 # that is no tensor (BytesStorageMetadata), the object itself would be unpickled, freely.
@@ -88,6 +90,10 @@ _OF_BOXES = {
 
 
 class _Unpickler(ObjectUnpickler):
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.most_containers = 1000 + len(content) // _BYTES_A_CONTAINER
+
     def named(self, full: str) -> Any:
         if full in _OF_BOXES:
             return _OF_BOXES[full]
@@ -112,11 +118,12 @@ def read_index(folder: Path, sizes: Mapping[str, int] | None = None) -> dict[str
     if sizes is None:
         sizes = {file.name: file.stat().st_size for file in folder.glob("*.distcp")}
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise RefusedError(f"it has more than {_MAX_BYTES:,} bytes, which no index of tensors has")
-        fields = _Unpickler(path.read_bytes()).load().fields
+        content = read_regular(path, min(_MAX_BYTES, sum(sizes.values()) + _MAX_BYTES_MORE_THAN_FILES))
+        fields = _Unpickler(content).load().fields
         places = _places(fields["storage_data"], sizes)
         return {name: _tensor(name, entry.fields, places) for name, entry in fields["state_dict_metadata"].items()}
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except RefusedError as error:
         raise CheckpointError(f"{path} is refused: {error}; take the checkpoint again from where it came") from None
     except Exception as error:  # a pickle can fail in any way
@@ -153,7 +160,10 @@ def _tensor(
     chunks = []
     for box in fields["chunks"]:
         offset, sizes = map(_ints, box.fields)
-        chunks.append(Chunk(offset, sizes, *places[name, offset]))
+        chunk = Chunk(offset, sizes, *places[name, offset])
+        if chunk.numel * ITEM_BYTES[spec.dtype] > chunk.length:
+            raise RefusedError(f"it says that {chunk.length} bytes of '{chunk.file}' hold {sizes} of {name}")
+        chunks.append(chunk)
     if not _fills(chunks, spec.shape):
         raise ValueError(f"{name} is not whole: its pieces do not make its shape")
     return spec, chunks

@@ -52,7 +52,7 @@ class PlainUnpickler:
     """
 
     most_opcodes: ClassVar[int] = 1 << 40
-    most_containers: ClassVar[int] = 1 << 40
+    most_containers: int = 1 << 40
     most_bytes: ClassVar[int] = 1 << 40  # of the pickle, of which `content` may be a part
     values: ClassVar[dict[int, Callable[[Any], Any]]]  # opcodes that put one value on the stack
     actions: ClassVar[dict[int, Callable[[Any], Any]]]

@@ -286,7 +286,7 @@ def test_boxes_that_do_not_make_their_tensor_are_refused(root: Path, change: Cal
 
 def test_code_in_the_place_of_a_tensor_never_runs(root: Path, tmp_path: Path) -> None:
     folder = root / "step-00000010"
-    torch.save(Hostile(tmp_path / "owned"), tmp_path / "hostile")
+    torch.save([Hostile(tmp_path / "owned"), torch.zeros(4096)], tmp_path / "hostile")  # as large as a tensor of it
     hostile = (tmp_path / "hostile").read_bytes()
     (folder / "__0_0.distcp").write_bytes(hostile)
     metadata = pickle.loads((folder / ".metadata").read_bytes())

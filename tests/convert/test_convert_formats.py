@@ -199,6 +199,11 @@ def test_bad_folders_of_others_are_named(tmp_path: Path) -> None:
     with (short / "__0_0.distcp").open("r+b") as file:
         file.truncate(500)
     refused(short, tmp_path, r"\.metadata is refused: it has a tensor at bytes")
+    large = Path(shutil.copytree(good, tmp_path / "large"))
+    (large / ".metadata").write_bytes(b"\x80\x02" + b"]" * (2 << 20))
+    refused(large, tmp_path, r"\.metadata cannot be read: .* at most 1,0")
+    (large / ".metadata").write_bytes(b"\x80\x02" + b"]" * (1 << 19))
+    refused(large, tmp_path, r"\.metadata is refused: it has more than 13")
     flipped = Path(shutil.copytree(good, tmp_path / "flipped"))
     content = bytearray((flipped / "__0_0.distcp").read_bytes())
     content[len(content) // 2] ^= 1
