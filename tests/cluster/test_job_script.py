@@ -1,6 +1,5 @@
 """The batch script as a text; that SLURM takes it is asserted in tests/slurm."""
 
-import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +28,11 @@ def directives(script: str) -> list[str]:
 
 
 def command(script: str) -> list[str]:
-    """The words of the last command."""
-    return shlex.split(script[script.index("\nexec ") :].replace("\\\n", ""))
+    """The words of the last command, which only prints them."""
+    done = subprocess.run(
+        ["bash"], input="exec() { printf '%s\\0' \"$@\"; }\n" + script, text=True, capture_output=True, check=True
+    )
+    return done.stdout.split("\0")[:-1]
 
 
 def test_what_is_asked_for() -> None:
@@ -70,7 +72,7 @@ def test_without_limit_gpus_and_requeue() -> None:
 def test_what_runs() -> None:
     words = command(text(replace(REQUEST, srun_args=("--network=a b",), distribution="block:block")))
     controller, task = words[: words.index("--")], words[words.index("--") + 1 :]
-    assert controller[:5] == ["exec", "/env/bin/python", "-u", "-m", "mres.cluster.batch"]
+    assert controller[:3] == ["/env/bin/python", "-u", "/shared/mres/mres/cluster/batch.py"]
     assert {"--srun-arg=--network=a b", "--srun-arg=--distribution=block:block"} < set(controller)
     assert controller[controller.index("--run-dir") + 1] == "/shared/runs/big"
     assert task == ["/env/bin/python", "-u", "/shared/mres/launch/train.py", *PROGRAM.argv]
