@@ -15,11 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from mres.cluster import jobs, slurm
 from mres.cluster.decide import Decision, Facts, decide
+from mres.errors import UserError
 
 # After `scontrol requeue` SLURM ends this process; the exit code of one that is not ended says that it should have been.
 _REQUEUE_TAKES_S = 60.0
@@ -69,13 +71,13 @@ class Controller:
         return self._carry_out(decision, facts)
 
     def _srun(self) -> list[str]:
-        logs = self.run_dir.absolute() / jobs.LOGS / f"{self.job}_%t.log"
+        folder = str(self.run_dir.absolute()).replace("%", "%%")
         return [
             "srun",
             "--unbuffered",
             "--kill-on-bad-exit=1",
             "--open-mode=append",
-            f"--output={logs}",
+            f"--output={folder}/{jobs.LOGS}/{self.job}_%t.log",
             *self.options.srun_arg,
             *self.options.command,
         ]
@@ -97,8 +99,15 @@ class Controller:
             restarts=self.restart,
             max_requeues=self.options.max_requeues,
             signal_delay_s=self.options.signal_delay,
-            cancel_is_asked=jobs.cancel_is_asked(self.run_dir, self.job),
+            cancel_is_asked=self._cancel_is_asked(),
         )
+
+    def _cancel_is_asked(self) -> bool:
+        try:
+            return jobs.cancel_is_asked(self.run_dir, self.job)
+        except (OSError, UserError) as error:
+            say(f"warning: {error}")
+            return False
 
     def _carry_out(self, decision: Decision, facts: Facts) -> int:
         """Returns the exit code of the batch script, which SLURM may end before."""
@@ -168,7 +177,9 @@ class Step:
         largest, and the others are ended for the first one's sake."""
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            print(line, end="", file=sys.stderr, flush=True)
+            if line == "srun: got SIGCONT\n":  # comes with every SIGTERM of SLURM's
+                continue
+            _print(line)
             if found := TaskEnd.read(line):
                 self.ends.append(found)
         code = self._process.wait()
@@ -197,7 +208,12 @@ class TaskEnd:
 
 
 def say(text: str) -> None:
-    print(f"mres: {text}", file=sys.stderr, flush=True)
+    _print(f"mres: {text}\n")
+
+
+def _print(text: str) -> None:
+    with suppress(OSError):  # of a full disk: what is decided does not hang on what can be said
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

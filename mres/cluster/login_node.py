@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from mres.cluster import jobs, slurm
+from mres.cluster.refusals import check_partition
 from mres.cluster.request import JobRequest
 from mres.config import Config
 from mres.doctor.disk import check_run_dir
@@ -22,6 +23,7 @@ def check_on_login_node(options: argparse.Namespace, request: JobRequest, config
     submits = not (options.dry_run or options.script)
     if submits:
         slurm.check_commands()
+        check_partition(request)
     check_settings(config, request.world_size, request.tasks_per_node)
     if not options.no_check_data:
         try:

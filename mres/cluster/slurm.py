@@ -72,8 +72,8 @@ def ask(*command: str) -> str:
 
 def plain_words(said: str) -> str:
     """SLURM's words on one line, each once, without the names of its commands."""
-    lines = [re.sub(r"^(?:\w+: )?(?:error|fatal|slurm_\w+ error): ", "", line.strip()) for line in said.splitlines()]
-    return "; ".join(dict.fromkeys(line for line in lines if line))
+    lines = [re.sub(r"^(?:\w+: )?(?:(?:\w+ )?error|fatal): |^sbatch: ", "", line.strip()) for line in said.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith('Try "')))
 
 
 def show_job(job: str) -> Job:
@@ -95,7 +95,7 @@ def read_job(shown: str) -> Job:
         state=value("JobState"),
         started_at=moment("StartTime"),
         ends_at=moment("EndTime"),
-        limit_s=_seconds(value("TimeLimit")),
+        limit_s=seconds(value("TimeLimit")),
         preempted_at=moment("PreemptTime"),
         nodes=value("NodeList"),
         excluded=value("ExcNodeList"),
@@ -225,6 +225,13 @@ def check_commands() -> None:
         )
 
 
+def outside_of_jobs(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what a job's own shell has: sbatch would hand it on, and the new job take it for its own."""
+    if "SLURM_JOB_ID" not in environ:
+        return dict(environ)
+    return {name: value for name, value in environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+
+
 def submit(script: str, environ: Mapping[str, str]) -> subprocess.Popen[str]:
     """Gives the script to sbatch, in the environment that the job is to have; a process whose first line of output is the job's number.
 
@@ -242,7 +249,7 @@ def job_number(sbatch: subprocess.Popen[str]) -> str:
     """The number of the job that was submitted.
 
     Raises:
-        UserError: sbatch refuses it; SLURM's words.
+        SlurmError: sbatch refuses it; its words.
     """
     assert sbatch.stdout is not None
     assert sbatch.stderr is not None
@@ -251,11 +258,11 @@ def job_number(sbatch: subprocess.Popen[str]) -> str:
         return number
     said = plain_words(sbatch.stderr.read())
     sbatch.wait()
-    raise UserError(f"sbatch refused the job: {said or 'it says no reason'}")
+    raise SlurmError(said)
 
 
-def _seconds(limit: str) -> float | None:
-    """Of SLURM's form D-HH:MM:SS; None where there is no limit."""
+def seconds(limit: str) -> float | None:
+    """Of a time limit as SLURM prints it, D-HH:MM:SS; None where there is none."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)
     if found is None:
         return None

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from mres.cluster import jobs, slurm
+from mres.cluster import jobs, refusals, slurm
 from mres.cluster.request import JobRequest
 from mres.cluster.script import MARK, Array, Program, log_of_rank, script_text
 from mres.config import Config
@@ -46,8 +46,11 @@ def submit(request: JobRequest, config: Config, program: Program, array: Array |
     """
     text = script_text(request, config, program, array)
     folder = _make_folders(config, array)
-    sbatch = slurm.submit(text, {**os.environ, **request.private_env})
-    job = slurm.job_number(sbatch)
+    sbatch = slurm.submit(text, {**slurm.outside_of_jobs(os.environ), **request.private_env})
+    try:
+        job = slurm.job_number(sbatch)
+    except slurm.SlurmError as error:
+        raise refusals.refused(str(error)) from None
     runs = {f"{job}_{task.number}": task.run_dir for task in array.tasks} if array else {job: config.run_dir}
     for number, run_dir in runs.items():
         jobs.note(run_dir, jobs.Event(number, "submitted", step=jobs.newest_step(run_dir)))

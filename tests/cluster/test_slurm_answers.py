@@ -3,6 +3,7 @@
 import pytest
 
 from mres.cluster.batch import TaskEnd
+from mres.cluster.refusals import Partition, read_partitions, refused
 from mres.cluster.slurm import Job, SlurmError, ask, plain_words, read_job
 
 SHOWN = (
@@ -62,3 +63,30 @@ def test_what_is_no_end_of_a_task() -> None:
 def test_a_command_that_is_not_there() -> None:
     with pytest.raises(SlurmError, match="no-such-command"):
         ask("no-such-command")
+
+
+def test_partitions() -> None:
+    shown = (
+        "PartitionName=low AllowGroups=ALL Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED Nodes=n[0-3] TotalCPUs=64 TotalNodes=4\n"
+        "PartitionName=gpu AllowGroups=ALL Default=NO MaxNodes=2 MaxTime=2-00:00:00 Nodes=n[0-9] TotalCPUs=64 TotalNodes=10\n"
+    )
+    assert read_partitions(shown) == {
+        "low": Partition("low", True, 4, None),
+        "gpu": Partition("gpu", False, 2, 2880),
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("Invalid account or account/partition combination specified", "--account"),
+        ("Invalid qos specification", "--qos"),
+        ("CPU count per node can not be satisfied; Requested node configuration is not available", "--cpus-per-task"),
+        ("Invalid feature specification", "--constraint"),
+        ("unrecognized option '--foo'", "--sbatch"),
+        ("Requested reservation is invalid", "--sbatch reservation"),
+    ],
+)
+def test_a_refusal_names_the_option(words: str, option: str) -> None:
+    assert words in str(refused(words))
+    assert option in str(refused(words))

@@ -1,0 +1,114 @@
+"""What ends a job before its time, and what becomes of it: preemption and time limits are gone on from, cancellation is not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from slurm_lab import Job, Lab
+
+from mres.cluster.jobs import read
+
+TWO = ("--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1")
+Losses = Callable[[int], list[dict]]
+
+
+def events(job: Job) -> list[str]:
+    """Of the run: the names of its jobs' events."""
+    return [event.event for event in read(job.run_dir)]
+
+
+def reasons(job: Job) -> list[str]:
+    return [event.reason for event in read(job.run_dir) if event.event == "requeued"]
+
+
+def preempt_and_wait(job: Job, restarts: int) -> None:
+    job.preempt()
+    job.until(lambda: events(job).count("requeued") == restarts, f"requeue {restarts}")
+
+
+def preempted_twice(lab: Lab, config: Path, undisturbed: Losses) -> None:
+    job = lab.submit(config, *TWO, "run.name=lab")
+    job.wait_for_step(7)
+    preempt_and_wait(job, 1)
+    saved = read(job.run_dir)[-1].step
+    assert saved >= 7
+    job.wait_for_step(saved + 6)
+    preempt_and_wait(job, 2)
+    assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.log
+    assert job.losses() == undisturbed(2)
+    assert events(job) == ["submitted", *["started", "requeued"] * 2, "started", "ended"]
+    assert reasons(job) == ["preempted", "preempted"]
+    assert "Traceback" not in job.log
+
+
+def test_preempted_twice_it_ends_as_if_undisturbed(lab: Lab, lab_config: Path, undisturbed: Losses) -> None:
+    preempted_twice(lab, lab_config, undisturbed)
+
+
+@pytest.mark.exhaustive
+def test_so_does_one_that_is_preempted_by_sigterm_alone(
+    lab_with: Callable[..., Lab], lab_config: Path, undisturbed: Losses
+) -> None:
+    preempted_twice(lab_with(user_signal=False), lab_config, undisturbed)
+
+
+def test_a_signal_before_training_has_begun_costs_nothing(lab: Lab, lab_config: Path, undisturbed: Losses) -> None:
+    job = lab.submit(lab_config, *TWO, "run.name=lab")
+    job.until(lambda: "srun" in job.log, "the tasks' start")
+    preempt_and_wait(job, 1)
+    assert reasons(job) == ["preempted"]
+    assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.log
+    assert job.losses() == undisturbed(2)
+
+
+def test_scancel_saves_and_cancels(lab: Lab, lab_config: Path) -> None:
+    job = lab.submit(lab_config, *TWO, "run.name=lab")
+    job.wait_for_step(3)
+    lab.ask("scancel", job.number)
+    job.until(lambda: "cancelled" in events(job), "what the controller says", may_end=("CANCELLED",))
+    job.wait("CANCELLED")
+    reached = read(job.run_dir)[-1].step
+    assert reached >= 3
+    assert max(job.steps) == reached
+    assert events(job) == ["submitted", "started", "cancelled"]
+    assert job.facts["Restarts"] == "0"
+
+
+def test_scancel_before_training_has_begun_cancels(lab: Lab, lab_config: Path) -> None:
+    job = lab.submit(lab_config, *TWO, "run.name=lab")
+    job.until(lambda: "srun" in job.log, "the tasks' start")
+    lab.ask("scancel", job.number)
+    job.wait("CANCELLED")
+    assert job.facts["Restarts"] == "0"
+    assert events(job) == ["submitted", "started", "cancelled"]
+
+
+@pytest.mark.exhaustive
+def test_a_time_limit_is_gone_on_from(lab: Lab, lab_config: Path, undisturbed: Losses) -> None:
+    """The warning comes up to a minute before it is due; here that is at once, or nearly."""
+    limit = ("--time", "2", "--signal-delay", "55", "--env", "LAB_PACE_S=2.5")
+    job = lab.submit(lab_config, *TWO, *limit, "run.name=lab")
+    assert job.wait("COMPLETED", "FAILED", patience_s=600) == "COMPLETED", job.log
+    assert "its time limit is near" in reasons(job)
+    assert job.losses() == undisturbed(2)
+
+
+def test_one_that_may_not_be_requeued_ends_with_75(lab: Lab, lab_config: Path) -> None:
+    job = lab.submit(
+        lab_config,
+        *TWO,
+        "--max-requeues",
+        "0",
+        "--time",
+        "1",
+        "--signal-delay",
+        "20",
+        "run.name=lab",
+        "train.steps=500",
+    )
+    job.wait_for_step(2)
+    lab.ask("scancel", "--signal=USR2", job.number)
+    job.wait("FAILED")
+    assert job.facts["ExitCode"] == "75:0"
+    assert events(job) == ["submitted", "started", "ended"]
+    assert "asked to stop by a signal" in job.log
