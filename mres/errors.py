@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mres.credentials import redacted
 
-# Launchers end all ranks once one has failed: the silent ones wait, or the one that speaks may be ended before it has.
+# Launchers end all ranks once one has failed: the others wait, or rank 0 may be ended before it has spoken.
 _HEAD_START_S = 3.0
 
 
@@ -122,12 +122,10 @@ def _report(message: str, tell: Callable[[str], bool] | None) -> None:
     if speaks:
         _say(message)
     is_known = tell is None or tell(message)
-    if speaks:
-        return
-    if is_known:
-        time.sleep(_HEAD_START_S)
-    else:
+    if not speaks and not is_known:
         _say(message)
+    elif os.environ.get("RANK", "0") != "0":  # rank 0, whose words the user reads, is to come to them
+        time.sleep(_HEAD_START_S)
 
 
 def exit_on_user_error(main: Callable[[], int | None], tell: Callable[[str], bool] | None = None) -> Callable[[], int]:

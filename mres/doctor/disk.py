@@ -6,10 +6,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from mres.doctor.load import Load
 from mres.io.files import free_bytes, write_atomically
 from mres.io.folders import commit_folder
 from mres.supervise.finding import Finding, gigabytes, ok, problem, warning
+from mres.supervise.load import Load
 
 _IN_MEMORY = ("tmpfs", "ramfs")
 _NETWORK = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse", "glusterfs", "9p", "virtiofs")

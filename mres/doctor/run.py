@@ -54,18 +54,19 @@ def examine(config: Config | None, ranks: int | None) -> list[Finding]:
 
     from mres.doctor import machine
     from mres.doctor.disk import check_run_dir
-    from mres.doctor.load import load_of
+    from mres.supervise.load import load_of
+    from mres.supervise.machine import check_gpus, check_limits, check_shared_memory
 
     gpus = torch.cuda.device_count()
     ranks = ranks or _ranks_of_launcher() or max(1, gpus)
     load = load_of(config, ranks) if config else None
     return [
         machine.check_packages(),
-        *machine.check_gpus(),
+        *check_gpus(),
         machine.check_cores(load),
-        machine.check_shared_memory(load),
+        check_shared_memory(load),
         *machine.check_leftovers(),
-        *machine.check_limits(load, gpus=gpus > 0),
+        *check_limits(load, gpus=gpus > 0),
         machine.check_names(),
         *check_run_dir(config.run_dir if config else Path("runs"), load),
         *(_check_data(config) if config else []),

@@ -31,11 +31,15 @@ _MOST_LINES = 20
 _came = False  # this process to the rendezvous: from then on all hear of an error in other ways
 
 
-def rendezvous(rank: int, size: int, timeout_s: float) -> dist.Store:
+def rendezvous(rank: int, size: int, timeout_s: float, device: str = "cpu") -> dist.Store:
     """Waits until all ranks are there; the store through which the process group then opens.
 
+    Args:
+        device: the kind that this rank computes on; a group of several kinds would hang.
+
     Raises:
-        UserError: on every rank: other world sizes, a rank that is there twice, ranks that did not come in time.
+        UserError: on every rank: other world sizes or kinds of device, a rank that is there twice, ranks that did not come
+            in time.
     """
     global _came
     _came = True
@@ -45,12 +49,12 @@ def rendezvous(rank: int, size: int, timeout_s: float) -> dist.Store:
     alone = store.add(f"rank/{rank}", 1) == 1
     if not alone:
         store.set(_REFUSED, f"two processes have RANK={rank}; give each its own, or start through torchrun or srun")
-    store.set(f"size/{rank}", str(size))
+    store.set(f"world/{rank}", json.dumps([size, device]))
     deadline = time.monotonic() + timeout_s
     arrived = False
     while not arrived or store.add(_ARRIVED, 0) < size:
-        if alone and not arrived and store.check(["size/0"]):
-            arrived = _is_of_this_world(store, rank, size)
+        if alone and not arrived and store.check(["world/0"]):
+            arrived = _is_of_this_world(store, rank, size, device)
         if rank == 0 and store.add(_AWAY, 0):
             store.compare_set(_REFUSED, "", _of_those_away(store, size))
         if time.monotonic() > deadline:
@@ -67,19 +71,23 @@ def rendezvous(rank: int, size: int, timeout_s: float) -> dist.Store:
 
 
 def _is_there(store: dist.Store, rank: int) -> bool:
-    return bool(store.check([f"size/{rank}"]))
+    return bool(store.check([f"world/{rank}"]))
 
 
-def _is_of_this_world(store: dist.Store, rank: int, size: int) -> bool:
+def _is_of_this_world(store: dist.Store, rank: int, size: int, device: str) -> bool:
     """Compares with rank 0; only who is of the same world is counted."""
-    first = int(store.get("size/0"))
-    if first == size:
+    its_size, its_device = json.loads(store.get("world/0"))
+    if (its_size, its_device) == (size, device):
         store.add(_ARRIVED, 1)
         return True
-    store.set(
-        _REFUSED,
-        f"the ranks have different WORLD_SIZE: rank {rank} has {size}, rank 0 has {first}; start all with the same",
-    )
+    if its_size != size:
+        found = f"the ranks have different WORLD_SIZE: rank {rank} has {size}, rank 0 has {its_size}; start all with the same"
+    else:
+        found = (
+            f"the ranks have different devices: rank {rank} on {socket.gethostname()} computes on {device}, rank 0 on "
+            f"{its_device}; `nvidia-smi` tells on both machines what they have, tools/doctor.py why torch does not see it"
+        )
+    store.set(_REFUSED, found)
     return False
 
 

@@ -61,7 +61,7 @@ def join_world(timeout_s: int) -> World:
         timeout = datetime.timedelta(seconds=timeout_s)
         store: dist.Store = dist.HashStore()  # alone there is no rendezvous: no address, no port
         if env.size > 1:
-            store = rendezvous(env.rank, env.size, timeout_s)
+            store = rendezvous(env.rank, env.size, timeout_s, device.type)
             network = choose_interface(store, env.rank, env.size)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=env.rank, world_size=env.size)
         _wait_no_longer(timeout)

@@ -33,6 +33,7 @@ from mres.supervise.agreement import check_agreement
 from mres.supervise.facts import environment, facts_of_model, facts_of_run
 from mres.supervise.flight_recorder import make_folder
 from mres.supervise.heartbeat import Heartbeat
+from mres.supervise.preflight import check_machine, compare_machines
 from mres.supervise.stop_request import StopRequest
 from mres.supervise.supervised import supervised
 from mres.supervise.threads import set_threads
@@ -57,8 +58,10 @@ def train(config: Config, sets: TrainingSets) -> int:
     """Trains to the end, or to an agreed stop; returns the exit code."""
     stop = StopRequest()
     stop.install()
+    findings = check_machine(config)
 
     def work(world: World, heartbeat: Heartbeat) -> int:
+        compare_machines(world, config.run_dir, findings)
         threads = set_threads(config.train.threads)
         if config.train.deterministic:
             set_deterministic()

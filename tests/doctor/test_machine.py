@@ -13,10 +13,11 @@ from tiny_run import write_config
 
 from mres.config import load_config
 from mres.doctor import disk, machine
-from mres.doctor.load import Load, load_of
 from mres.doctor.run import main
 from mres.errors import UserError
+from mres.supervise import machine as needs
 from mres.supervise.finding import Finding
+from mres.supervise.load import Load, load_of
 
 ROOT = Path(__file__).parents[2]
 LOAD = Load(ranks=2, workers=3, prefetch=4, threads=None, batch_bytes=1000, checkpoint_bytes=1000)
@@ -98,14 +99,14 @@ def test_what_a_config_asks_of_a_machine(tmp_path: Path) -> None:
 def test_shared_memory_is_compared_with_what_waits_in_it(
     monkeypatch: pytest.MonkeyPatch, free: int, level: str
 ) -> None:
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage(free, 0, free))
-    assert machine.check_shared_memory(LOAD).level == level
+    monkeypatch.setattr(needs.shutil, "disk_usage", lambda path: Usage(free, 0, free))
+    assert needs.check_shared_memory(LOAD).level == level
 
 
 @pytest.mark.parametrize(("soft", "level"), [(1024, "problem"), (4096, "ok")])
 def test_open_files(soft: int, level: str) -> None:
     code = (
-        "import resource; from mres.doctor.machine import check_limits;"
+        "import resource; from mres.supervise.machine import check_limits;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]));"
         "print(check_limits(None, gpus=False)[0].level)"
     )
@@ -129,7 +130,7 @@ def test_one_core_of_many_is_what_srun_gives(monkeypatch: pytest.MonkeyPatch) ->
 def test_leftovers_of_dead_processes_are_named_and_those_of_living_ones_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_SHM", tmp_path)
+    monkeypatch.setattr(machine, "SHM", tmp_path)
     (tmp_path / f"torch_{os.getpid()}_7_0").touch()
     assert [f.level for f in machine.check_leftovers()] == ["ok"]
     child = subprocess.Popen(["true"])

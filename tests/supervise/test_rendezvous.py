@@ -43,14 +43,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield
 
 
-def met(*ranks_and_sizes: tuple[int, int], timeout_s: float = 30) -> list[str]:
+def met(*ranks_and_sizes: tuple[int, int], timeout_s: float = 30, devices: str = "") -> list[str]:
     """What came of it for each, in threads: the stores and their connections are those of processes."""
     held = []  # rank 0's serves the others: a process keeps it as long as its group
 
     def one(rank_and_size: tuple[int, int]) -> str:
         rank, size = rank_and_size
         try:
-            store = rendezvous(rank, size, timeout_s)
+            store = rendezvous(rank, size, timeout_s, devices.split()[rank] if devices else "cpu")
         except UserError as error:
             return str(error)
         held.append(store)
@@ -69,6 +69,12 @@ def test_all_meet(way: None) -> None:
 def test_another_world_size_is_named_on_all_ranks() -> None:
     texts = met((0, 3), (1, 2), (2, 3))
     assert set(texts) == {"the ranks have different WORLD_SIZE: rank 1 has 2, rank 0 has 3; start all with the same"}
+
+
+def test_a_rank_without_a_gpu_is_named() -> None:
+    """As on a node whose driver is gone: gloo there and NCCL elsewhere would wait for each other."""
+    (text,) = set(met((0, 3), (1, 3), (2, 3), devices="cuda cuda cpu"))
+    assert f"rank 2 on {socket.gethostname()} computes on cpu, rank 0 on cuda" in text
 
 
 def test_two_of_one_rank_are_named() -> None:

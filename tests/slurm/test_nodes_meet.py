@@ -1,0 +1,98 @@
+"""Ranks on several nodes find one another: names that do not resolve, ports that are taken, two steps at once."""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+from slurm_lab import Job, Lab
+
+from mres.supervise.slurm_env import step_ports
+
+TWO_NODES = ("--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1")
+# Accepts and never answers, at the ports that are named.
+MUTE = (
+    "import socket, sys, time; held = [socket.create_server(('', int(port))) for port in sys.argv[1:]]; time.sleep(600)"
+)
+
+
+def network(log: str) -> list[str]:
+    return re.findall(r"^network: .*$", log, flags=re.MULTILINE)
+
+
+def test_nodes_that_cannot_resolve_their_own_names(
+    lab_with: Callable[..., Lab], lab_config: Path, undisturbed: Callable[[int], list[dict]]
+) -> None:
+    lab = lab_with(names=False)
+    job = lab.submit(lab_config, *TWO_NODES, "run.name=lab")
+    assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.log
+    assert job.losses() == undisturbed(2)
+    assert network(job.log) == [f"network: eth0 (10.78.{lab.number}.11), 2 machines"]
+    assert {beat.host for beat in job.beats.values()} == set(lab.nodes[:2])
+
+
+def test_two_steps_in_one_allocation_and_ports_that_are_taken(
+    lab: Lab, lab_config: Path, undisturbed: Callable[[int], list[dict]]
+) -> None:
+    """Both first ports of both steps are held by somebody who never answers."""
+    train = [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(lab_config)]
+    step = "srun -N2 -n2 --overlap --kill-on-bad-exit=1 --output={log} {train} run.name={name}"
+    wanted = lab.ask("scontrol", "show", "job", "-o", check=False)
+    number = 1 + max((int(n) for n in re.findall(r"JobId=(\d+)", wanted)), default=0)
+    taken = [step_ports(number, 0)[0], *step_ports(number, 1)[:2], *step_ports(number, 2)[:2]]
+    lines = ["#!/bin/bash", f"{shlex.join([sys.executable, '-c', MUTE, *map(str, taken)])} &"]
+    runs = [lab_config.parent / "runs" / name for name in ("one", "two")]
+    for run in runs:
+        log = run.parent / f"{number}_{run.name}.log"
+        lines.append(step.format(log=log, train=shlex.join(train), name=run.name) + f" & {run.name}=$!")
+    lines.append("wait $one && wait $two; code=$?; kill %1; exit $code")
+    script = lab_config.parent / "two.sh"
+    script.write_text("\n".join(lines) + "\n")
+    runs[0].parent.mkdir()
+    said = lab.ask(
+        "sbatch", "--parsable", "-N2", "--ntasks-per-node=1", f"--output={runs[0].parent}/batch.log", str(script)
+    )
+    assert said.strip() == str(number)
+    jobs = [Job(lab, str(number), run) for run in runs]
+    assert jobs[0].wait("COMPLETED", "FAILED") == "COMPLETED", _everything(runs[0].parent)
+    for job in jobs:
+        assert job.losses() == undisturbed(2)
+
+
+def _everything(folder: Path) -> str:
+    return "".join(f"== {path}\n{path.read_text()}" for path in sorted(folder.glob("*.log")))
+
+
+@pytest.fixture
+def wrong_on(lab_config: Path) -> Callable[[str], Path]:
+    """A launch/train.py that gets an unknown key where the condition, in Python, is true of the task."""
+
+    def made(condition: str) -> Path:
+        script = lab_config.parent / "train.py"
+        script.write_text(
+            "import os, runpy, sys\n"
+            f"sys.argv += ['optim.lrr=1'] if {condition} else []\n"
+            f"runpy.run_path({str(ROOT / 'launch' / 'train.py')!r}, run_name='__main__')\n"
+        )
+        return script
+
+    return made
+
+
+def test_what_keeps_ranks_away_is_in_the_log_of_rank_0(
+    lab: Lab, lab_config: Path, wrong_on: Callable[[str], Path]
+) -> None:
+    """Of two nodes with two ranks each, one rank that is not the first of its node."""
+    script = wrong_on("os.environ['SLURM_PROCID'] == '3'")
+    words = [sys.executable, str(script), "--config", str(lab_config)]
+    log = lab_config.parent / "rank-%t.log"
+    lab.ask("srun", "-N2", "-n4", "--kill-on-bad-exit=1", f"--output={log}", *words, check=False)
+    said = [(lab_config.parent / f"rank-{rank}.log").read_text() for rank in range(4)]
+    assert (
+        f"error: rank 3 on {lab.nodes[1]}: unknown key 'optim.lrr' (command line); did you mean 'optim.lr'?\n"
+        in said[0]
+    )
+    assert "Traceback" not in "".join(said)
