@@ -1,7 +1,6 @@
 """`python launch/submit.py` as it is typed."""
 
 import os
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -105,7 +104,10 @@ def test_the_script_runs_the_snapshot_that_comes_with_it(config: Path) -> None:
     assert done.returncode == 0, done.stderr
     snapshot = config.parent / "my runs" / "tiny" / "snapshot"
     config.write_text("of another run")
-    words = shlex.split((config.parent / "job.sh").read_text().partition("exec ")[2].replace("\\\n", ""))
+    only_prints = "exec() { printf '%s\\0' \"$@\"; }\n" + (config.parent / "job.sh").read_text()
+    words = subprocess.run(["bash"], input=only_prints, text=True, capture_output=True, check=True).stdout.split("\0")[
+        :-1
+    ]
     train = words[words.index("--") + 1 :]
     assert all(word.startswith(str(snapshot)) for word in words if word.endswith((".py", ".yaml")))
     environ = {**os.environ, "PYTHONPATH": str(snapshot / "code")}
