@@ -1,8 +1,8 @@
 """The text of a job's batch script: what `--script` writes, `--dry-run` prints and submission gives to sbatch, to the byte."""
 
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mres.cluster.jobs import LOGS
@@ -54,6 +54,8 @@ def script_text(request: JobRequest, config: Config, program: Program, array: Ar
     """
     run_dir = config.run_dir.absolute()
     runs = [task.run_dir for task in array.tasks] if array else []
+    if request.container:
+        request = replace(request, container=request.container.seeing(*(run.absolute() for run in runs)))
     for path in (run_dir, program.folder, program.code, *runs):
         if len(str(path).splitlines()) != 1:
             raise UserError(f"{str(path)!r} has a line break, which no batch script can name; use another folder")
@@ -119,13 +121,26 @@ def _lines(directives: Mapping[str, str | bool]) -> Iterable[str]:
 
 def _set_up(request: JobRequest) -> list[str]:
     return [
-        *(["# The user's own (--setup, --env)."] if request.setup or request.env else []),
-        *request.setup,
-        *(f"export {name}={shlex.quote(value)}" for name, value in request.env.items()),
-        *(f"# {name} is taken from the environment of sbatch (--env {name})." for name in request.private_env),
+        *_own_set_up(request),
         "# srun does not take --cpus-per-task over from sbatch (SLURM 22.05 and later).",
         f"export SRUN_CPUS_PER_TASK={request.cpus_per_task}",
     ]
+
+
+def _own_set_up(request: JobRequest) -> Iterator[str]:
+    """The user's lines, the first of which to fail ends the job, and variables; credentials are not written here."""
+    if request.setup:
+        yield "# --setup: once, on the first node; what it exports reaches every task."
+    for line in request.setup:
+        failed = shlex.quote(f"mres: error: the job has not started, since this line of --setup failed: {line}")
+        yield line
+        yield f"[ $? = 0 ] || {{ echo {failed} >&2; exit 2; }}"
+    if request.env or request.private_env:
+        yield "# --env: for every task."
+    for name, value in request.env.items():
+        yield f"export {name}={shlex.quote(value)}"
+    for name in request.private_env:
+        yield f': "${{{name}?of --env {name} has no value; export it where sbatch is called}}"'
 
 
 def _task(run_dir: Path, program: Program) -> list[str]:
