@@ -5,13 +5,17 @@ import sys
 from pathlib import Path
 
 from mres.cluster import jobs, slurm
+from mres.cluster.container import Container
 from mres.cluster.refusals import check_partition
 from mres.cluster.request import JobRequest
 from mres.config import Config
 from mres.doctor.disk import check_run_dir
 from mres.errors import UserError
 from mres.run_folder import LOCK_NAME, held
+from mres.shards.storage import is_remote
 from mres.train.checks import check_settings, open_sets
+
+WEIGHTS = ("init_from", "text_weights", "image_weights")
 
 
 def check_on_login_node(options: argparse.Namespace, request: JobRequest, config: Config) -> None:
@@ -25,7 +29,7 @@ def check_on_login_node(options: argparse.Namespace, request: JobRequest, config
         slurm.check_commands()
         check_partition(request)
     check_settings(config, request.world_size, request.tasks_per_node)
-    if not options.no_check_data:
+    if not options.no_check_data and _data_lie_here(request.container, config):
         try:
             open_sets(config, request.world_size, request.tasks_per_node)
         except UserError as error:
@@ -34,6 +38,35 @@ def check_on_login_node(options: argparse.Namespace, request: JobRequest, config
             ) from None
     _check_folder(config)
     _check_not_in_use(config.run_dir, must_know=submits)
+
+
+def _data_lie_here(container: Container | None, config: Config) -> bool:
+    """Whether the paths of data and weights mean here what they mean in the container.
+
+    Raises:
+        UserError: one of them is in no folder that is mounted, or its mount has nothing at that place.
+    """
+    if container is None:
+        return True
+    keys = {f"data.train={chosen.path}": chosen.path for chosen in config.data.train_sets}
+    named = {"data.val": config.data.val, **{f"checkpoint.{key}": getattr(config.checkpoint, key) for key in WEIGHTS}}
+    keys |= {f"{key}={place}": str(place) for key, place in named.items() if place is not None}
+    same = True
+    for key, place in keys.items():
+        if is_remote(place):
+            continue
+        inside = Path.cwd() / place
+        outside = container.outside(inside)
+        if outside is None:
+            raise UserError(
+                f"{key} is in no folder that the container sees; --container-mounts, or --no-check-data if its image has it"
+            )
+        if outside != inside and not outside.exists():
+            raise UserError(
+                f"{key} is '{outside}' outside of the container, which is not there (--no-check-data: only nodes see it)"
+            )
+        same &= outside == inside
+    return same
 
 
 def _check_folder(config: Config) -> None:

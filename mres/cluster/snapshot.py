@@ -21,6 +21,7 @@ import mres
 from mres.cluster.code_files import CODE, Checkout, checkout, mres_files, own_files
 from mres.cluster.options import SNAPSHOT_MIB
 from mres.cluster.script import Program
+from mres.cluster.values import told_command
 from mres.config import Config
 from mres.errors import UserError
 from mres.io.copies import copy_files
@@ -132,7 +133,7 @@ def _info(git: Checkout | None, files: Mapping[str, Path], size: int, command: S
         "uncommitted": list(git.uncommitted) if git else [],
         "taken_from": str(_ROOT),
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": list(command),
+        "command": told_command(command),
         "working_directory": str(Path.cwd()),
         "files": len(files),
         "bytes": size,

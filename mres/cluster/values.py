@@ -85,6 +85,18 @@ def sbatch_key(name: str) -> str:
     return name.lstrip("-").replace("_", "-")
 
 
+def told_command(words: Sequence[str]) -> list[str]:
+    """A command line of submit.py without the credentials in it, as it may be kept."""
+    told, before = [], ""
+    for word in words:
+        head = "--env=" if word.startswith("--env=") else ""
+        name, equals, _ = word.removeprefix(head).partition("=")
+        is_private = (head or before == "--env") and equals and names_secret(name)
+        told.append(f"{head}{name}=…" if is_private else redacted(word))
+        before = word
+    return told
+
+
 def parse_env(given: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Variables for the tasks, given as `NAME=VALUE`, or `NAME` where the value is that of `environ`.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mres.cluster.container import make_container
-from mres.cluster.values import check_setup, parse_env, parse_srun_args
+from mres.cluster.values import check_setup, parse_env, parse_srun_args, told_command
 from mres.errors import UserError
 
 
@@ -40,6 +40,23 @@ def test_credentials_are_kept_apart() -> None:
     )
     assert told == {"A": "1", "EMPTY": ""}
     assert private == {"WANDB_API_KEY": "s3cret", "HTTPS_PROXY": "http://me:s3cret@proxy:80", "HOME": "/home/me"}
+
+
+def test_the_command_is_kept_without_credentials() -> None:
+    words = [
+        "submit.py",
+        "--env",
+        "WANDB_API_KEY=s3cret",
+        "--env=HF_TOKEN=s3cret",
+        "--env",
+        "A=1",
+        "run.name=a",
+        "--env",
+        "B",
+    ]
+    told = ["submit.py", "--env", "WANDB_API_KEY=…", "--env=HF_TOKEN=…", "--env", "A=1", "run.name=a", "--env", "B"]
+    assert told_command(words) == told
+    assert "s3cret" not in "".join(told_command(["--env", "PROXY=http://me:s3cret@proxy:80"]))
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,10 @@ def test_variables_are_told_unless_they_are_private() -> None:
     request = replace(REQUEST, setup=("module load cuda",), env={"A": "it's $B"}, private_env={"TOKEN": "hf_secret"})
     script = text(request)
     shell = f'module() {{ :; }}\n{script.partition("exec ")[0]}echo "$A"'
-    told = subprocess.run(["bash"], input=shell, text=True, capture_output=True, check=True)
+    told = subprocess.run(["bash"], input=shell, text=True, capture_output=True, check=True, env={"TOKEN": "hf_secret"})
     assert told.stdout == "it's $B\n"
+    refused = subprocess.run(["bash"], input=shell, text=True, capture_output=True, check=False, env={})
+    assert (refused.stdout, "--env TOKEN has no value" in refused.stderr) == ("", True)
     assert script.index("module load cuda") < script.index("export A=")
     assert "TOKEN" in script
     assert "hf_secret" not in script

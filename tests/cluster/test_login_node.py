@@ -94,3 +94,19 @@ def test_no_file_beside_the_controller_hides_one_of_python() -> None:
 
     names = {path.stem for path in Path(slurm.__file__).parent.glob("*.py")}
     assert not names & sys.stdlib_module_names
+
+
+def test_data_as_the_container_sees_them(config: Path, tiny_shards: Path, folder: Path) -> None:
+    """Paths in the config are those inside; what is at the same place outside is looked at as ever."""
+    image = ("--container-image", "me/mres:1", "--container-mounts")
+    data = str(tiny_shards.parent)
+    with pytest.raises(UserError, match=r"data\.train=\S+ is in no folder that the container sees; --container-mounts"):
+        check(config, *image, "/usr")
+    check(config, *image, data)
+    with pytest.raises(UserError, match=r"data\.expressions_per_image"):
+        check(config, *image, data, "data.expressions_per_image=900")
+    mapped = (*image, f"{data}:/data", "data.train=/data/shards", "data.val=/data/shards")
+    check(config, *mapped)
+    with pytest.raises(UserError, match=f"data.train=/data/gone is '{data}/gone' outside of the container"):
+        check(config, *mapped, "data.train=/data/gone")
+    check(config, *image, "/usr", _NOT_CHECKED)

@@ -49,8 +49,9 @@ def test_set_up_reaches_every_task(lab: Lab, lab_config: Path, tmp_path: Path, n
     lab.environ["LAB_TOKEN"] = SECRET
     try:
         job = lab.submit(
-            lab_config, "--profile", str(profile), "--nodes", "2", "--env", "REPLACED=after", "--env", "LAB_TOKEN"
-        )
+            lab_config, "--profile", str(profile), "--nodes", "2",
+            "--env", "REPLACED=after", "--env", "LAB_TOKEN", "--env", f"LAB_KEY={SECRET}",
+        )  # fmt: skip
     finally:
         del lab.environ["LAB_TOKEN"]
     assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.log
@@ -59,7 +60,7 @@ def test_set_up_reaches_every_task(lab: Lab, lab_config: Path, tmp_path: Path, n
         assert environ["SLURMD_NODENAME"] == lab.nodes[rank // 2]
         assert environ["FROM_SETUP"] == f"it's {lab.nodes[0]}"
         assert (environ["FROM_PROFILE"], environ["REPLACED"]) == ("two  words", "after")
-        assert environ["LAB_TOKEN"] == SECRET
+        assert environ["LAB_TOKEN"] == environ["LAB_KEY"] == SECRET
         assert environ["FROM_PROLOG"] == str(rank)
         assert environ["CUDA_VISIBLE_DEVICES"] == "0,1"
         assert environ["SLURM_DISTRIBUTION"].startswith("block")
