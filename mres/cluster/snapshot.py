@@ -36,12 +36,15 @@ _LEAST_BYTES = 4096  # of a file on a disk
 _LARGEST = 3  # files that a message names
 
 
-def program_of_job(options: argparse.Namespace, config: Config, overrides: Sequence[str], launch: Path) -> Program:
+def program_of_job(
+    options: argparse.Namespace, config: Config, overrides: Sequence[str], launch: Path, like: Program | None = None
+) -> Program:
     """What the job is to run: a snapshot, which is taken unless this is a dry run, or (`--no-snapshot`) what lies here.
 
     Args:
         overrides: what makes `config` of the file that `options` name.
         launch: the folder of the scripts that start training.
+        like: of a job that was just made of the same code.
 
     Raises:
         UserError, OSError: as `take`; an option without effect.
@@ -52,18 +55,20 @@ def program_of_job(options: argparse.Namespace, config: Config, overrides: Seque
         argv = ("--config", str(options.config.absolute()), *overrides)
         return Program(launch.parent, argv, Path.cwd())
     if not options.dry_run:
-        said = take(config.run_dir, config, launch, sys.argv, options.snapshot_limit or SNAPSHOT_MIB)
-        print(f"snapshot: {said}")
+        limit_mib = options.snapshot_limit or SNAPSHOT_MIB
+        said = take(config.run_dir, config, launch, limit_mib, like.code.parent if like else None)
+        if like is None:
+            print(f"snapshot: {said}")
     folder = config.run_dir.absolute() / SNAPSHOT
     return Program(folder / CODE, ("--config", str(folder / _CONFIG)), Path.cwd())
 
 
-def take(run_dir: Path, config: Config, launch: Path, command: Sequence[str], limit_mib: int) -> str:
+def take(run_dir: Path, config: Config, launch: Path, limit_mib: int, twin: Path | None = None) -> str:
     """Puts a snapshot into the run's folder, in the place of one that is there; returns what it holds, in words.
 
     Args:
         launch: the folder of the scripts that start training.
-        command: as it was typed.
+        twin: the folder of a snapshot that was just taken of the same code.
 
     Raises:
         UserError: more than `limit_mib` of files, or one that cannot be read.
@@ -72,15 +77,16 @@ def take(run_dir: Path, config: Config, launch: Path, command: Sequence[str], li
     git = checkout(_ROOT)
     code = mres_files(_ROOT, launch, git.names if git else (), _no_code(config, run_dir))
     own, names = own_files([config.model.kind, *config.train.callbacks], _ROOT, code)
+    if config.parallel.ds_config is not None:
+        own[_DS_CONFIG] = Path(config.parallel.ds_config)
     files = code | own
     size = _checked_size(files, limit_mib)
     final = run_dir.absolute() / SNAPSHOT
-    if config.parallel.ds_config is not None:
-        files[_DS_CONFIG] = Path(config.parallel.ds_config)
     with staged(final) as stage:
-        copy_files(files, stage.result)
+        copy_files(code, stage.result, twin)
+        copy_files(own, stage.result)
         write_durably(stage.result / _CONFIG, _config_text(config, final, names).encode())
-        info = _info(git, files, size, command)
+        info = _info(git, len(files), size)
         write_durably(stage.result / SNAPSHOT_INFO, json.dumps(info, indent=1).encode())
         fsync(stage.result)
         stage.commit()
@@ -127,14 +133,14 @@ def _config_text(config: Config, final: Path, names: Mapping[str, str]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _info(git: Checkout | None, files: Mapping[str, Path], size: int, command: Sequence[str]) -> dict[str, Any]:
+def _info(git: Checkout | None, num_files: int, size: int) -> dict[str, Any]:
     return {
         "git_sha": git.sha if git else None,
         "uncommitted": list(git.uncommitted) if git else [],
         "taken_from": str(_ROOT),
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": told_command(command),
+        "command": told_command(sys.argv),
         "working_directory": str(Path.cwd()),
-        "files": len(files),
+        "files": num_files,
         "bytes": size,
     }

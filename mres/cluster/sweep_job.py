@@ -35,10 +35,11 @@ def run(options: argparse.Namespace, launch: Path) -> int:
     for member in left:
         with _of_member(member):
             check_on_login_node(options, request, member.config)
-    tasks = [
-        Task(member.number, member.folder, program_of_job(options, member.config, member.words, launch))
-        for member in left
-    ]
+    tasks: list[Task] = []
+    for member in left:
+        first = tasks[0].program if tasks else None
+        program = program_of_job(options, member.config, member.words, launch, like=first)
+        tasks.append(Task(member.number, member.folder, program))
     array = Array(tuple(tasks), options.array_parallelism)
     if options.dry_run:
         return submission.print_plan(request, sweep.config, tasks[0].program, array)

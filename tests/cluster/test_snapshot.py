@@ -58,7 +58,7 @@ def run_config(*overrides: str) -> Config:
 
 
 def taken(config: Config, root: Path, limit_mib: int = 64) -> Path:
-    take(config.run_dir, config, root / "launch", ["submit.py"], limit_mib)
+    take(config.run_dir, config, root / "launch", limit_mib)
     assert sorted(path.name for path in config.run_dir.iterdir()) == ["snapshot"]
     return config.run_dir / "snapshot"
 
@@ -195,6 +195,22 @@ def test_one_replaces_another_whole(checkout: Path) -> None:
     folder = taken(config, checkout)
     assert (folder / "code" / "mres" / "model.py").read_text() == "x = 3\n"
     assert not (folder / "code" / "mres" / "gone.py").exists()
+
+
+def test_the_snapshots_of_a_sweep_share_their_code(checkout: Path, tmp_path: Path) -> None:
+    """Of what each member names, each has its own."""
+    for name in ("one", "two"):
+        write(tmp_path, {f"{name}/mine.py": f"name = '{name}'\n" + (ROOT / "docs" / "own_model.py").read_text()})
+    first = taken(run_config("model.kind=one/mine.py:SPEC"), checkout)
+    second = run_config("model.kind=two/mine.py:SPEC", "run.name=second")
+    write(checkout, {"mres/model.py": "x = 'edited meanwhile'\n"})
+    take(second.run_dir, second, checkout / "launch", 64, first)
+    folder = second.run_dir / "snapshot"
+    assert files_below(folder) == files_below(first)
+    for name in files_below(folder / "code"):
+        assert (folder / "code" / name).samefile(first / "code" / name)
+    assert (folder / "own" / "0" / "mine.py").read_text().startswith("name = 'two'")
+    assert load_config(folder / "config.yaml").model.kind == f"{folder.absolute()}/own/0/mine.py:SPEC"
 
 
 def test_a_full_disk_leaves_the_old_one(checkout: Path, small_disk: Path | None) -> None:
