@@ -1,8 +1,9 @@
 """What mres writes, with a fault at every system call that changes files: killed there, half a write, a full disk, an error.
 
 `python faulty_disk.py SHARED_LIBRARY RUN FOLDER NAME=STRIDE …`, preloaded with the library made of faulty_disk.c; prints what
-went wrong as JSON. With a stride of 1 every call has each of the four faults; else one of so many calls has one, in turn. One
-process has the imports behind it, and everything is done in forks of it.
+went wrong as JSON. With a stride of 1 every call has each of the four faults; else one of so many has one, in turn, and the
+process is killed at every call that makes, renames or removes a name. One process has the imports behind it, and everything is
+done in forks of it.
 """
 
 import ctypes
@@ -123,7 +124,8 @@ class Trial:
                 self._library.faults_arm(str(work).encode(), at, mode.encode())
             code = self._exit_code(work / "out", new=new)
             if counting:
-                (self._folder / "count").write_text(str(self._library.faults_seen()))
+                calls = range(1, self._library.faults_seen() + 1)
+                (self._folder / "calls").write_text(json.dumps([self._library.faults_of_names(n) for n in calls]))
             sys.stderr.flush()
             os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -142,9 +144,15 @@ class Trial:
         shutil.rmtree(work, ignore_errors=True)
         return Path(shutil.copytree(self._initial, work))
 
-    def count(self) -> int:
+    def faults(self, stride: int) -> list[tuple[int, str]]:
+        """Which calls fail, and how: see this file's head."""
         assert self._fork(self._work(), counting=True) == 0, self._said.read_text()
-        return int((self._folder / "count").read_text())
+        of_names = dict(enumerate(json.loads((self._folder / "calls").read_text()), start=1))
+        self.calls = len(of_names)
+        if stride == 1:
+            return [(at, mode) for at in of_names for mode in MODES]
+        killed = {(at, KILLED) for at, is_name in of_names.items() if is_name}
+        return sorted(killed | {(at, MODES[at % 4]) for at in range(1, self.calls + 1, stride)})
 
     def problem(self, at: int, mode: str) -> str:
         """What is wrong after the fault, or after the same command once more; "" if nothing is."""
@@ -206,18 +214,14 @@ def main() -> None:
 
     library = ctypes.CDLL(path)
     library.faults_seen.restype = ctypes.c_long
+    library.faults_of_names.argtypes = [ctypes.c_long]
     library.faults_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_char]
     result = {}
     for name, stride in (word.split("=") for word in chosen):
         trial = Trial(name, library, Path(run), Path(folder, name))
-        count = trial.count()
-        problems = [
-            f"{mode} at {at}: {problem}"
-            for at in range(1, count + 1, int(stride))
-            for mode in (MODES if int(stride) == 1 else MODES[at % 4])
-            if (problem := trial.problem(at, mode))
-        ]
-        result[name] = {"calls": count, "problems": problems}
+        faults = trial.faults(int(stride))
+        problems = [f"{mode} at {at}: {problem}" for at, mode in faults if (problem := trial.problem(at, mode))]
+        result[name] = {"calls": trial.calls, "faults": len(faults), "problems": problems}
         print(name, result[name], file=sys.stderr, flush=True)
     print(json.dumps(result))
 
