@@ -1,7 +1,7 @@
 """The rendezvous of the ranks, through a TCP store at MASTER_ADDR:MASTER_PORT: who is missing, double, or of another world.
 
 torch alone waits for its time-out in each of these cases and names nobody. A rank that cannot even come, since its command
-or config is wrong, tells the others here (`tell_refusal`); no torch is imported until somebody is there to be told.
+or config is wrong, tells the others here (`tell_refusal`), and so does rank 0, for which they would wait in vain.
 """
 
 from __future__ import annotations
@@ -94,14 +94,20 @@ def _is_of_this_world(store: dist.Store, rank: int, size: int, device: str) -> b
 def tell_refusal(message: str) -> bool:
     """Before the rendezvous: tells those that wait there what keeps this rank away, so that they end with "rank N on …: …".
 
-    False where rank 0 is not there, or does not take it up in time: then this rank must speak itself. A rank alone, and
-    rank 0, tell nobody: they speak anyway.
+    False where rank 0 is not there, or does not take it up in time: then this rank must speak itself. A rank alone tells
+    nobody.
     """
     numbers = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
     if _came or not all(number.isdigit() for number in numbers):
         return True
     rank, size, port = map(int, numbers)
-    if not 0 < rank < size or port > 65535 or not os.environ.get("MASTER_ADDR"):
+    if not 0 <= rank < size or size == 1 or port > 65535 or not os.environ.get("MASTER_ADDR"):
+        return True
+    if rank == 0:
+        with suppress(UserError, RuntimeError):  # somebody else is at its port
+            store = open_store(rank, size, _STAY_S)
+            store.compare_set(_REFUSED, "", f"rank 0: {message}")
+            _leave_with_all(store, rank, size, _STAY_S)
         return True
     store = seek_store(_SEEK_S)
     if store is None:
