@@ -9,6 +9,7 @@ from slurm_lab import Job, Lab
 from mres.cluster.jobs import read
 
 TWO = ("--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1")
+ONE = ("--nodes", "1", "--tasks-per-node", "1", "--cpus-per-task", "1")
 Losses = Callable[[int], list[dict]]
 
 
@@ -112,3 +113,21 @@ def test_one_that_may_not_be_requeued_ends_with_75(lab: Lab, lab_config: Path) -
     assert job.facts["ExitCode"] == "75:0"
     assert events(job) == ["submitted", "started", "ended"]
     assert "asked to stop by a signal" in job.log
+
+
+@pytest.mark.exhaustive
+def test_in_an_array_one_member_is_cancelled_and_another_requeued(lab: Lab, lab_config: Path) -> None:
+    array = lab.submit(lab_config, *ONE, "--sweep", "run.seed=0,1", "run.name=lab", "train.steps=40")
+    folders = [path.parent for path in sorted(array.run_dir.glob("*/jobs.jsonl"))]
+    first, second = (Job(lab, read(folder)[0].job, folder) for folder in folders)
+    assert {first.number, second.number} == {f"{array.number}_0", f"{array.number}_1"}
+    for member in (first, second):
+        member.wait_for_step(3)
+    lab.ask("scancel", first.number)
+    first.until(lambda: "cancelled" in events(first), "what the controller says", may_end=("CANCELLED",))
+    assert read(first.run_dir)[-1].step >= 3
+    lab.ask("scancel", "--signal=TERM", second.number)
+    second.until(lambda: "requeued" in events(second), "the requeue")
+    assert second.wait("COMPLETED", "FAILED") == "COMPLETED", second.log
+    assert events(second) == ["submitted", "started", "requeued", "started", "ended"]
+    assert first.state == "CANCELLED"
