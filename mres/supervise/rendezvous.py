@@ -105,9 +105,9 @@ def tell_refusal(message: str) -> bool:
         return True
     if rank == 0:
         with suppress(UserError, RuntimeError):  # somebody else is at its port
-            store = open_store(rank, size, _STAY_S)
-            store.compare_set(_REFUSED, "", f"rank 0: {message}")
-            _leave_with_all(store, rank, size, _STAY_S)
+            own = open_store(rank, size, _STAY_S)
+            own.compare_set(_REFUSED, "", f"rank 0: {message}")
+            _leave_with_all(own, rank, size, _STAY_S)
         return True
     store = seek_store(_SEEK_S)
     if store is None:
