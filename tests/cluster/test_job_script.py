@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from job_scripts import command_of
 
 from mres.cluster.request import JobRequest
 from mres.cluster.script import Program, script_text
@@ -25,14 +26,6 @@ def text(request: JobRequest = REQUEST, program: Program = PROGRAM, run_dir: str
 
 def directives(script: str) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
-
-
-def command(script: str) -> list[str]:
-    """The words of the last command, which only prints them."""
-    done = subprocess.run(
-        ["bash"], input="exec() { printf '%s\\0' \"$@\"; }\n" + script, text=True, capture_output=True, check=True
-    )
-    return done.stdout.split("\0")[:-1]
 
 
 def test_what_is_asked_for() -> None:
@@ -70,7 +63,7 @@ def test_without_limit_gpus_and_requeue() -> None:
 
 
 def test_what_runs() -> None:
-    words = command(text(replace(REQUEST, srun_args=("--network=a b",), distribution="block:block")))
+    words = command_of(text(replace(REQUEST, srun_args=("--network=a b",), distribution="block:block")))
     controller, task = words[: words.index("--")], words[words.index("--") + 1 :]
     assert controller[:3] == ["/env/bin/python", "-u", "/shared/mres/mres/cluster/batch.py"]
     assert {"--srun-arg=--network=a b", "--srun-arg=--distribution=block:block"} < set(controller)
