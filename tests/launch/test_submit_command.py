@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, command, light_commands
+from job_scripts import command_of
 
 from mres.config import load_config
 
@@ -104,10 +105,7 @@ def test_the_script_runs_the_snapshot_that_comes_with_it(config: Path) -> None:
     assert done.returncode == 0, done.stderr
     snapshot = config.parent / "my runs" / "tiny" / "snapshot"
     config.write_text("of another run")
-    only_prints = "exec() { printf '%s\\0' \"$@\"; }\n" + (config.parent / "job.sh").read_text()
-    words = subprocess.run(["bash"], input=only_prints, text=True, capture_output=True, check=True).stdout.split("\0")[
-        :-1
-    ]
+    words = command_of((config.parent / "job.sh").read_text())
     train = words[words.index("--") + 1 :]
     assert all(word.startswith(str(snapshot)) for word in words if word.endswith((".py", ".yaml")))
     environ = {**os.environ, "PYTHONPATH": str(snapshot / "code")}
