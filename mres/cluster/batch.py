@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
-from mres.cluster import jobs, slurm
+from mres.cluster import jobs, nodes, slurm, slurm_nodes
 from mres.cluster.decide import Decision, Facts, decide
+from mres.cluster.restarts import MAX_RESTARTS, Failure
+from mres.cluster.step import Step, say
 from mres.errors import UserError
 
 # After `scontrol requeue` SLURM ends this process; the exit code of one that is not ended says that it should have been.
 _REQUEUE_TAKES_S = 60.0
-# Left over in a shell that has submitted, they would be taken for the tasks' own.
-_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+# Until slurmctld has seen that a node does not answer.
+_SEEN_S = 30.0
+T = TypeVar("T")
 _REMEDY = "the same command goes on from the newest checkpoint"
 
 
@@ -42,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="mres.cluster.batch", description=__doc__.partition("\n")[0], allow_abbrev=False)
     p.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
     p.add_argument("--max-requeues", type=int, default=100, help="how often the job is queued again")
+    p.add_argument(
+        "--max-restarts",
+        type=int,
+        default=MAX_RESTARTS,
+        help="how often failed training is started again without a step gained",
+    )
     p.add_argument("--signal-delay", type=int, default=120, help="seconds between the warning and the time limit")
     p.add_argument("--srun-arg", action="append", default=[], help="an option of srun's; may be repeated")
     p.add_argument("command", nargs="+", help="what each task runs, behind --")
@@ -61,14 +67,28 @@ class Controller:
         self.job = jobs.job_name(os.environ)
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+        self.known = self._known_nodes()
 
     def run(self) -> int:
         self._note("started")
-        step = Step(self._srun())
-        exit_code = step.wait()
-        facts = self._facts(exit_code)
-        decision = decide(facts)
-        return self._carry_out(decision, facts)
+        if avoided := nodes.excluded(self.run_dir):
+            say(f"this run avoids {', '.join(avoided)}: {self.run_dir / nodes.EXCLUDED}")
+        while True:
+            step = Step(self._srun(), nodes.Watch(self.run_dir, self.known))
+            exit_code = step.wait()
+            facts = self._facts(exit_code, step.failure() if exit_code else None)
+            decision = decide(facts)
+            if decision.action != "restart":
+                return self._carry_out(decision, facts)
+            say(f"{decision.reason}{_saved(facts)}: the tasks are started again")
+            self._note(decision.event, decision)
+
+    def _known_nodes(self) -> list[slurm_nodes.Node]:
+        try:
+            return slurm_nodes.show(self.nodes)
+        except slurm.SlurmError as error:
+            say(f"warning: lost nodes are not noticed: {error}")
+            return []
 
     def _srun(self) -> list[str]:
         folder = str(self.run_dir.absolute()).replace("%", "%%")
@@ -82,7 +102,7 @@ class Controller:
             *self.options.command,
         ]
 
-    def _facts(self, exit_code: int) -> Facts:
+    def _facts(self, exit_code: int, failure: Failure | None) -> Facts:
         job = None
         if exit_code:
             try:
@@ -99,43 +119,75 @@ class Controller:
             restarts=self.restart,
             max_requeues=self.options.max_requeues,
             signal_delay_s=self.options.signal_delay,
-            cancel_is_asked=self._cancel_is_asked(),
+            cancel_is_asked=self._read(jobs.cancel_is_asked, False),
+            max_restarts=self.options.max_restarts,
+            step=jobs.newest_step(self.run_dir),
+            past=tuple(self._read(jobs.restarts, [])),
+            failure=failure,
+            avoid=self._avoided(failure),
         )
 
-    def _cancel_is_asked(self) -> bool:
+    def _read(self, what: Callable[[Path, str], T], otherwise: T) -> T:
         try:
-            return jobs.cancel_is_asked(self.run_dir, self.job)
+            return what(self.run_dir, self.job)
         except (OSError, UserError) as error:
             say(f"warning: {error}")
-            return False
+            return otherwise
+
+    def _avoided(self, failure: Failure | None) -> tuple[str, ...]:
+        """The nodes of this job that have failed twice, this time taken into account."""
+        try:
+            if failure and (new := nodes.exclude(self.run_dir, failure.failed_nodes, failure.reason)):
+                say(f"{', '.join(new)} failed twice: this run avoids it from now on ({self.run_dir / nodes.EXCLUDED})")
+        except (OSError, UserError) as error:
+            say(f"warning: {error}")
+        avoided = set(nodes.excluded(self.run_dir))
+        return tuple(node.name for node in self.known if node.name in avoided)
 
     def _carry_out(self, decision: Decision, facts: Facts) -> int:
         """Returns the exit code of the batch script, which SLURM may end before."""
-        step = jobs.newest_step(self.run_dir)
-        saved = f"; the newest checkpoint is of step {step}" if step else ""
+        said = f"{decision.reason}{_saved(facts)}"
         if decision.action == "end":
-            remedy = f". {_REMEDY}" if decision.exit_code else ""
-            say(f"{decision.reason}{saved}{remedy}")
-            self._note(decision.event, decision)
-            return decision.exit_code
-        if decision.action == "cancel":
-            say(f"{decision.reason}{saved}")
+            say(f"{said}. {_REMEDY}" if decision.exit_code else said)
+        elif decision.action == "cancel":
+            say(said)
         else:
-            say(
-                f"{decision.reason}{saved}: the job is queued again ({self.restart + 1} of at most {facts.max_requeues} times)"
-            )
+            say(f"{said}: the job is queued again ({self.restart + 1} of at most {facts.max_requeues} times)")
         self._note(decision.event, decision)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on nothing is to be waited for
-        command = slurm.cancel if decision.action == "cancel" else slurm.requeue
+        if decision.action == "end":
+            return decision.exit_code
         try:
-            slurm.patiently(lambda: command(self.job))
+            if decision.action == "cancel":
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on nothing is to be waited for
+                slurm.patiently(lambda: slurm.cancel(self.job))
+            else:
+                self._requeue(decision)
         except slurm.SlurmError as error:
             if not self._is_requeued_already():
                 say(f"error: SLURM does not {decision.action} job {self.job}: {error}. {_REMEDY}")
                 self._note("failed", Decision("end", "failed", f"not requeued: {error}", decision.exit_code))
             return decision.exit_code
-        time.sleep(_REQUEUE_TAKES_S)
+        if not decision.exclude:
+            time.sleep(_REQUEUE_TAKES_S)
         return decision.exit_code
+
+    def _requeue(self, decision: Decision) -> None:
+        """Raises: slurm.SlurmError."""
+        failure = decision.failure
+        if failure and failure.lost_nodes:
+            names = [node.name for node in self.known]
+            try:
+                slurm_nodes.give_up(self.job, failure.lost_nodes, names, _SEEN_S)
+            except slurm.SlurmError as error:
+                say(f"warning: the job starts again when SLURM takes the node(s) for down (SlurmdTimeout): {error}")
+        if not decision.exclude:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        slurm.patiently(lambda: slurm.requeue(self.job))
+        if decision.exclude:  # SLURM takes that of a job that waits alone, as this one does while it is ended
+            try:
+                slurm_nodes.exclude(self.job, decision.exclude)
+            except slurm.SlurmError as error:
+                say(f"warning: {', '.join(decision.exclude)} cannot be excluded: {error}")
 
     def _is_requeued_already(self) -> bool:
         """By SLURM itself, once a preempted job's grace time is over."""
@@ -145,6 +197,7 @@ class Controller:
             return False
 
     def _note(self, event: jobs.EventName, decision: Decision | None = None) -> None:
+        failure = decision.failure if decision else None
         line = jobs.Event(
             self.job,
             event,
@@ -154,6 +207,9 @@ class Controller:
             reason=decision.reason if decision else "",
             excluded=decision.exclude if decision else (),
             exit_code=decision.exit_code if decision else None,
+            reached=failure.reached if failure else None,
+            failed_nodes=failure.failed_nodes if failure else (),
+            lost_nodes=failure.lost_nodes if failure else (),
         )
         try:
             jobs.note(self.run_dir, line)
@@ -161,59 +217,8 @@ class Controller:
             say(f"warning: {error}")
 
 
-class Step:
-    """srun at work; what it says of its tasks is passed on, and read."""
-
-    def __init__(self, command: list[str]) -> None:
-        say(shlex.join(command))
-        environ = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
-        self._process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environ
-        )
-        self.ends: list[TaskEnd] = []
-
-    def wait(self) -> int:
-        """0, or the exit code of the task that ended badly first (128 + N where a signal N ended it): srun's own is the
-        largest, and the others are ended for the first one's sake."""
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            if line == "srun: got SIGCONT\n":  # comes with every SIGTERM of SLURM's
-                continue
-            _print(line)
-            if found := TaskEnd.read(line):
-                self.ends.append(found)
-        code = self._process.wait()
-        return code and (self.ends[0].exit_code if self.ends else abs(code))
-
-
-class TaskEnd:
-    """How tasks of one node ended, as srun says it: "srun: error: n1: tasks 2-3: Exited with exit code 7"."""
-
-    _SAID = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+?)(?: \(core dumped\))?$")
-
-    def __init__(self, node: str, tasks: str, how: str) -> None:
-        self.node, self.tasks, self.how = node, tasks, how
-
-    @classmethod
-    def read(cls, line: str) -> TaskEnd | None:
-        found = cls._SAID.match(line.strip())
-        return cls(*found.groups()) if found else None
-
-    @property
-    def exit_code(self) -> int:
-        """128 + N where a signal N ended it."""
-        if found := re.search(r"exit code (\d+)", self.how):
-            return int(found[1])
-        return next((128 + number for number in signal.Signals if signal.strsignal(number) == self.how), 1)
-
-
-def say(text: str) -> None:
-    _print(f"mres: {text}\n")
-
-
-def _print(text: str) -> None:
-    with suppress(OSError):  # of a full disk: what is decided does not hang on what can be said
-        print(text, end="", file=sys.stderr, flush=True)
+def _saved(facts: Facts) -> str:
+    return f"; the newest checkpoint is of step {facts.step}" if facts.step else ""
 
 
 if __name__ == "__main__":

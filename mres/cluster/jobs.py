@@ -18,13 +18,15 @@ JOBS = "jobs.jsonl"
 LOGS = "slurm"  # the folder of the jobs' scripts and logs
 
 # cancelling: the user wants it to save and end; what follows is "cancelled".
-EventName = Literal["submitted", "started", "requeued", "ended", "cancelling", "cancelled", "failed"]
+# restarted: the tasks alone, in the same allocation.
+EventName = Literal["submitted", "started", "restarted", "requeued", "ended", "cancelling", "cancelled", "failed"]
 
 
 @dataclass(frozen=True)
 class Event:
     """One line. `job` is SLURM's number (of an array's member: "12_3"), `restart` how often SLURM has started it again,
-    `step` the newest checkpoint's, `time` seconds since 1970."""
+    `step` the newest checkpoint's, `time` seconds since 1970. Where training has failed, `reached` is the step that it had come
+    to, `failed_nodes` are to blame, `lost_nodes` among them do not answer any more."""
 
     job: str
     event: EventName
@@ -34,6 +36,9 @@ class Event:
     reason: str = ""
     excluded: tuple[str, ...] = ()
     exit_code: int | None = None
+    reached: int | None = None
+    failed_nodes: tuple[str, ...] = ()
+    lost_nodes: tuple[str, ...] = ()
     time: float = field(default_factory=time.time)
 
 
@@ -63,6 +68,11 @@ def cancel_is_asked(run_dir: Path, job: str) -> bool:
     return last[-1:] == ["cancelling"]
 
 
+def restarts(run_dir: Path, job: str) -> list[Event]:
+    """How often the job was started or queued again, oldest first."""
+    return [event for event in read(run_dir) if event.job == job and event.event in ("restarted", "requeued")]
+
+
 def newest_step(run_dir: Path) -> int:
     """That of the newest checkpoint which is whole; 0 without one."""
     found = (run_dir / "checkpoints").glob("step-*/MANIFEST.json")
@@ -79,5 +89,6 @@ def job_name(environ: Mapping[str, str]) -> str:
 
 def _event(value: dict[str, object]) -> Event:
     known = {f.name: value[f.name] for f in fields(Event) if f.name in value}
-    known["excluded"] = tuple(known.get("excluded") or ())  # type: ignore[arg-type]
+    for name in ("excluded", "failed_nodes", "lost_nodes"):
+        known[name] = tuple(known.get(name) or ())  # type: ignore[arg-type]
     return Event(**known)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mres.cli import Parser
 from mres.cluster.limits import SIGNAL_DELAY_S
+from mres.cluster.restarts import MAX_RESTARTS
 from mres.cluster.values import SLURM_OPTIONS
 
 SNAPSHOT_MIB = 64  # a checkout of mres has 5
@@ -72,6 +73,12 @@ def _add_slurm_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--cpus-per-task", type=_count, metavar="N", help="default: the data workers and two more")
     group.add_argument("--max-requeues", type=_restarts, metavar="N", help="of a preempted job (default 100)")
+    group.add_argument(
+        "--max-restarts",
+        type=_restarts,
+        metavar="N",
+        help=f"of training that fails, without a step gained (default {MAX_RESTARTS}; any number while it gains steps)",
+    )
     for name, text in SLURM_OPTIONS.items():
         group.add_argument(f"--{name}", help=text)
     group.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch")

@@ -26,6 +26,7 @@ KEYS = (
         "time",
         "signal-delay",
         "max-requeues",
+        "max-restarts",
         *SLURM_OPTIONS,
     ),
     *("distribution", "cpu-bind", "python", "container-image", *_LISTS, *_MAPPINGS),

@@ -11,6 +11,7 @@ from typing import Literal
 
 from mres.cluster.container import Container, make_container
 from mres.cluster.limits import SIGNAL_DELAY_S, parse_time_limit, signal_delay
+from mres.cluster.restarts import MAX_RESTARTS
 from mres.cluster.values import (
     SLURM_OPTIONS,
     check_setup,
@@ -32,6 +33,7 @@ _SLURM_ONLY = (
         *SLURM_OPTIONS,
         "cpus_per_task",
         "max_requeues",
+        "max_restarts",
         "sbatch",
         "script",
         "no_snapshot",
@@ -66,6 +68,7 @@ class JobRequest:
     limit_min: int | None = None
     signal_delay_s: int = SIGNAL_DELAY_S
     max_requeues: int = 100
+    max_restarts: int = MAX_RESTARTS
     directives: Mapping[str, str | bool] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -134,6 +137,7 @@ def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
             options.signal_delay, limit_min, is_requeued=max_requeues > 0, run_dir=config.run_dir
         ),
         max_requeues=max_requeues,
+        max_restarts=MAX_RESTARTS if options.max_restarts is None else options.max_restarts,
         directives={**named, **parse_directives(options.sbatch)},
         setup=check_setup(options.setup),
         env=env,

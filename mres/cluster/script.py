@@ -179,6 +179,7 @@ def _controller(request: JobRequest) -> list[str]:
         "# up, it has the job queued again; the tasks go on from the newest checkpoint. scancel saves and ends it for good.",
         "# By its path: with -m, modules would be looked for in the working directory first, which may be a checkout.",
         f'exec {shlex.quote(request.controller_python)} -u "$code/mres/cluster/batch.py" --run-dir "$run_dir" \\',
-        f"    --max-requeues {request.max_requeues} --signal-delay {request.signal_delay_s}{''.join(srun_args)} -- \\",
+        f"    --max-requeues {request.max_requeues} --max-restarts {request.max_restarts}"
+        f" --signal-delay {request.signal_delay_s}{''.join(srun_args)} -- \\",
         f'    {request.task_command} -u "$code/launch/train.py" "${{arguments[@]}}"',
     ]

@@ -53,8 +53,8 @@ class Job:
         return None if self.started_at is None or self.limit_s is None else self.started_at + self.limit_s
 
 
-def ask(*command: str) -> str:
-    """What a command prints.
+def ask(*command: str, folder: str | None = None) -> str:
+    """What a command prints, called in a folder.
 
     Raises:
         SlurmError: it is not there, failed or did not answer.
@@ -62,7 +62,9 @@ def ask(*command: str) -> str:
     # The times of all clocks alike, whatever the user's taste.
     environ = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environ)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environ, cwd=folder
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise SlurmError(f"'{' '.join(command)}': {error}") from None
     if done.returncode:

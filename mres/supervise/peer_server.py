@@ -20,8 +20,8 @@ from typing import Any
 
 GONE = "died: its process is gone without a word (killed, out of memory, or its machine was lost)"
 
-# A machine that vanishes is noticed after 10 + 4 × 5 seconds.
-_KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
+# A machine that vanishes is noticed after 8 + 3 × 4 seconds.
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 8, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _DRAIN_S = 2.0
 # More than a line has: who sends more without an end of line is not one of ours.
 _LINE_BYTES = 16_384

@@ -41,7 +41,8 @@ USR2, TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM
         (replace(STOPPED, exit_code=TERM, **PREEMPTED), "requeue", "requeued", "preempted"),
         (replace(STOPPED, exit_code=137, **PREEMPTED), "requeue", "requeued", "preempted"),
         (replace(STOPPED, exit_code=2, **PREEMPTED), "end", "failed", "refuses"),
-        (replace(STOPPED, exit_code=1), "end", "failed", "exit code 1"),
+        (replace(STOPPED, exit_code=1), "restart", "restarted", "exit code 1"),
+        (replace(STOPPED, exit_code=130), "end", "failed", "interrupted"),
     ],
 )
 def test_what_becomes_of_it(facts: Facts, action: str, event: str, words: str) -> None:

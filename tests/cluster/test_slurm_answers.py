@@ -2,9 +2,9 @@
 
 import pytest
 
-from mres.cluster.batch import TaskEnd
 from mres.cluster.refusals import Partition, read_partitions, refused
 from mres.cluster.slurm import Job, SlurmError, ask, plain_words, read_job
+from mres.cluster.step import TaskEnd
 
 SHOWN = (
     "JobId=18 ArrayJobId=17 ArrayTaskId=0 JobName=arr UserId=root(0) GroupId=root(0) MCS_label=N/A JobState={state} Reason=None "

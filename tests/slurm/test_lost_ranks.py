@@ -1,0 +1,63 @@
+"""Ranks that die and machines that are lost: named, and training goes on from the newest checkpoint to the undisturbed end.
+
+SlurmdTimeout is SLURM's default of 300 seconds: that SLURM itself notices a lost node is not waited for.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from slurm_lab import Job, Lab
+
+from mres.cluster import jobs
+
+RANKS = ("--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1")
+Undisturbed = Callable[[int], list[dict]]
+
+
+def events(job: Job, *names: str) -> list[jobs.Event]:
+    return [event for event in jobs.read(job.run_dir) if event.event in names]
+
+
+def goes_on(job: Job, fault: Callable[[], object], times: Callable[[str], None]) -> jobs.Event:
+    """At step 8 the fault comes; what the controller made of it, and how soon, which is printed."""
+    job.wait_for_step(8)
+    fault()
+    since = time.time()
+    again = job.until(lambda: events(job, "restarted", "requeued"), "the fault is noticed")[0]
+    job.until(lambda: any(beat.step > again.step and beat.started > again.time for beat in job.beats.values()), "steps")
+    times(f"named after {again.time - since:.1f} s, training again after {time.time() - since:.1f} s")
+    assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.log
+    return again
+
+
+@pytest.fixture
+def times(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Callable[[str], None]:
+    def told(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n{request.node.name}: {text}")
+
+    return told
+
+
+def test_killed_rank(lab: Lab, lab_config: Path, undisturbed: Undisturbed, times: Callable[[str], None]) -> None:
+    job = lab.submit(lab_config, *RANKS, "run.name=lab")
+    again = goes_on(job, lambda: job.kill_rank(1), times)
+    assert (again.event, again.failed_nodes) == ("restarted", ())
+    assert "rank 1" in again.reason
+    assert job.losses() == undisturbed(2)
+
+
+@pytest.mark.parametrize("fault", ["kill", pytest.param("cut", marks=pytest.mark.exhaustive)])
+def test_lost_node(
+    lab: Lab, lab_config: Path, undisturbed: Undisturbed, fault: str, times: Callable[[str], None]
+) -> None:
+    job = lab.submit(lab_config, *RANKS, "run.name=lab")
+    job.wait("RUNNING")
+    lost = lab.nodes[1]
+    again = goes_on(job, lambda: lab.node(lost, fault), times)
+    assert (again.event, again.lost_nodes) == ("requeued", (lost,))
+    assert lost in job.log
+    assert lost not in {beat.host for beat in job.beats.values()}
+    assert job.losses() == undisturbed(2)
