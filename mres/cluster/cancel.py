@@ -1,5 +1,6 @@
 """Cancelling a run so that nothing is lost: its ranks save first, and its job is not queued again."""
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from mres.cluster import jobs, slurm
 from mres.cluster.status import Status, look, newest
 from mres.errors import UserError
+from mres.run_folder import LOCK_NAME
 
 _POLL_S = 1.0
 _AGAIN_S = 15.0  # a signal that comes before the tasks are started reaches nobody
@@ -19,9 +21,12 @@ def cancel(run_dirs: Sequence[Path]) -> None:
     Raises:
         UserError: none of them is in the queue, or SLURM cannot be asked or refuses.
     """
-    live = [status for status in look(run_dirs) if status.is_live]
+    if shutil.which("scancel") is None:
+        raise UserError("there is no scancel on PATH: cancel from a login node of the cluster")
+    found = look(run_dirs)
+    live = [status for status in found if status.is_live and status.job]
     if not live:
-        raise UserError(_nothing_to_cancel(look(run_dirs)))
+        raise UserError(_nothing_to_cancel(found))
     try:
         # What waits goes first: it would take the places that become free.
         for status in sorted(live, key=lambda status: status.state != "pending"):
@@ -68,5 +73,9 @@ def _saved(run_dir: Path) -> str:
 
 
 def _nothing_to_cancel(found: Sequence[Status]) -> str:
+    by_hand = [status.run_dir for status in found if status.is_live]
+    if by_hand:
+        holder = by_hand[0] / LOCK_NAME
+        return f"'{by_hand[0]}' runs, and in no job of SLURM: send its processes SIGTERM, and it saves and ends ('{holder}' names it)"
     states = ", ".join(sorted({status.state for status in found}))
     return f"there is nothing to cancel: {'it is' if len(found) == 1 else 'they are'} {states}; see launch/submit.py status"

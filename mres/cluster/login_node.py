@@ -8,6 +8,7 @@ from mres.cluster import jobs, slurm
 from mres.cluster.container import Container
 from mres.cluster.refusals import check_partition
 from mres.cluster.request import JobRequest
+from mres.cluster.sweep import is_sweep
 from mres.config import Config
 from mres.doctor.disk import check_run_dir
 from mres.errors import UserError
@@ -36,6 +37,10 @@ def check_on_login_node(options: argparse.Namespace, request: JobRequest, config
             raise UserError(
                 f"{error} (data and weights that only the nodes see are not looked at with --no-check-data)"
             ) from None
+    if is_sweep(config.run_dir):
+        raise UserError(
+            f"run.name: '{config.run_dir}' is the folder of a sweep; give this run another name (run.name=…)"
+        )
     _check_folder(config)
     _check_not_in_use(config.run_dir, must_know=submits)
 

@@ -12,6 +12,7 @@ _REMEDIES = (
     ("account", "--account, --partition", "sacctmgr show associations user=$USER format=account,partition,qos"),
     ("partition", "--partition", "sinfo -o %P"),
     ("qos", "--qos, --time", "sacctmgr show qos format=name,maxwall,maxtres"),
+    ("array", "--sweep, --array-parallelism", "scontrol show config | grep MaxArraySize"),
     ("feature", "--constraint", "sinfo -o '%P %f'"),
     ("node name", "--exclude, --sbatch nodelist=…", "sinfo -N"),
     ("reservation", "--sbatch reservation=…", "scontrol show reservation"),

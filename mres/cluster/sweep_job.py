@@ -4,6 +4,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mres.cluster import submission
@@ -55,17 +56,17 @@ def _request(options: argparse.Namespace, sweep: Sweep) -> JobRequest:
     Raises:
         UserError: naming the member that cannot run so, or needs something else than the first one.
     """
-    first: JobRequest | None = None
+    requests = []
     for member in sweep.members:
         with _of_member(member):
-            request = make_request(options, member.config)
-        first = first or request
-        if request.cpus_per_task != first.cpus_per_task:
+            requests.append(make_request(options, member.config))
+        if requests[-1].cpus_per_task != requests[0].cpus_per_task:
             raise UserError(
-                f"--sweep: {sweep.members[0].name} needs {first.cpus_per_task} CPUs a task and {member.name} "
-                f"{request.cpus_per_task} (data.workers and two more); give --cpus-per-task"
+                f"--sweep: {sweep.members[0].name} needs {requests[0].cpus_per_task} CPUs a task and {member.name} "
+                f"{requests[-1].cpus_per_task} (data.workers and two more); give --cpus-per-task"
             )
-    return make_request(options, sweep.config)
+    delay = max(request.signal_delay_s for request in requests)  # that of the member whose saving took longest
+    return replace(make_request(options, sweep.config), signal_delay_s=delay)
 
 
 @contextmanager

@@ -110,3 +110,10 @@ def test_data_as_the_container_sees_them(config: Path, tiny_shards: Path, folder
     with pytest.raises(UserError, match=f"data.train=/data/gone is '{data}/gone' outside of the container"):
         check(config, *mapped, "data.train=/data/gone")
     check(config, *image, "/usr", _NOT_CHECKED)
+
+
+def test_the_folder_of_a_sweep_is_no_run_s(config: Path, folder: Path) -> None:
+    (folder / "runs" / "rates").mkdir(parents=True)
+    (folder / "runs" / "rates" / "sweep.json").write_text("[]")
+    with pytest.raises(UserError, match=r"run\.name: .*folder of a sweep"):
+        check(config, "run.dir=runs", "run.name=rates")

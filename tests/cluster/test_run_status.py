@@ -139,7 +139,7 @@ def test_without_slurm_the_last_event_is_what_is_known() -> None:
         (["logs", "--rank", "2", "runs/demo"], "--rank 2: no log of that rank"),
         (["logs", "runs/rates"], "runs/rates/lr-1"),
         (["logs", "runs/rates/lr-2"], "has no logs of a job yet"),
-        (["cancel", "runs/demo"], "there is nothing to cancel: it is done"),
+        (["cancel", "runs/demo"], "no scancel on PATH"),
     ],
 )
 def test_mistakes_say_what_is_there(run_dir: Path, sweep_dir: Path, words: list[str], said: str) -> None:
@@ -171,3 +171,18 @@ def test_a_log_of_events_of_a_later_version_is_read(run_dir: Path) -> None:
     with (run_dir / jobs.JOBS).open("a") as file:
         file.write(json.dumps({"job": "9", "event": "started", "time": time.time(), "moon": 1}) + "\n")
     assert status.look([run_dir])[0].job == "9"
+
+
+def test_there_is_nothing_to_cancel(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scancel").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="nothing to cancel: it is done"):
+        main(["cancel", str(run_dir)])
+    here = Path("runs/here")
+    beat = Heartbeat(here, 0, 1)
+    beat.start()
+    beat._write()
+    with pytest.raises(UserError, match=r"in no job of SLURM.*run\.lock"):
+        main(["cancel", str(here)])
+    assert not (here / jobs.JOBS).exists()
+    beat.end()
