@@ -29,6 +29,7 @@ def main() -> int:
     parser = build_parser(__doc__)
     options = parser.parse_intermixed_args()
     origins = apply_profile(options, parser)
+    request = None
     if options.sweep:
         code = _sweep(options)
     else:
@@ -37,7 +38,7 @@ def main() -> int:
         run = _on_slurm if request.cluster == "slurm" else _on_this_machine
         code = run(options, request, config)
     if options.dry_run:
-        for line in origin_lines(options, origins):
+        for line in origin_lines(options, origins, request):
             print(f"# {line}", file=sys.stderr)
     return code
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from mres.credentials import redacted
 from mres.errors import UserError
 
 
@@ -74,16 +75,16 @@ def make_container(image: str | None, mounts: Sequence[str], workdir: Path) -> C
 
 
 def _image(text: str, workdir: Path) -> str:
+    if re.search(r"\s", text) or redacted(text) != text:
+        raise UserError(
+            f"--container-image {text!r}: expected an image such as nvcr.io#nvidia/pytorch:24.05-py3, or a .sqsh file's path"
+        )
     if text.startswith(("/", ".")) or text.endswith((".sqsh", ".squashfs")):
         return str(workdir / text)
     registry, slash, rest = text.removeprefix("docker://").partition("/")
     if slash and re.search(r"[.:]", registry) and "#" not in text:
         raise UserError(
             f"--container-image {text}: pyxis looks for it on Docker Hub; write {registry}#{rest}, or a .sqsh file's path"
-        )
-    if not text.strip() or re.search(r"\s", text):
-        raise UserError(
-            f"--container-image {text!r}: expected an image such as nvcr.io#nvidia/pytorch:24.05-py3, or a .sqsh file's path"
         )
     return text
 

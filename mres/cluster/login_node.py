@@ -53,6 +53,8 @@ def _data_lie_here(container: Container | None, config: Config) -> bool:
     """
     if container is None:
         return True
+    if container.image.startswith("/") and not Path(container.image).exists():
+        raise UserError(f"--container-image {container.image} is not there (--no-check-data: only nodes see it)")
     keys = {f"data.train={chosen.path}": chosen.path for chosen in config.data.train_sets}
     named = {"data.val": config.data.val, **{f"checkpoint.{key}": getattr(config.checkpoint, key) for key in WEIGHTS}}
     keys |= {f"{key}={place}": str(place) for key, place in named.items() if place is not None}

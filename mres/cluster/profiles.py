@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mres.cluster.request import JobRequest
 from mres.cluster.values import SLURM_OPTIONS, check_setup, parse_env, sbatch_key
 from mres.errors import UserError, about_os, near, shown
 from mres.io.yaml_files import YamlError, parse_yaml, read_text
@@ -17,6 +18,7 @@ FOLDER = Path("configs") / "cluster"
 _SHIPPED = Path(__file__).parents[2] / FOLDER
 _LISTS = ("setup", "srun-arg", "container-mounts")
 _MAPPINGS = ("env", "sbatch")
+_DEFAULTS = ("nodes", "cpus-per-task", "max-requeues", "distribution", "cpu-bind", "python")
 KEYS = (
     *(
         "nodes",
@@ -64,9 +66,18 @@ def apply_profile(options: argparse.Namespace, parser: argparse.ArgumentParser) 
     return origins
 
 
-def origin_lines(options: argparse.Namespace, origins: Mapping[str, str]) -> Iterator[str]:
-    """What is set, and where each value came from; of variables their names, since a value may be a credential."""
-    for key in (key for key in KEYS if key in origins):
+def origin_lines(options: argparse.Namespace, origins: Mapping[str, str], request: JobRequest | None) -> Iterator[str]:
+    """What is set, and where each value came from; of variables their names, since a value may be a credential.
+
+    Args:
+        request: what was made of it, whose other values are defaults; None for a sweep, each of whose members has its own.
+    """
+    for key in KEYS:
+        if key not in origins:
+            value = getattr(request, _dest(key), None) if key in _DEFAULTS else None
+            if value is not None:
+                yield f"--{key} {value}  (default)"
+            continue
         value = _value(options, key)
         shown_value = (
             ", ".join(_name(text) if key == "env" else text for text in value) if isinstance(value, list) else value

@@ -114,6 +114,7 @@ def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
     Raises:
         UserError: for options that contradict each other or have no effect, and for a run that could not be requeued.
     """
+    _check_words(options)
     limit_min = None if options.time is None else parse_time_limit(options.time)
     named = {name: getattr(options, name) for name in SLURM_OPTIONS if getattr(options, name) is not None}
     if options.cluster == "slurm":
@@ -151,6 +152,16 @@ def make_request(options: argparse.Namespace, config: Config) -> JobRequest:
     )
     _check_fits(request, config)
     return request
+
+
+def _check_words(options: argparse.Namespace) -> None:
+    """Refuses what would be several lines of the script, or none."""
+    for name in (*SLURM_OPTIONS, "distribution", "cpu_bind", "python", "container_image"):
+        value = getattr(options, name)
+        if value is not None and (not value.strip() or not value.isprintable()):
+            raise UserError(
+                f"--{name.replace('_', '-')} {value!r}: expected one line of text; leave it out where it has none"
+            )
 
 
 def _tasks_on_a_node(cluster: Cluster, gpus_per_node: int | None, tasks_per_node: int | None) -> int:

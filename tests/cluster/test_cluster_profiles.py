@@ -81,9 +81,10 @@ def test_the_command_line_wins_and_each_value_tells_its_origin(tmp_path: Path) -
     assert asked.setup == ("module load cuda/12.4", "ulimit -l")
     assert asked.env == {"NCCL_DEBUG": "INFO", "NCCL_IB_TIMEOUT": "22"}
     assert asked.srun_args == ("--network=sn_all",)
-    told = "\n".join(origin_lines(options, origins))
+    told = "\n".join(origin_lines(options, origins, asked))
     assert f"--partition low  ({path})" in told
     assert "--nodes 1  (command line)" in told
+    assert "--distribution block:block  (default)" in told
     assert f"({path} and command line)" in told
 
 
@@ -125,7 +126,7 @@ def test_a_variable_as_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     options, origins = applied("--profile", path)
     asked = make_request(options, load_config(None))
     assert (asked.env, asked.private_env) == ({}, {"WANDB_API_KEY": "abcdef12345"})
-    assert "abcdef12345" not in repr(asked) + "".join(origin_lines(options, origins))
+    assert "abcdef12345" not in repr(asked) + "".join(origin_lines(options, origins, asked))
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(UserError, match="WANDB_API_KEY is not set here"):
         request("--profile", path)

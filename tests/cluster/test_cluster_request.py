@@ -105,6 +105,8 @@ def test_cpu_tasks() -> None:
         ("--cluster local --profile a800", "--profile has no effect with --cluster local"),
         ("--cluster local --env A=1", "--env has no effect with --cluster local"),
         ("--gpus-per-node 1 --container-mounts /a:/b", "--container-mounts has no effect without --container-image"),
+        ("--gpus-per-node 1 --partition=", "--partition '': expected one line"),
+        ("--gpus-per-node 1 --distribution=a\x7f#SBATCH", "expected one line"),
         ("--gpus-per-node 1 --python /gone/python", "--python /gone/python: there is no program"),
         ("--cluster local --nodes 2", "--nodes 2 does not go with --cluster local"),
         ("--cluster debug --tasks-per-node 2", "runs one task in this process, not 2"),

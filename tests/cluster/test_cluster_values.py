@@ -121,6 +121,7 @@ def test_a_mount_that_hides_the_runs_folder_is_mounted_over() -> None:
         (None, ["/a:/b"], "no effect without --container-image"),
         ("nvcr.io/nvidia/pytorch:24.05-py3", [], "write nvcr.io#nvidia/pytorch:24.05-py3"),
         ("two words", [], "expected an image"),
+        ("https://me:s3cret@registry/image", [], "expected an image"),
         ("x", ["data:/data"], "expected /OUTSIDE:/INSIDE"),
         ("x", ["/a:/b:ro:rw"], "expected /OUTSIDE:/INSIDE"),
         ("x", ["/a,"], "expected /OUTSIDE:/INSIDE"),

@@ -110,6 +110,8 @@ def test_data_as_the_container_sees_them(config: Path, tiny_shards: Path, folder
     with pytest.raises(UserError, match=f"data.train=/data/gone is '{data}/gone' outside of the container"):
         check(config, *mapped, "data.train=/data/gone")
     check(config, *image, "/usr", _NOT_CHECKED)
+    with pytest.raises(UserError, match=r"--container-image \S+/gone.sqsh is not there"):
+        check(config, "--container-image", "gone.sqsh", "--container-mounts", data)
 
 
 def test_the_folder_of_a_sweep_is_no_run_s(config: Path, folder: Path) -> None:
