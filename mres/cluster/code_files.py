@@ -2,8 +2,9 @@
 
 import os
 import subprocess
+import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,52 +70,76 @@ def own_files(
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """The user's own code that is not among the `known` files; and of each reference to a file, its name in the snapshot.
 
-    A file brings the Python files beside it, which it may import; a module, the package that it is in. What is installed
-    stays in the environment.
+    A file brings the Python files beside it; a module, the package that it is in; and each, the modules from the same
+    folder that it has imported by now. What is installed stays in the environment.
 
     Args:
         references: `path/to/file.py:NAME` or `package.module:NAME` (`mres.io.plugins`), or a name of mres's own.
     """
     found: dict[str, Path] = {}
     names: dict[str, str] = {}
+    tops: set[str] = set()
     places = {path.resolve(): name for name, path in known.items()}
-    taken = {name.split("/")[1] for name in known}
     folders: dict[Path, str] = {}
     for reference in references:
         where, _, thing = reference.rpartition(":")
         file = Path(where).resolve()
         if where.endswith(".py"):
+            folder = folders.setdefault(file.parent, f"{OWN}/{len(folders)}")
             if file not in places:
-                folder = folders.setdefault(file.parent, f"{OWN}/{len(folders)}")
                 beside = {f"{folder}/{path.name}": path for path in file.parent.glob("*.py") if path.is_file()}
                 found |= beside
                 places |= {file.parent / path.name: name for name, path in beside.items()}
             names[reference] = f"{places[file]}:{thing}"
-        elif modules := _module_files(where.partition(".")[0], root):
-            if (top := next(iter(modules)).split("/")[1]) in taken:
-                raise UserError(
-                    f"'{reference}': mres has a folder '{top}' of its own, beside which the job's snapshot would hold this "
-                    "module; name it by its file, rename it, or submit with --no-snapshot"
-                )
-            found |= modules
+        elif where:
+            tops.add(where.partition(".")[0])
+    users = {*folders, *(place.parent.resolve() for top in tops for place in _own_places(top, root))}
+    taken = {name.split("/")[1] for name in known}
+    for top in sorted(tops | _imported_from(users)):
+        found |= _module_files(top, root, taken)
     return found, names
 
 
-def _module_files(top: str, root: Path) -> dict[str, Path]:
-    spec = find_spec(top) if top else None
-    if spec is None:
-        return {}
+def _imported_from(folders: set[Path]) -> set[str]:
+    """The modules, or packages, that lie in these folders and have been imported."""
+    tops = [name for name in sys.modules if "." not in name]
+    return {
+        top
+        for top in tops
+        for place in _places(top)
+        if place.name in (top, f"{top}.py") and place.parent.resolve() in folders
+    }
+
+
+def _module_files(top: str, root: Path, taken: Collection[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in map(Path, spec.submodule_search_locations or [spec.origin or ""]):
-        if not _is_installed(path) and path.resolve().parent != root.resolve():
-            found |= _below(path, f"{CODE}/{path.name}") if path.is_dir() else {f"{CODE}/{path.name}": path}
+    for path in _own_places(top, root):
+        if path.name in taken:
+            raise UserError(
+                f"the module '{top}' ('{path}') would lie beside mres's own '{top}' in the job's snapshot; name what is in it "
+                "by its file, rename it, or submit with --no-snapshot"
+            )
+        found |= _below(path, f"{CODE}/{path.name}") if path.is_dir() else {f"{CODE}/{path.name}": path}
     return {name: path for name, path in found.items() if path.is_file()}
+
+
+def _own_places(top: str, root: Path) -> list[Path]:
+    """Where a module lies that is neither installed nor beside mres."""
+    return [place for place in _places(top) if not _is_installed(place) and place.resolve().parent != root.resolve()]
+
+
+def _places(top: str) -> list[Path]:
+    """The file of a module, or the folders of a package."""
+    spec = getattr(sys.modules[top], "__spec__", None) if top in sys.modules else find_spec(top)
+    return [] if spec is None else [Path(place) for place in spec.submodule_search_locations or [spec.origin or ""]]
 
 
 def _is_installed(path: Path) -> bool:
     """Into the environment, which a snapshot does not hold."""
     environment = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return "site-packages" in path.parts or any(path.is_relative_to(place) for place in environment)
+    return bool({"site-packages", "dist-packages"} & {*path.parts}) or any(
+        path.is_relative_to(place) for place in environment
+    )
 
 
 def _below(folder: Path, name: str) -> dict[str, Path]:

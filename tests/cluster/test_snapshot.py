@@ -12,6 +12,7 @@ from mres.cluster import snapshot
 from mres.cluster.snapshot import take
 from mres.config import Config, load_config
 from mres.errors import UserError
+from mres.train.callback import callback_class
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {
@@ -159,12 +160,35 @@ def test_the_users_own_code_is_in_it_and_named(root: Path, tmp_path: Path, monke
     assert after == before
 
 
+def test_what_the_users_code_has_imported_from_beside_it_is_in_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    write(
+        own,
+        {
+            "back_of_mine.py": "import helps_mine, layers_of_mine.first\nfrom mres.train.callback import Callback\n"
+            "class Mine(Callback): ...\n",
+            "helps_mine.py": "",
+            "layers_of_mine/__init__.py": "",
+            "layers_of_mine/first.py": "",
+            "not_imported.py": "",
+        },
+    )
+    monkeypatch.syspath_prepend(own)
+    config = run_config("train.callbacks=back_of_mine:Mine")
+    callback_class(config.train.callbacks[0])
+    names = files_below(taken(config, root) / "code")
+    ours = {"launch/train.py", "mres/__init__.py", "mres/model.py"}
+    assert names - ours == {"back_of_mine.py", "helps_mine.py", "layers_of_mine/__init__.py", "layers_of_mine/first.py"}
+
+
 def test_a_module_that_would_lie_in_mres_own_folder_is_refused(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, {"docs/__init__.py": "from mres.train.callback import Callback\nclass Mine(Callback): ...\n"})
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"'docs:Mine'.*folder 'docs'"):
+    with pytest.raises(UserError, match=r"the module 'docs'.*--no-snapshot"):
         taken(run_config("train.callbacks=docs:Mine"), checkout)
 
 
