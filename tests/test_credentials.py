@@ -171,7 +171,7 @@ def test_nothing_that_a_run_leaves_or_says_has_a_secret(
     chosen = ["--config", str(config), "run.name=remote", f"data.cache_dir={tmp_path / 'cache'}"]
     do(tiny_run.TRAIN, *chosen, f"data.train={url}", "train.steps=2", "checkpoint.every=1")
     do(tiny_run.EVALUATE, *chosen, "--checkpoint", str(run))
-    do(ROOT / "tools" / "report.py", str(run), "--data", str(tiny_shards))
+    do(ROOT / "tools" / "report.py", str(run), "--data", url)
     do(ROOT / "tools" / "export.py", str(run), str(folder / "exported"))
     do(ROOT / "tools" / "convert.py", str(run), str(folder / "converted"), "--to", "safetensors")
     with_secret = url.replace("http://", f"http://user:{SECRET}@")

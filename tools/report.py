@@ -11,7 +11,7 @@ from mres.errors import UserError, exit_on_user_error
 def parser() -> argparse.ArgumentParser:
     p = Parser(prog="report.py", description=__doc__)
     p.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, with the results of an evaluation")
-    p.add_argument("--data", type=Path, metavar="FOLDER", help="the shard set that was evaluated; default: data.val")
+    p.add_argument("--data", metavar="SET", help="the shard set that was evaluated, a folder or URL; default: data.val")
     p.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw a contact sheet of typical images")
     p.add_argument(
         "--kind", metavar="FILE.py:SPEC", help="a model of one's own: where its file lies now, if it has moved"
@@ -42,7 +42,7 @@ def main() -> int:
     return 0
 
 
-def _held_out(run_dir: Path, kind: str | None) -> Path:
+def _held_out(run_dir: Path, kind: str | None) -> str:
     """`data.val` of the run's own config."""
     from mres.config import load_config
 
@@ -51,8 +51,8 @@ def _held_out(run_dir: Path, kind: str | None) -> Path:
     path = run_dir / "config.yaml"
     val = load_config(path, kind=kind, stored=True).data.val if path.is_file() else None
     if val is None:
-        raise UserError(f"'{path}' names no data.val; name the shard set that was evaluated: --data FOLDER")
-    return Path(val)
+        raise UserError(f"'{path}' names no data.val; name the shard set that was evaluated: --data SET")
+    return val
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def test_the_tool_says_what_is_missing(tmp_path):
     assert done.stderr.startswith("error: no run at")
     done = report_tool(str(tmp_path))
     assert done.returncode == 2
-    assert "--data FOLDER" in done.stderr
+    assert "--data SET" in done.stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the report with")
