@@ -16,7 +16,7 @@ from mres.supervise.slurm_env import ports_of_meeting
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-_GREET_S = 5.0  # rank 0 may have left again while torch was imported
+_GREET_S = 30.0  # rank 0 may have left again while torch was imported; torch asks for the names of addresses, and DNS may be slow
 _LOOK_EVERY_S = 0.1
 
 

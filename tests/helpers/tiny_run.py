@@ -153,6 +153,20 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line, parse_constant=_refuse) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def assert_curves_are_metrics(run_dir: Path) -> None:
+    """TensorBoard shows every line of metrics.jsonl once, and nothing else."""
+    import numpy as np
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    shown = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={SCALARS: 0}).Reload()
+    written = lines(run_dir / "metrics.jsonl")
+    assert sorted(shown.Tags()[SCALARS]) == sorted({key for line in written for key in line} - {"step"})
+    for tag in shown.Tags()[SCALARS]:
+        theirs = [(event.step, event.value) for event in shown.Scalars(tag)]
+        mine = [(line["step"], float(np.float32(line[tag]))) for line in written if line.get(tag) is not None]
+        assert theirs == mine, tag
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 

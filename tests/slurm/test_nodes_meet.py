@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,3 +96,48 @@ def test_what_keeps_ranks_away_is_in_the_log_of_rank_0(
         in said[0]
     )
     assert "Traceback" not in "".join(said)
+
+
+@pytest.fixture
+def hidden(lab: Lab) -> Iterator[Callable[[Path], str]]:
+    """Takes a folder away from the second node, as where a share is not mounted; the node's name."""
+    node = lab.nodes[1]
+
+    def hide(folder: Path) -> str:
+        lab.node(node, "stop")
+        lab.node(node, "start", folder)
+        lab.ask("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        return node
+
+    yield hide
+    lab.node(node, "stop")
+    lab.node(node, "start")
+
+
+def test_data_that_one_node_does_not_see_are_named_in_the_log_of_rank_0(
+    lab: Lab, lab_config: Path, tiny_shards: Path, hidden: Callable[[Path], str]
+) -> None:
+    node = hidden(tiny_shards)
+    job = lab.submit(lab_config, *TWO_NODES, "run.name=lab")
+    assert job.wait("COMPLETED", "FAILED") == "FAILED", job.log
+    (log,) = job.run_dir.rglob(f"{job.number}_0.log")
+    assert f"error: rank 1 on {node}: no shard set at '{tiny_shards}'" in log.read_text(), job.log
+    assert job.facts["ExitCode"] == "2:0"
+    assert job.steps == []
+    assert "Traceback" not in job.log
+
+
+def test_a_run_folder_that_is_another_one_on_one_node(
+    lab: Lab, lab_config: Path, hidden: Callable[[Path], str]
+) -> None:
+    """It would train, and its checkpoints would be incomplete; under submit.py SLURM itself finds no place for the log."""
+    share, own = lab_config.parent / "share", lab_config.parent / "logs"
+    share.mkdir()
+    own.mkdir()
+    node = hidden(share)
+    words = [sys.executable, str(ROOT / "launch" / "train.py"), "--config", str(lab_config), f"run.dir={share}"]
+    lab.ask("srun", "-N2", "-n2", "--kill-on-bad-exit=1", f"--output={own}/rank-%t.log", *words, check=False)
+    said = (own / "rank-0.log").read_text()
+    assert f"{node} (rank 1): run folder: '{share}/lab' is not the folder that rank 0 has" in said
+    assert "Traceback" not in said
+    assert not (share / "lab" / "metrics.jsonl").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from slurm_lab import Job, Lab
+from tiny_run import assert_curves_are_metrics
 
 from mres.cluster.jobs import read
 
@@ -40,6 +41,8 @@ def preempted_twice(lab: Lab, config: Path, undisturbed: Losses) -> None:
     assert events(job) == ["submitted", *["started", "requeued"] * 2, "started", "ended"]
     assert reasons(job) == ["preempted", "preempted"]
     assert "Traceback" not in job.log
+    assert len(list((job.run_dir / "tensorboard").iterdir())) == 3, "a file for each start"
+    assert_curves_are_metrics(job.run_dir)
 
 
 def test_preempted_twice_it_ends_as_if_undisturbed(lab: Lab, lab_config: Path, undisturbed: Losses) -> None:

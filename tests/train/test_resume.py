@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tiny_run import TRAIN, Done, Raise, lines, losses, run, start, wait, write_config
+from tiny_run import TRAIN, Done, Raise, assert_curves_are_metrics, lines, losses, run, start, wait, write_config
 
 from mres.supervise.stop_request import INTERRUPTED_EXIT, PREEMPTED_EXIT
 
@@ -79,6 +79,18 @@ def test_killed_between_two_checkpoints(tmp_path: Path, config: Path) -> None:
     assert again.codes == [0], again.output
     assert "going on at step 5" in again.output
     assert_same_course(tmp_path / "runs" / "whole", run_dir)
+
+
+def test_the_curves_have_each_step_once(tmp_path: Path, config: Path) -> None:
+    """Killed behind a checkpoint, preempted, and run to its end: TensorBoard shows what one start would have shown."""
+    due = "checkpoint.every=5", "checkpoint.async_save=false"
+    assert train(tmp_path, config, "run", *due, raising=Raise(STOP, signal.SIGKILL)).codes == [-signal.SIGKILL]
+    assert train(tmp_path, config, "run", *due, raising=Raise(STOP + 1, signal.SIGUSR2)).codes == [PREEMPTED_EXIT]
+    assert train(tmp_path, config, "run", *due).codes == [0]
+    run_dir = tmp_path / "runs" / "run"
+    assert len(list((run_dir / "tensorboard").iterdir())) == 3
+    assert [line["step"] for line in losses(run_dir)] == list(range(1, STEPS + 1))
+    assert_curves_are_metrics(run_dir)
 
 
 @pytest.mark.parametrize(
