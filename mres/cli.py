@@ -4,12 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mres.config import Config, load_config
 from mres.credentials import redacted
 from mres.errors import UserError, near
+from mres.supervise.lobby import NoPortError
+from mres.supervise.meeting_point import receive_ranks
 from mres.supervise.slurm_env import is_slurm_task, task_environment
 
 
@@ -62,6 +65,13 @@ def config_parser(prog: str, description: str, epilog: str) -> Parser:
     return p
 
 
+def _receive_ranks() -> None:
+    """Rank 0 of several can be asked for from here on: who cannot come waits for it, and knows when it is gone."""
+    if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] != "1":
+        with suppress(NoPortError):  # said when ranks are to meet
+            receive_ranks(int(os.environ["WORLD_SIZE"]))
+
+
 def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """The arguments and the resolved config.
 
@@ -70,6 +80,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Conf
     """
     if "RANK" not in os.environ and is_slurm_task(os.environ):  # plain `srun python …`: no launcher has set it
         os.environ.update(task_environment(os.environ))
+        _receive_ranks()
     arguments, rest = parser.parse_known_args(argv)
     # argparse leaves overrides that stand behind an option (such as the launchers' --local_rank) among the unknown.
     for word in rest:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mres.errors import UserError
-from mres.supervise.lobby import NoPortError, announce, find_store, meeting_of_environment
+from mres.supervise.lobby import Lobby, NoPortError, RankZeroEndedError, find_store, meeting_of_environment
 from mres.supervise.slurm_env import ports_of_meeting
 
 if TYPE_CHECKING:
@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 
 _GREET_S = 30.0  # rank 0 may have left again while torch was imported; torch asks for the names of addresses, and DNS may be slow
 _LOOK_EVERY_S = 0.1
+
+_lobbies: dict[str, Lobby] = {}  # of this process, which is rank 0, by meeting
+
+
+def receive_ranks(size: int) -> Lobby:
+    """Rank 0's lobby, open from the first call on.
+
+    Raises:
+        NoPortError: all its ports are taken.
+    """
+    meeting = meeting_of_environment()
+    if meeting not in _lobbies:
+        _lobbies[meeting] = Lobby(ports_of_meeting(meeting, _port()), meeting, size)
+    return _lobbies[meeting]
 
 
 def open_store(rank: int, size: int, timeout_s: float) -> dist.Store:
@@ -38,8 +52,9 @@ def open_store(rank: int, size: int, timeout_s: float) -> dist.Store:
         if not meeting:
             return connect(port, timeout_s, is_master=listens)
         if listens:
+            lobby = receive_ranks(size)
             store = connect(0, timeout_s, is_master=True)
-            announce(ports, meeting, _use(_port_of(store)), size)
+            lobby.store_port = _use(_port_of(store))
             return store
         found = find_store(address, ports, meeting, timeout_s)
         if found is not None:
@@ -47,6 +62,8 @@ def open_store(rank: int, size: int, timeout_s: float) -> dist.Store:
         why = f"no answer within {timeout_s:g} s"
     except NoPortError:
         why = "taken"
+    except RankZeroEndedError:
+        raise UserError("rank 0 ended before the ranks met; its log says why") from None
     except dist.DistError as error:
         why = _first_line(error)
     raise UserError(
@@ -56,7 +73,11 @@ def open_store(rank: int, size: int, timeout_s: float) -> dist.Store:
 
 
 def seek_store(patience_s: float) -> dist.Store | None:
-    """Waits for rank 0 as one that has something to tell it; None if it does not come. Only then torch is imported."""
+    """Waits for rank 0 as one that has something to tell it; None if it does not come. No torch is imported before.
+
+    Raises:
+        RankZeroEndedError: it was there, and is gone.
+    """
     address, port = os.environ["MASTER_ADDR"], _port()
     if meeting := meeting_of_environment():
         found = find_store(address, ports_of_meeting(meeting, port), meeting, patience_s)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mres.errors import UserError
 from mres.supervise.agreement import in_words
+from mres.supervise.lobby import RankZeroEndedError
 from mres.supervise.meeting_point import open_store, seek_store
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _ARRIVED, _REFUSED, _AWAY, _TOLD, _HEARD = "arrived", "refused", "away", "told", "heard"
 _LOOK_EVERY_S = 0.1
 _STAY_S = 10.0
-_SEEK_S = 60.0  # rank 0 imports torch before it opens the store
+_SEEK_S = 60.0  # rank 0 may come later; under torchrun its store is there before
 _HEAR_S = 60.0  # torchrun's store is there before any rank
 _MORE_S = 2.0  # what keeps one rank away mostly keeps others away, too
 _MOST_LINES = 20
@@ -109,7 +110,10 @@ def tell_refusal(message: str) -> bool:
             own.compare_set(_REFUSED, "", f"rank 0: {message}")
             _leave_with_all(own, rank, size, _STAY_S)
         return True
-    store = seek_store(_SEEK_S)
+    try:
+        store = seek_store(_SEEK_S)
+    except RankZeroEndedError:  # by a trouble of its own, mostly the same one, which it has said
+        return True
     if store is None:
         return False
     with suppress(RuntimeError):  # rank 0 is gone, and its own trouble said

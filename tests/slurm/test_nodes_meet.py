@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 from slurm_lab import Job, Lab
+from tiny_run import losses
 
 from mres.supervise.slurm_env import step_ports
 
@@ -32,6 +33,30 @@ def test_nodes_that_cannot_resolve_their_own_names(
     assert job.losses() == undisturbed(2)
     assert network(job.log) == [f"network: eth0 (10.78.{lab.number}.11), 2 machines"]
     assert {beat.host for beat in job.beats.values()} == set(lab.nodes[:2])
+
+
+# Debian's installer gives a machine's own name the address 127.0.1.1; others have its address from DNS.
+AS_DEBIAN = """
+own=$(hostname) hosts=$(mktemp)
+{ echo "127.0.0.1 localhost"; echo "127.0.1.1 $own"; grep -v " $own " /etc/hosts; } > "$hosts"
+mount --bind "$hosts" /etc/hosts
+getent ahosts "$own" > "$2-$own.txt"
+exec $1
+"""
+
+
+def test_nodes_that_know_themselves_as_127_0_1_1(
+    lab: Lab, lab_config: Path, undisturbed: Callable[[int], list[dict]]
+) -> None:
+    train = f"{sys.executable} {ROOT / 'launch' / 'train.py'} --config {lab_config} train.callbacks=[]"
+    folder = lab_config.parent
+    words = ["unshare", "--mount", "bash", "-ec", AS_DEBIAN, "bash", train, str(folder / "hosts")]
+    lab.ask("srun", "-N2", "-n2", "--kill-on-bad-exit=1", f"--output={folder}/rank-%t.log", *words, check=False)
+    said = (folder / "rank-0.log").read_text()
+    for node in lab.nodes[:2]:
+        assert (folder / f"hosts-{node}.txt").read_text().startswith("127.0.1.1 ")
+    assert network(said) == [f"network: eth0 (10.78.{lab.number}.11), 2 machines"], said
+    assert losses(folder / "runs" / "lab") == undisturbed(2)
 
 
 def test_two_steps_in_one_allocation_and_ports_that_are_taken(
@@ -89,7 +114,7 @@ def test_what_keeps_ranks_away_is_in_the_log_of_rank_0(
     script = wrong_on("os.environ['SLURM_PROCID'] == '3'")
     words = [sys.executable, str(script), "--config", str(lab_config)]
     log = lab_config.parent / "rank-%t.log"
-    lab.ask("srun", "-N2", "-n4", "--kill-on-bad-exit=1", f"--output={log}", *words, check=False)
+    lab.ask("srun", "-N2", "--ntasks-per-node=2", "--kill-on-bad-exit=1", f"--output={log}", *words, check=False)
     said = [(lab_config.parent / f"rank-{rank}.log").read_text() for rank in range(4)]
     assert (
         f"error: rank 3 on {lab.nodes[1]}: unknown key 'optim.lrr' (command line); did you mean 'optim.lr'?\n"

@@ -43,6 +43,12 @@ def test_one_machine_talks_over_loopback() -> None:
     assert run_distributed(joined, 2) == [(told, "lo", None, 2.0), ("", "lo", None, 2.0)]
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_ipv6() -> None:
+    told = "network: lo (::1), one machine"
+    assert run_distributed(joined, 2, "::1") == [(told, "lo", None, 2.0), ("", "lo", None, 2.0)]
+
+
 @pytest.mark.skipif(outside() is None, reason="this machine has no interface but lo")
 def test_the_interface_that_leads_to_rank_0() -> None:
     name, address = outside() or ("", "")
