@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from mres.cluster import jobs, nodes, slurm, slurm_nodes
+from mres.cluster import guard, jobs, nodes, slurm, slurm_nodes
 from mres.cluster.decide import Decision, Facts, decide
 from mres.cluster.restarts import MAX_RESTARTS, Failure
 from mres.cluster.step import Step, say
@@ -73,6 +73,8 @@ class Controller:
         self._note("started")
         if avoided := nodes.excluded(self.run_dir):
             say(f"this run avoids {', '.join(avoided)}: {self.run_dir / nodes.EXCLUDED}")
+        if self.options.max_requeues:
+            guard.start(self.run_dir, self.job, self.known)
         while True:
             step = Step(self._srun(), nodes.Watch(self.run_dir, self.known))
             exit_code = step.wait()

@@ -60,11 +60,12 @@ def _unreachable(nodes: Sequence[Node]) -> list[str]:
     if not nodes:
         return []
     with ThreadPoolExecutor(min(64, len(nodes))) as pool:
-        reached = pool.map(_is_reached, nodes)
-    return [node.name for node, is_reached in zip(nodes, reached, strict=True) if not is_reached]
+        reached = pool.map(is_reached, nodes)
+    return [node.name for node, answers in zip(nodes, reached, strict=True) if not answers]
 
 
-def _is_reached(node: Node) -> bool:
+def is_reached(node: Node) -> bool:
+    """Whether its slurmd takes a connection."""
     with suppress(OSError), socket.create_connection((node.address, node.port), timeout=_CONNECT_S):
         return True
     return False

@@ -28,6 +28,7 @@ MOST_LABS = 100  # the numbers above are for those who bring one up by hand
 PATIENCE_S = 240.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 SUBMIT = "launch/submit.py"
+STEPS = 30  # of the run that `undisturbed` is of
 T = TypeVar("T")
 
 
@@ -231,7 +232,7 @@ class Job:
         return tiny_run.losses(self.run_dir)
 
 
-def lab_config(folder: Path, shards: Path, *, steps: int = 30, every: int = 5, **more: dict) -> Path:
+def lab_config(folder: Path, shards: Path, *, steps: int = STEPS, every: int = 5, **more: dict) -> Path:
     """A tiny run, DDP over gloo on CPUs, a quarter of a second a step (`lab_callbacks.Paced`), a checkpoint each `every`.
 
     `more`: whole sections' keys, such as `train={"callbacks": […]}`.

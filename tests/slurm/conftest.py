@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 import slurm_lab
-from slurm_lab import Lab, Options
-
-STEPS = 30
+from slurm_lab import STEPS, Lab, Options
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,10 +5,12 @@ SlurmdTimeout is SLURM's default of 300 seconds: that SLURM itself notices a los
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from slurm_lab import Job, Lab
+from slurm_lab import STEPS, Job, Lab
+from slurm_lab import lab_config as lab_config_of
 
 from mres.cluster import jobs
 
@@ -26,6 +28,7 @@ def goes_on(job: Job, fault: Callable[[], object], times: Callable[[str], None])
     fault()
     since = time.time()
     again = job.until(lambda: events(job, "restarted", "requeued"), "the fault is noticed")[0]
+    job = replace(job, number=again.job)
     job.until(lambda: any(beat.step > again.step and beat.started > again.time for beat in job.beats.values()), "steps")
     times(f"named after {again.time - since:.1f} s, training again after {time.time() - since:.1f} s")
     assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.log
@@ -61,3 +64,51 @@ def test_lost_node(
     assert lost in job.log
     assert lost not in {beat.host for beat in job.beats.values()}
     assert job.losses() == undisturbed(2)
+
+
+def test_lost_node_of_the_batch_script(
+    lab: Lab, lab_config: Path, undisturbed: Undisturbed, times: Callable[[str], None]
+) -> None:
+    job = lab.submit(lab_config, *RANKS, "run.name=lab")
+    job.wait("RUNNING")
+    again = goes_on(job, lambda: lab.node(lab.nodes[0], "kill"), times)
+    assert (again.event, again.lost_nodes) == ("requeued", (lab.nodes[0],))
+    assert again.job != job.number
+    assert f"job {again.job} takes the place of job {job.number}" in job.log
+    assert job.losses() == undisturbed(2)
+
+
+@pytest.mark.parametrize(
+    ("fails", "environ", "restarts"),
+    [
+        ("KilledAtStep", {"LAB_KILLED_STEP": "12"}, 1),
+        pytest.param("KilledAfterStart", {"LAB_KILLED_AFTER": "14"}, None, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_rank_that_dies_again_and_again(
+    lab: Lab,
+    tiny_shards: Path,
+    tmp_path: Path,
+    undisturbed: Undisturbed,
+    fails: str,
+    environ: dict[str, str],
+    restarts: int | None,
+) -> None:
+    """At the same step: the job ends at the second time, with the reason. With steps gained in between it comes to its end,
+    although that takes more restarts than are allowed without."""
+    callbacks = {"callbacks": ["lab_callbacks:Paced", f"lab_callbacks:{fails}"]}
+    config = lab_config_of(tmp_path, tiny_shards, steps=STEPS, train=callbacks)
+    given = [word for name, value in environ.items() for word in ("--env", f"{name}={value}")]
+    job = lab.submit(config, *RANKS, "--max-restarts", "1", *given, "run.name=lab")
+    state = job.wait("COMPLETED", "FAILED")
+    again = events(job, "restarted")
+    if restarts is None:
+        assert state == "COMPLETED", job.log
+        assert len(again) >= 2
+        assert job.losses() == undisturbed(2)
+    else:
+        assert state == "FAILED", job.log
+        assert len(again) == restarts
+        ended = events(job, "failed")[0]
+        assert f"at step {ended.reached}" in ended.reason
+        assert "Killed" in ended.reason
