@@ -66,7 +66,7 @@ def follow(run_dir: Path, rank: int, lines: int) -> None:
             break
         if time.monotonic() - looked > _LOOK_S:
             status = look([run_dir])[0]
-            if tail is None and not looked:
+            if tail is None and not looked and status.is_live:
                 print(f"{status.job or run_dir} is {status.state}; waiting for its log", file=sys.stderr, flush=True)
             looked, ends = time.monotonic(), not status.is_live
             continue  # what was written before it ended

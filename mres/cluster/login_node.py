@@ -8,6 +8,7 @@ from mres.cluster import jobs, slurm
 from mres.cluster.container import Container
 from mres.cluster.refusals import check_partition
 from mres.cluster.request import JobRequest
+from mres.cluster.status import live_jobs
 from mres.cluster.sweep import is_sweep
 from mres.config import Config
 from mres.doctor.disk import check_run_dir
@@ -98,7 +99,7 @@ def _check_not_in_use(run_dir: Path, *, must_know: bool) -> None:
             raise UserError(f"SLURM does not say which jobs are live: {error}") from None
     if live:
         raise UserError(
-            f"run.name: job {' and '.join(live)} of the run '{run_dir}' waits or runs; cancel it (scancel {' '.join(live)}), "
+            f"run.name: job {' and '.join(live)} of the run '{run_dir}' waits or runs; cancel it (launch/submit.py cancel), "
             "wait for it, or give this run another name (run.name=…)"
         )
     if (run_dir / LOCK_NAME).exists():
@@ -107,12 +108,5 @@ def _check_not_in_use(run_dir: Path, *, must_know: bool) -> None:
 
 
 def _live_jobs(run_dir: Path) -> list[str]:
-    """By what submission and controllers have noted; of scripts that were given to sbatch by hand, by their output.
-
-    Raises:
-        SlurmError: SLURM does not answer.
-    """
-    noted = {event.job for event in jobs.read(run_dir)}
-    logs = (run_dir / jobs.LOGS).resolve()
-    found = slurm.outputs_of_jobs()
-    return [job for job, output in found.items() if job in noted or Path(output).parent.resolve() == logs]
+    """Raises: SlurmError: SLURM does not answer."""
+    return live_jobs(run_dir, {event.job for event in jobs.read(run_dir)}, slurm.outputs_of_jobs())

@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from mres.checkpoint.retention import Best
 from mres.cluster import jobs, slurm
+from mres.cluster.sweep import member_number
 from mres.io.json_files import JsonError, read_json
 from mres.run_folder import EVALUATIONS, METRICS, last_lines, read_lines
 from mres.supervise.heartbeat import FAILED, Beat, file_system_time, is_silent, read_beats
@@ -77,7 +79,8 @@ def look(run_dirs: Sequence[Path]) -> list[Status]:
     Raises:
         JsonError: a run's jobs.jsonl is none.
     """
-    events = {run_dir: tuple(jobs.read(run_dir)) for run_dir in run_dirs}
+    outputs = _outputs()
+    events = {run_dir: _events(run_dir, outputs) for run_dir in run_dirs}
     known = _ask_slurm(its[-1].job for its in events.values() if its)
     found = []
     for run_dir, its in events.items():
@@ -86,6 +89,38 @@ def look(run_dirs: Sequence[Path]) -> list[Status]:
         state, why = _state(its, queued, known is not None, run_dir, beats)
         found.append(Status(run_dir, state, why, _progress(run_dir, beats), its, queued.nodes if queued else ""))
     return found
+
+
+def live_jobs(run_dir: Path, noted: Collection[str], outputs: Mapping[str, str]) -> list[str]:
+    """Those of `outputs` (`slurm.outputs_of_jobs`) that are the run's: by what was noted of it; of scripts that were given to
+    sbatch by hand, by where they write to.
+
+    Raises:
+        JsonError: the run is said to be a sweep's, whose file is none.
+    """
+    logs, number = (run_dir / jobs.LOGS).resolve(), member_number(run_dir)
+    logs_of_sweep = (run_dir.parent / jobs.LOGS).resolve()
+    found = []
+    for job, output in outputs.items():
+        folder = Path(output).parent.resolve()
+        is_member = number is not None and folder == logs_of_sweep and job.endswith(f"_{number}")
+        if job in noted or folder == logs or is_member:
+            found.append(job)
+    return found
+
+
+def _outputs() -> Mapping[str, str]:
+    with suppress(slurm.SlurmError):  # there is none, or it does not answer
+        return slurm.outputs_of_jobs()
+    return {}
+
+
+def _events(run_dir: Path, outputs: Mapping[str, str]) -> tuple[jobs.Event, ...]:
+    """Those noted; and the submission by hand of a job that has not begun yet, of which nothing is."""
+    noted = jobs.read(run_dir)
+    known = {event.job for event in noted}
+    by_hand = (job for job in live_jobs(run_dir, known, outputs) if job not in known)
+    return (*noted, *(jobs.Event(job, "submitted") for job in by_hand))
 
 
 def _ask_slurm(numbers: Iterable[str]) -> Mapping[str, slurm.Queued] | None:

@@ -56,7 +56,7 @@ def submit(request: JobRequest, config: Config, program: Program, array: Array |
         jobs.note(run_dir, jobs.Event(number, "submitted", step=jobs.newest_step(run_dir)))
     write_atomically(folder / f"{job}.sh", text.encode())
     size = f"{request.nodes} node(s) x {request.tasks_per_node} task(s), world size {request.world_size}"
-    print(f"job {job}: {f'{len(runs)} members, each ' if array else ''}{size}")
+    print(f"job {job}: {f'{len(runs)} member(s), each ' if array else ''}{size}")
     place = shlex.quote(str(config.run_dir))
     print(f"follow: python launch/submit.py logs -f {place}{'/MEMBER' if array else ''}    (--rank R)")
     print(f"state:  python launch/submit.py status {place}")

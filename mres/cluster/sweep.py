@@ -78,6 +78,12 @@ def member_names(folder: Path) -> list[str]:
     return [str(row["name"]) for row in _rows(folder)]
 
 
+def member_number(folder: Path) -> int | None:
+    """Of the run in `folder`; None where it is no member of a sweep. Raises: JsonError."""
+    names = member_names(folder.parent)
+    return names.index(folder.name) if folder.name in names else None
+
+
 def make_sweep(path: Path | None, overrides: Sequence[str], words: Sequence[str]) -> Sweep:
     """The sweep that `words` behind `--sweep` ask for; every member's config is loaded, and so checked.
 

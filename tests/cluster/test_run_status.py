@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import light_commands
+from commands import PATIENCE_S, light_commands
 
 from mres.cluster import jobs, status
 from mres.cluster.commands import is_command, main
 from mres.cluster.slurm import Queued
 from mres.errors import UserError
-from mres.supervise.heartbeat import Heartbeat
+from mres.supervise.heartbeat import Heartbeat, read_beats
 
 MEMBERS = ("lr-1", "lr-2", "lr-3")
 
@@ -92,7 +92,10 @@ def test_heartbeats_tell_of_a_run_that_nobody_submitted() -> None:
     beat = Heartbeat(run_dir, 0, 1)
     beat.start()
     beat.at("forward", 5)
-    beat._write()
+    deadline = time.monotonic() + PATIENCE_S
+    while getattr(read_beats(run_dir).get(0), "step", 0) < 5:  # it is written every second
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     found = status.look([run_dir])[0]
     assert (found.state, found.progress.step) == ("running", 4)
     beat.end("failed", "CUDA out of memory")
@@ -181,8 +184,23 @@ def test_there_is_nothing_to_cancel(run_dir: Path, tmp_path: Path, monkeypatch: 
     here = Path("runs/here")
     beat = Heartbeat(here, 0, 1)
     beat.start()
-    beat._write()
+    while not read_beats(here):
+        time.sleep(0.1)
     with pytest.raises(UserError, match=r"in no job of SLURM.*run\.lock"):
         main(["cancel", str(here)])
     assert not (here / jobs.JOBS).exists()
     beat.end()
+
+
+def test_jobs_whose_scripts_were_submitted_by_hand_are_known_by_their_output(run_dir: Path, sweep_dir: Path) -> None:
+    root = Path.cwd()
+    outputs = {
+        "7": "/elsewhere/noted",
+        "20": f"{root}/runs/demo/slurm/%j_0.log",
+        "21_1": f"{root}/runs/rates/slurm/%A_%a_0.log",
+        "21_11": f"{root}/runs/rates/slurm/%A_%a_0.log",
+        "22": "/elsewhere/else",
+    }
+    assert status.live_jobs(run_dir, ["7"], outputs) == ["7", "20"]
+    assert status.live_jobs(sweep_dir / "lr-2", [], outputs) == ["21_1"]
+    assert status.live_jobs(sweep_dir / "lr-1", [], outputs) == []
