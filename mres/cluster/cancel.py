@@ -43,8 +43,16 @@ def _begin(status: Status) -> None:
         jobs.note(status.run_dir, _event(status, "cancelled", reason="cancelled while it was queued"))
         print(f"{status.run_dir}: job {status.job} is taken out of the queue{_saved(status.run_dir)}")
     else:
-        slurm.signal(status.job, "USR2")
+        _signal(status)
         print(f"{status.run_dir}: job {status.job} is asked to save and end", file=sys.stderr, flush=True)
+
+
+def _signal(status: Status) -> None:
+    try:
+        slurm.signal(status.job, "USR2")
+    except slurm.SlurmError:
+        if look([status.run_dir])[0].is_live:  # else it has ended just now
+            raise
 
 
 def _event(status: Status, event: jobs.EventName, reason: str = "") -> jobs.Event:
@@ -61,8 +69,10 @@ def _wait(run_dirs: Sequence[Path]) -> None:
                 waiting.remove(status.run_dir)
                 if status.why != "cancelled while it was queued":
                     print(f"{status.run_dir}: {status.state}{_saved(status.run_dir)}", flush=True)
+            elif status.state != "cancelling":  # it has begun since, or was queued again
+                _begin(status)
             elif asks_again:
-                slurm.signal(status.job, "USR2")
+                _signal(status)
                 asked = time.monotonic()
         time.sleep(_POLL_S)
 

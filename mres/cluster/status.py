@@ -62,7 +62,8 @@ class Status:
 
     @property
     def restarts(self) -> int:
-        return max(0, sum(event.event == "started" for event in self.events) - 1)
+        """How often the tasks were started again, in the same job or in a new one."""
+        return max(0, sum(event.event in ("started", "restarted") for event in self.events) - 1)
 
     @property
     def is_done(self) -> bool:

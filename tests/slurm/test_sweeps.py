@@ -86,6 +86,16 @@ def test_a_queued_member_is_cancelled_and_nothing_takes_its_place(lab: Lab, lab_
     assert not its[OTHER].steps
 
 
+@pytest.mark.exhaustive
+def test_a_job_that_has_just_begun_is_cancelled(lab: Lab, lab_config: Path) -> None:
+    """Whatever has started by then: the batch script, the tasks, training."""
+    job = lab.submit(lab_config, *SWEEP[:-2])
+    job.wait("RUNNING")
+    told(job, "cancel", "runs/rates")
+    assert told(job, "status", "runs/rates").startswith("runs/rates: cancelled")
+    assert job.wait("CANCELLED", "COMPLETED", "FAILED", "PENDING") == "CANCELLED"
+
+
 def test_nothing_is_queued_where_one_member_is_wrong(lab: Lab, lab_config: Path) -> None:
     words = [*SWEEP[:-1], "data.train=nowhere,/also/nowhere"]
     done = command(SUBMIT, "--config", lab_config, *words, folder=lab_config.parent, environ=lab.environ)
