@@ -244,6 +244,7 @@ def submit(script: str, environ: Mapping[str, str]) -> subprocess.Popen[str]:
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:  # refused before it was read
         process.stdin.write(script)
+    process.stdin = None  # which `communicate` would flush
     return process
 
 

@@ -9,7 +9,7 @@ from mres.cluster import jobs, refusals, slurm
 from mres.cluster.request import JobRequest
 from mres.cluster.script import MARK, Array, Program, log_of_rank, script_text
 from mres.config import Config
-from mres.errors import UserError
+from mres.errors import UserError, about_os
 from mres.io.files import make_folder, open_regular, write_atomically
 
 
@@ -27,12 +27,15 @@ def write_script(request: JobRequest, config: Config, program: Program, file: Pa
     """Writes the script into `file`, and makes what it needs.
 
     Raises:
-        UserError: something else is there.
+        UserError: something else is there, or it cannot be written.
     """
     text = script_text(request, config, program, array)
-    _check_own(file)
     _make_folders(config, array)
-    write_atomically(file, text.encode())
+    try:
+        _check_own(file)
+        write_atomically(file, text.encode())
+    except OSError as error:
+        raise UserError(f"--script: {about_os(error)}; name another file") from None
     print(f"submit: sbatch {shlex.quote(str(file))}")
     print(f"logs:   {log_of_rank(config.run_dir.absolute(), 'JOB', 'RANK')}")
     return 0
@@ -42,26 +45,35 @@ def submit(request: JobRequest, config: Config, program: Program, array: Array |
     """Submits the job, and says how to follow it; with `--sbatch wait`, returns its exit code once it has ended.
 
     Raises:
-        UserError: sbatch refuses the job.
+        UserError: sbatch refuses the job, or the run's folder does not take what is noted of it; nothing is in the queue.
     """
     text = script_text(request, config, program, array)
     folder = _make_folders(config, array)
+    kept = folder / "submitted.sh"
+    write_atomically(kept, text.encode())  # before it is submitted: the disk may be full
     sbatch = slurm.submit(text, {**slurm.outside_of_jobs(os.environ), **request.private_env})
     try:
         job = slurm.job_number(sbatch)
     except slurm.SlurmError as error:
+        kept.unlink()
         raise refusals.refused(str(error)) from None
     runs = {f"{job}_{task.number}": task.run_dir for task in array.tasks} if array else {job: config.run_dir}
-    for number, run_dir in runs.items():
-        jobs.note(run_dir, jobs.Event(number, "submitted", step=jobs.newest_step(run_dir)))
-    write_atomically(folder / f"{job}.sh", text.encode())
+    try:
+        kept.rename(folder / f"{job}.sh")
+        for number, run_dir in runs.items():
+            jobs.note(run_dir, jobs.Event(number, "submitted", step=jobs.newest_step(run_dir)))
+    except OSError as error:
+        slurm.cancel(job)
+        raise UserError(f"{about_os(error)}; job {job} is taken out of the queue again") from None
     size = f"{request.nodes} node(s) x {request.tasks_per_node} task(s), world size {request.world_size}"
     print(f"job {job}: {f'{len(runs)} member(s), each ' if array else ''}{size}")
     place = shlex.quote(str(config.run_dir))
     print(f"follow: python launch/submit.py logs -f {place}{'/MEMBER' if array else ''}    (--rank R)")
     print(f"state:  python launch/submit.py status {place}")
     print(f"cancel: python launch/submit.py cancel {place}    (saves first)", flush=True)
-    return sbatch.wait()
+    _, said = sbatch.communicate()
+    print(said, end="", file=sys.stderr)  # what the cluster tells everybody who submits
+    return sbatch.returncode
 
 
 def _make_folders(config: Config, array: Array | None) -> Path:

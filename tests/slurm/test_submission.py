@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,4 +72,38 @@ def test_what_cannot_start_is_refused_by_option(lab: Lab, lab_config: Path, opti
     assert done.returncode == 2, done.stdout
     (said,) = done.stderr.splitlines()
     assert words in said
+    assert lab.ask("squeue", "-h") == ""
+
+
+@pytest.mark.parametrize("place", ["lab.yaml", "pipe", "runs"])
+def test_a_place_that_no_script_can_have_is_refused(lab: Lab, lab_config: Path, tmp_path: Path, place: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "runs").mkdir()
+    before = lab_config.read_text()
+    done = submit(lab, lab_config, *TWO, "--script", place)
+    assert done.returncode == 2
+    assert "--script" in done.stderr.splitlines()[-1]
+    assert place in done.stderr
+    assert "Traceback" not in done.stderr
+    assert lab_config.read_text() == before
+
+
+@pytest.mark.parametrize(("mount", "options"), [("size=64k", ()), ("size=64k", ("--no-snapshot",)), ("ro", ())])
+def test_a_folder_that_takes_nothing_is_refused_before_anything_is_queued(
+    lab: Lab, lab_config: Path, tmp_path: Path, mount: str, options: tuple[str, ...]
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", mount, "none", runs], check=True)
+    try:
+        if options:  # the snapshot fills it otherwise
+            with suppress(OSError), (runs / "filler").open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        done = submit(lab, lab_config, *TWO, *options, "run.name=lab")
+    finally:
+        subprocess.run(["umount", runs], check=True)
+    assert done.returncode == 2, done.stdout
+    assert str(runs) in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
     assert lab.ask("squeue", "-h") == ""
