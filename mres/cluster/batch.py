@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TypeVar
 
 from mres.cluster import guard, jobs, nodes, slurm, slurm_nodes
-from mres.cluster.decide import Decision, Facts, decide
+from mres.cluster.decide import PREEMPTED_EXIT, Decision, Facts, decide, requeue
 from mres.cluster.restarts import MAX_RESTARTS, Failure
 from mres.cluster.step import Step, say
 from mres.errors import UserError
@@ -74,9 +74,14 @@ class Controller:
         if avoided := nodes.excluded(self.run_dir):
             say(f"this run avoids {', '.join(avoided)}: {self.run_dir / nodes.EXCLUDED}")
         if self.options.max_requeues:
+            if avoid := self._avoided(None):  # SLURM could not be told, since the job was ended
+                facts = self._facts(PREEMPTED_EXIT, None)
+                return self._carry_out(requeue(facts, f"{', '.join(avoid)} failed twice in this run"), facts)
             guard.start(self.run_dir, self.job, self.known)
+        past: list[jobs.Event] = self._read(jobs.restarts, [])
+        lost_before = past[-1].lost_nodes if past else ()
         while True:
-            step = Step(self._srun(), nodes.Watch(self.run_dir, self.known))
+            step = Step(self._srun(), nodes.Watch(self.run_dir, self.known, lost_before))
             exit_code = step.wait()
             facts = self._facts(exit_code, step.failure() if exit_code else None)
             decision = decide(facts)

@@ -70,7 +70,7 @@ def decide(facts: Facts) -> Decision:
         return Decision("end", "failed", "training refuses its config, its data or the machine", facts.exit_code)
     cause = _why_stopped(facts)
     if cause is not None:
-        return _requeue(facts, cause)
+        return requeue(facts, cause)
     return _after_failure(facts, facts.failure or Failure(f"a task ended with exit code {facts.exit_code}", 0))
 
 
@@ -100,11 +100,12 @@ def _ended_by_slurm(facts: Facts) -> Decision:
             "end", "requeued", "preempted; its grace time is over, and SLURM queues it again", PREEMPTED_EXIT
         )
     if facts.limit_at is not None and facts.ends_at is not None and facts.ends_at >= facts.limit_at - 1:
-        return _requeue(facts, "its time limit is over")
+        return requeue(facts, "its time limit is over")
     return Decision("end", "cancelled", "cancelled", facts.exit_code)
 
 
-def _requeue(facts: Facts, cause: str) -> Decision:
+def requeue(facts: Facts, cause: str) -> Decision:
+    """Of a job that `cause` has stopped, or keeps from starting: queued again, unless that was done too often."""
     if not facts.max_requeues:
         return Decision("end", "ended", cause, PREEMPTED_EXIT)
     why = _no_more(facts) if facts.restarts >= facts.max_requeues else why_not_requeued(facts.step, facts.past)

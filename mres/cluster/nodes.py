@@ -6,7 +6,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -29,10 +29,11 @@ class Watch:
     to is it asked: ranks of it are silent, or a task has ended badly.
     """
 
-    def __init__(self, run_dir: Path, nodes: Sequence[Node]) -> None:
+    def __init__(self, run_dir: Path, nodes: Sequence[Node], lost_before: Collection[str] = ()) -> None:
+        """`lost_before`: those that may be lost still, and need not have answered at the start."""
         self._run_dir, self._since = run_dir, file_system_time(run_dir)
-        unreachable = set(_unreachable(nodes))
-        self._nodes = [node for node in nodes if node.name not in unreachable]
+        never = set(_unreachable(nodes)) - set(lost_before)
+        self._nodes = [node for node in nodes if node.name not in never]
 
     def beats(self) -> list[Beat]:
         """The ranks' last words, those of an earlier start left out."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mres.cluster.jobs import LOGS
+from mres.cluster.nodes import excluded
 from mres.cluster.request import JobRequest
 from mres.config import Config
 from mres.errors import UserError
@@ -64,7 +65,7 @@ def script_text(request: JobRequest, config: Config, program: Program, array: Ar
         [
             "#!/bin/bash",
             *_head(request, config),
-            *_directives(request, config.run.name, log, program.folder, array),
+            *_directives(request, config.run.name, run_dir, log, program.folder, array),
             "",
             *_set_up(request),
             "",
@@ -91,7 +92,15 @@ def _head(request: JobRequest, config: Config) -> list[str]:
     ]
 
 
-def _directives(request: JobRequest, name: str, log: Path, folder: Path, array: Array | None) -> list[str]:
+def _exclude(request: JobRequest, run_dir: Path) -> dict[str, str]:
+    """What the user excludes, and the nodes that failed twice in this run."""
+    names = (str(request.directives.get("exclude", "")), *excluded(run_dir))
+    return {"exclude": ",".join(filter(None, names))} if any(names) else {}
+
+
+def _directives(
+    request: JobRequest, name: str, run_dir: Path, log: Path, folder: Path, array: Array | None
+) -> list[str]:
     given: dict[str, str | bool] = {
         "job-name": name,
         "nodes": str(request.nodes),
@@ -100,6 +109,7 @@ def _directives(request: JobRequest, name: str, log: Path, folder: Path, array: 
         **({"gpus-per-node": str(request.gpus_per_node)} if request.gpus_per_node else {}),
         **({} if request.limit_min is None else {"time": str(request.limit_min)}),
         **request.directives,
+        **_exclude(request, run_dir),
         "chdir": str(folder),
         **({"array": str(array)} if array else {}),
         "output": str(log),

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from mres.cluster import jobs, refusals, slurm
+from mres.cluster import jobs, nodes, refusals, slurm
 from mres.cluster.request import JobRequest
 from mres.cluster.script import MARK, Array, Program, log_of_rank, script_text
 from mres.config import Config
@@ -67,6 +67,8 @@ def submit(request: JobRequest, config: Config, program: Program, array: Array |
         raise UserError(f"{about_os(error)}; job {job} is taken out of the queue again") from None
     size = f"{request.nodes} node(s) x {request.tasks_per_node} task(s), world size {request.world_size}"
     print(f"job {job}: {f'{len(runs)} member(s), each ' if array else ''}{size}")
+    if avoided := nodes.excluded(config.run_dir):
+        print(f"avoids: {', '.join(avoided)}    (failed twice: {config.run_dir / nodes.EXCLUDED})")
     place = shlex.quote(str(config.run_dir))
     print(f"follow: python launch/submit.py logs -f {place}{'/MEMBER' if array else ''}    (--rank R)")
     print(f"state:  python launch/submit.py status {place}")

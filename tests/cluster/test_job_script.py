@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from job_scripts import command_of
 
+from mres.cluster.nodes import EXCLUDED
 from mres.cluster.request import JobRequest
 from mres.cluster.script import Program, script_text
 from mres.config import load_config
@@ -52,6 +53,14 @@ def test_what_is_asked_for() -> None:
         "--requeue",
     ]
     assert "export SRUN_CPUS_PER_TASK=10\n" in text(request)
+
+
+def test_nodes_that_failed_twice_are_avoided_beside_the_users(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / EXCLUDED).write_text("n7  # lost\nn8\n")
+    assert "--exclude=n7,n8" in directives(text(run_dir=str(tmp_path)))
+    request = replace(REQUEST, directives={"exclude": "n[3,7]"})
+    assert "--exclude='n[3,7],n7,n8'" in directives(text(request, run_dir=str(tmp_path)))
 
 
 def test_without_limit_gpus_and_requeue() -> None:

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from slurm_lab import STEPS, Job, Lab
+from commands import command
+from slurm_lab import STEPS, SUBMIT, Job, Lab
 from slurm_lab import lab_config as lab_config_of
 
-from mres.cluster import jobs
+from mres.cluster import jobs, nodes
 
 RANKS = ("--nodes", "2", "--tasks-per-node", "1", "--cpus-per-task", "1")
 Undisturbed = Callable[[int], list[dict]]
@@ -112,3 +113,29 @@ def test_rank_that_dies_again_and_again(
         ended = events(job, "failed")[0]
         assert f"at step {ended.reached}" in ended.reason
         assert "Killed" in ended.reason
+
+
+@pytest.mark.exhaustive
+def test_node_that_failed_twice_is_avoided(lab: Lab, lab_config: Path) -> None:
+    """By a job that waits already, too: it is started there, queues itself again and is started elsewhere."""
+    node = lab.nodes[0]
+    job = lab.submit(lab_config, *RANKS, "--sbatch", "hold", "run.name=lab")
+    (job.run_dir / nodes.EXCLUDED).write_text(f"{node}  # twice\n")
+    lab.ask("scontrol", "release", job.number)
+    job.wait("COMPLETED")
+    again = events(job, "requeued")
+    assert [event.excluded for event in again] == [(node,)]
+    assert job.facts["ExcNodeList"] == node
+    assert node not in {beat.host for beat in job.beats.values()}
+    # By a new one from the start.
+    done = command(
+        SUBMIT,
+        "--config",
+        lab_config,
+        *RANKS,
+        "--dry-run",
+        "run.name=lab",
+        folder=lab_config.parent,
+        environ=lab.environ,
+    )
+    assert f"--exclude={node}\n" in done.stdout
