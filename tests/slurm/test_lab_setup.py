@@ -1,6 +1,7 @@
 """What a cluster needs besides: set-up lines, variables, profiles, placement of ranks, an interpreter, a container."""
 
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from commands import ROOT
 from slurm_lab import Lab
 
 STUB = Path(__file__).parent / "stub_pyxis"
-SECRET = "s3cret-f00d"
+SECRET = secrets.token_hex(8)  # not written out: a snapshot holds this file as well
 
 
 @pytest.fixture
