@@ -25,6 +25,7 @@ from mres.supervise.rank_env import read_rank_env
 if TYPE_CHECKING:
     from mres.supervise.world import World
 
+_MARK = ".seen-by-all-"
 _SEEN_WITHIN_S = 5.0  # a network file system may show a new file late
 _LOOK_EVERY_S = 0.1
 _SKEW_S, _MOST_SKEW_S = 30.0, 3600.0
@@ -95,8 +96,10 @@ def _gathered(world: World, mine: Any) -> list[Any]:
 
 def _leave_mark(run_dir: Path) -> str | None:
     """A new file, which no machine can know of yet; None where none can be made, which is said when the run's own are."""
-    name = f".seen-by-all-{os.getpid()}-{time.time_ns()}"
+    name = f"{_MARK}{os.getpid()}-{time.time_ns()}"
     with suppress(OSError):
+        for left_over in run_dir.glob(f"{_MARK}*"):  # of a start that was killed
+            left_over.unlink()
         write_atomically(run_dir / name, b"")
         return name
     return None

@@ -108,8 +108,10 @@ def compared(folders: list[str], late_s: float = 0.0) -> str:
 
 
 def test_machines_that_agree(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".seen-by-all-1-1").touch()  # of a start that was killed
     assert run_distributed(compared, 2, [str(tmp_path)] * 2) == ["fine"] * 2
     assert list(tmp_path.iterdir()) == [], "the mark is taken away"
+    assert "(rank 1): stack: 64 KiB; `ulimit -s 8192`" in capfd.readouterr().err
 
 
 def test_a_machine_that_has_another_folder_there(tmp_path: Path) -> None:
