@@ -134,6 +134,8 @@ class TaskEnd:
         """128 + N where a signal N ended it."""
         if found := re.search(r"exit code (\d+)", self.how):
             return int(found[1])
+        if self.how == "Out Of Memory":  # SLURM's own words, where it bounds memory: the kernel has killed it
+            return 128 + signal.SIGKILL
         return next((128 + number for number in signal.Signals if signal.strsignal(number) == self.how), 1)
 
     @property

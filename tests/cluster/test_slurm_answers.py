@@ -46,7 +46,7 @@ def test_words_are_said_once(said: str, words: str) -> None:
         ("srun: error: n0: task 0: User defined signal 2", 140),
         ("srun: error: node-17: task 12: Killed", 137),
         ("srun: error: n0: task 0: Segmentation fault (core dumped)", 139),
-        ("srun: error: n0: task 0: Out Of Memory", 1),
+        ("srun: error: n0: task 0: Out Of Memory", 137),
     ],
 )
 def test_how_a_task_ended(line: str, exit_code: int) -> None:
