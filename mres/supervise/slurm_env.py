@@ -11,6 +11,8 @@ from mres.supervise.stop_request import PREEMPTED_EXIT
 
 MASTER_PORTS = range(10_000, 30_000)  # above the services' ports, below the ephemeral ones (32768 on Linux)
 _PORTS_TO_TRY = 8
+# A name, any part of which may be numbers in brackets: "n4", "rack[1-2]n[04-07,9]-ib".
+_HOSTS = re.compile(r"(?:[\w.-]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*])+(?=,|$)")
 
 
 def task_environment(environ: Mapping[str, str], local_port: int | None = None) -> dict[str, str]:
@@ -129,15 +131,10 @@ def _tasks_per_node(text: str) -> list[int]:
 
 def first_host(nodelist: str) -> str:
     """The first host of SLURM's compressed list: "n[04-07,9],login" gives n04."""
-    from submitit.slurm.slurm import SlurmJobEnvironment, SlurmParseException, _parse_node_list
-
-    try:
-        hosts: list[str] = _parse_node_list(nodelist)
-    except SlurmParseException:
-        hosts = []
-    if not hosts or not hosts[0]:
-        raise UserError(f"{SlurmJobEnvironment._env['nodes']} is {nodelist!r}, expected a list such as 'n[1-4]'")
-    return hosts[0]
+    first = _HOSTS.match(nodelist)
+    if first is None:
+        raise UserError(f"SLURM_JOB_NODELIST is {nodelist!r}, expected a list such as 'n[1-4]'")
+    return re.sub(r"\[(\d+)[^]]*]", r"\1", first[0])
 
 
 def reachable(host: str) -> str:

@@ -1,6 +1,6 @@
 """This process's rank and device, and the process group.
 
-Any launcher will do: torchrun, deepspeed, srun through submitit, or none at all (one rank).
+Any launcher will do: torchrun, deepspeed, srun, or none at all (one rank).
 """
 
 import datetime

@@ -93,7 +93,13 @@ def test_name_that_does_not_resolve_takes_slurms_address(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     ("nodelist", "first"),
-    [("n1", "n1"), ("n[04-07,9],login", "n04"), ("gpu-a[3,1]", "gpu-a3"), ("a,b[1-2]", "a"), ("r[1-2]n[5-6]", "r1n5")],
+    [
+        ("n1", "n1"),
+        ("n[04-07,9],login", "n04"),
+        ("gpu-a[3,1]", "gpu-a3"),
+        ("a,b[1-2]", "a"),
+        ("r[1-2]n[5-6]-ib.local", "r1n5-ib.local"),
+    ],
 )
 def test_first_host(nodelist: str, first: str) -> None:
     assert first_host(nodelist) == first
