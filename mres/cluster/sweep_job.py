@@ -79,10 +79,15 @@ def _of_member(member: Member) -> Iterator[None]:
 
 
 def _left(sweep: Sweep) -> list[Member]:
-    """Those that are neither done nor in the queue; says which are."""
-    found = look([member.folder for member in sweep.members])
-    states = Counter(status.state for status in found if status.is_done or status.is_live)
+    """Those that are neither done nor in the queue; says how many are. With more steps than it had, none is done."""
+    left, states = [], Counter[str]()
+    for member, its in zip(sweep.members, look([member.folder for member in sweep.members]), strict=True):
+        has_more_steps = its.progress.step < (member.config.train.steps or 0)
+        if its.is_live or (its.is_done and not has_more_steps):
+            states[its.state] += 1
+        else:
+            left.append(member)
     if states:
         counts = ", ".join(f"{number} {state}" for state, number in states.items())
-        print(f"{sum(states.values())} of {len(found)} members are left out: {counts}")
-    return [member for member, its in zip(sweep.members, found, strict=True) if not (its.is_done or its.is_live)]
+        print(f"{sum(states.values())} of {len(sweep.members)} members are left out: {counts}")
+    return left

@@ -8,8 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mres.cluster import jobs
 from mres.cluster.options import build_parser
 from mres.cluster.sweep import SWEEP, Sweep, _split, make_sweep, member_names
+from mres.cluster.sweep_job import _left
 from mres.errors import UserError
 
 
@@ -190,3 +192,16 @@ def test_the_script_is_bash_and_runs_each_member_with_its_own() -> None:
         environ = {"SLURM_ARRAY_TASK_ID": str(member.number)}
         done = subprocess.run(["bash", "-c", asked], env=environ, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines() == [str(member.folder.absolute()), *member.words]
+
+
+def test_what_is_left_of_a_sweep(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is done, one has failed, one was done before it was to have more steps, one is new."""
+    monkeypatch.setenv("PATH", "/nowhere")  # no SLURM
+    made = listed("".join(f"- {{run.seed: {seed}, train.steps: {steps}}}\n" for seed, steps in enumerate((5, 5, 9, 5))))
+    done, failed = jobs.Event("1", "ended", exit_code=0), jobs.Event("1", "failed", exit_code=1)
+    for member, event in zip(made.members, (done, failed, done), strict=False):
+        member.folder.mkdir(parents=True)
+        jobs.note(member.folder, event)
+        (member.folder / "metrics.jsonl").write_text('{"step": 5}\n')
+    assert [member.number for member in _left(made)] == [1, 2, 3]
+    assert "1 of 4 members are left out: 1 done" in capsys.readouterr().out

@@ -175,9 +175,7 @@ class Job:
     @property
     def log(self) -> str:
         """Everything that the job has said: the logs of all ranks and of the controller."""
-        files = sorted(
-            path for path in self.run_dir.rglob(f"{self.number}_*") if path.suffix in (".log", ".out", ".err")
-        )
+        files = sorted(self.run_dir.glob(f"slurm/{self.number}_*.log"))
         return "".join(path.read_text(errors="replace") for path in files)
 
     @property
@@ -208,11 +206,11 @@ class Job:
             has_ended = state in ENDED and state not in may_end
             if has_ended and (found := condition()):
                 return found
-            told = (
-                f"waited for {what}, the job is {state} at step {max(self.steps, default=0)}:\n{self.facts}\n{self.log}"
-            )
-            assert not has_ended, told
-            assert time.monotonic() < deadline, told
+            if has_ended or time.monotonic() > deadline:
+                reached = max(self.steps, default=0)
+                raise AssertionError(
+                    f"waited for {what}, the job is {state} at step {reached}:\n{self.facts}\n{self.log}"
+                )
             time.sleep(0.2)
         return found
 
