@@ -49,16 +49,27 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--port", type=int, required=True, help="of its slurmd")
     options = p.parse_args(argv)
     first = Node(options.node, options.host, options.address, options.port, "")
-    misses = 0
-    while misses < _MISSES or _ranks_run_on(first, options.run_dir):
-        time.sleep(_LOOK_EVERY_S)
-        misses = 0 if nodes.is_reached(first) else misses + 1
+    started_at = slurm.patiently(lambda: slurm.show_job(options.job)).started_at
     # What the job was submitted with, without what SLURM has added: sbatch hands it on.
     own = slurm.outside_of_jobs(os.environ)
     os.environ.clear()
     os.environ.update(own)
-    _take_over(options.run_dir, options.job, first)
-    return 0
+    misses = 0
+    while True:
+        time.sleep(_LOOK_EVERY_S)
+        misses = 0 if nodes.is_reached(first) else misses + 1
+        if misses < _MISSES or _ranks_run_on(first, options.run_dir):
+            continue
+        try:
+            job = slurm.show_job(options.job)
+        except slurm.SlurmError:  # it is this node that is cut off
+            misses = 0
+            continue
+        if job.state != "RUNNING" or job.started_at != started_at:
+            return 0  # SLURM or the controller has seen to it
+        if not nodes.is_reached(first):
+            _take_over(options.run_dir, options.job, first)
+            return 0
 
 
 def _ranks_run_on(node: Node, run_dir: Path) -> bool:
@@ -74,7 +85,7 @@ def _take_over(run_dir: Path, job: str, lost: Node) -> None:
     try:
         with suppress(OSError, UserError):
             nodes.exclude(run_dir, (lost.name,), reason)
-        number = slurm.patiently(lambda: _submit_again(run_dir, job))
+        number = _submit_again(run_dir, job)
     except slurm.SlurmError as error:
         _say(run_dir, job, f"{reason}; its job is not submitted again: {error}")
         return

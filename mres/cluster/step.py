@@ -21,7 +21,7 @@ from mres.supervise.heartbeat import FAILED, LOST
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _LOOK_EVERY_S = 3.0
 # The tasks' last words, once one of them has ended badly, before the nodes are asked.
-_LAST_WORDS_S = 8.0
+_LAST_WORDS_S = 3.0
 # srun ends its tasks when it is told to; those of a lost node it would wait for.
 _SRUN_ENDS_S = 3.0
 # In errors that a machine is to blame for.

@@ -65,6 +65,9 @@ def test_lost_node(
     assert lost in job.log
     assert lost not in {beat.host for beat in job.beats.values()}
     assert job.losses() == undisturbed(2)
+    lab.node(lost, "heal")
+    time.sleep(20)  # what is left of the job there sees the others again
+    assert {event.job for event in jobs.read(job.run_dir)} == {job.number}
 
 
 def test_lost_node_of_the_batch_script(
