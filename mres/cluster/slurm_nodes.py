@@ -58,6 +58,6 @@ def give_up(job: str, lost: Sequence[str], nodes: Sequence[str], patience_s: flo
         slurm.ask("scontrol", "update", f"JobId={job}", f"NodeList={kept}", folder=folder)
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
-        if all(re.search(r"\*|DOWN|DRAIN|FAIL", node.state) for node in show(",".join(lost))):
+        if all(re.search(r"\*|NOT_RESPONDING|DOWN|DRAIN|FAIL", node.state) for node in show(",".join(lost))):
             return
         time.sleep(1)
