@@ -81,6 +81,7 @@ def test_a_line_of_set_up_that_fails_ends_the_job(lab: Lab, lab_config: Path) ->
     assert job.steps == []
 
 
+@pytest.mark.exhaustive
 def test_tasks_in_a_container(
     lab: Lab, lab_config: Path, tmp_path: Path, tiny_shards: Path, undisturbed: Callable[[int], list[dict]]
 ) -> None:

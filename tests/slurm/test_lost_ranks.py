@@ -45,6 +45,7 @@ def times(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) ->
     return told
 
 
+@pytest.mark.exhaustive
 def test_killed_rank(lab: Lab, lab_config: Path, undisturbed: Undisturbed, times: Callable[[str], None]) -> None:
     job = lab.submit(lab_config, *RANKS, "run.name=lab")
     again = goes_on(job, lambda: job.kill_rank(1), times)
@@ -53,7 +54,8 @@ def test_killed_rank(lab: Lab, lab_config: Path, undisturbed: Undisturbed, times
     assert job.losses() == undisturbed(2)
 
 
-@pytest.mark.parametrize("fault", ["kill", pytest.param("cut", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fault", ["kill", "cut"])
 def test_lost_node(
     lab: Lab, lab_config: Path, undisturbed: Undisturbed, fault: str, times: Callable[[str], None]
 ) -> None:
@@ -70,6 +72,7 @@ def test_lost_node(
     assert {event.job for event in jobs.read(job.run_dir)} == {job.number}
 
 
+@pytest.mark.exhaustive
 def test_lost_node_of_the_batch_script(
     lab: Lab, lab_config: Path, undisturbed: Undisturbed, times: Callable[[str], None]
 ) -> None:
@@ -82,6 +85,7 @@ def test_lost_node_of_the_batch_script(
     assert job.losses() == undisturbed(2)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("fails", "environ", "restarts"),
     [

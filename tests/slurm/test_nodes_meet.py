@@ -24,6 +24,7 @@ def network(log: str) -> list[str]:
     return re.findall(r"^network: .*$", log, flags=re.MULTILINE)
 
 
+@pytest.mark.exhaustive
 def test_nodes_that_cannot_resolve_their_own_names(
     lab_with: Callable[..., Lab], lab_config: Path, undisturbed: Callable[[int], list[dict]]
 ) -> None:
@@ -45,6 +46,7 @@ exec $1
 """
 
 
+@pytest.mark.exhaustive
 def test_nodes_that_know_themselves_as_127_0_1_1(
     lab: Lab, lab_config: Path, undisturbed: Callable[[int], list[dict]]
 ) -> None:
@@ -59,6 +61,7 @@ def test_nodes_that_know_themselves_as_127_0_1_1(
     assert losses(folder / "runs" / "lab") == undisturbed(2)
 
 
+@pytest.mark.exhaustive
 def test_two_steps_in_one_allocation_and_ports_that_are_taken(
     lab: Lab, lab_config: Path, undisturbed: Callable[[int], list[dict]]
 ) -> None:
@@ -107,6 +110,7 @@ def wrong_on(lab_config: Path) -> Callable[[str], Path]:
     return made
 
 
+@pytest.mark.exhaustive
 def test_what_keeps_ranks_away_is_in_the_log_of_rank_0(
     lab: Lab, lab_config: Path, wrong_on: Callable[[str], Path]
 ) -> None:
@@ -139,6 +143,7 @@ def hidden(lab: Lab) -> Iterator[Callable[[Path], str]]:
     lab.node(node, "start")
 
 
+@pytest.mark.exhaustive
 def test_data_that_one_node_does_not_see_are_named_in_the_log_of_rank_0(
     lab: Lab, lab_config: Path, tiny_shards: Path, hidden: Callable[[Path], str]
 ) -> None:
@@ -152,6 +157,7 @@ def test_data_that_one_node_does_not_see_are_named_in_the_log_of_rank_0(
     assert "Traceback" not in job.log
 
 
+@pytest.mark.exhaustive
 def test_a_run_folder_that_is_another_one_on_one_node(
     lab: Lab, lab_config: Path, hidden: Callable[[Path], str]
 ) -> None:

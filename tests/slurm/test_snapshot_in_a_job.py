@@ -28,6 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_an_edit_does_not_reach_a_job_that_is_requeued(
     lab: Lab, checkout: Path, tiny_shards: Path, tmp_path: Path, undisturbed: Callable[[int], list[dict]]
 ) -> None:

@@ -46,6 +46,7 @@ def preempted_twice(lab: Lab, config: Path, undisturbed: Losses) -> None:
     assert_curves_are_metrics(job.run_dir)
 
 
+@pytest.mark.exhaustive
 def test_preempted_twice_it_ends_as_if_undisturbed(lab: Lab, lab_config: Path, undisturbed: Losses) -> None:
     preempted_twice(lab, lab_config, undisturbed)
 
@@ -57,6 +58,7 @@ def test_so_does_one_that_is_preempted_by_sigterm_alone(
     preempted_twice(lab_with(user_signal=False), lab_config, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_a_signal_before_training_has_begun_costs_nothing(lab: Lab, lab_config: Path, undisturbed: Losses) -> None:
     job = lab.submit(lab_config, *TWO, "run.name=lab")
     job.until(lambda: "srun" in job.log, "the tasks' start")
@@ -104,6 +106,7 @@ def test_a_time_limit_is_gone_on_from(lab: Lab, lab_config: Path, undisturbed: L
     assert job.losses() == undisturbed(2)
 
 
+@pytest.mark.exhaustive
 def test_one_that_may_not_be_requeued_ends_with_75(lab: Lab, lab_config: Path) -> None:
     job = lab.submit(lab_config, *TWO, "--max-requeues", "0", "--time", "10", "run.name=lab", "train.steps=500")
     job.wait_for_step(2)

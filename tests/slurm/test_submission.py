@@ -29,6 +29,7 @@ def test_plan_file_and_job_have_one_script(lab: Lab, lab_config: Path, tmp_path:
     assert set(texts.values()) == {plan.stdout}
 
 
+@pytest.mark.exhaustive
 def test_the_script_does_what_submission_does(
     lab: Lab, lab_config: Path, tmp_path: Path, undisturbed: Callable[[int], list[dict]]
 ) -> None:

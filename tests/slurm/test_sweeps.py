@@ -38,6 +38,7 @@ def states(sweep: Job) -> dict[str, list[str]]:
     return {row.split()[0]: row.split()[1:4] for row in rows}
 
 
+@pytest.mark.exhaustive
 def test_members_fail_come_back_and_are_cancelled_each_by_itself(
     lab: Lab, lab_config: Path, undisturbed: Callable[[int], list[dict]]
 ) -> None:
