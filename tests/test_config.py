@@ -316,9 +316,8 @@ def test_no_option_is_without_effect() -> None:
     assert unread == {
         "data.test",  # read by the name that data.split has
         "model.size",  # stands for other keys
-        "run.dir",  # read through Config.run_dir
-        "train.steps", "train.epochs",  # read through TrainConfig.total_steps
-    }  # fmt: skip
+        "train.epochs",  # read through TrainConfig.total_steps
+    }
     assert load_config(None, ["run.dir=/a", "run.name=b"]).run_dir == Path("/a/b")
     assert load_config(None, ["train.steps=7"]).train.total_steps(5) == 7
     assert load_config(None, ["train.epochs=3"]).train.total_steps(5) == 15

@@ -219,7 +219,9 @@ def start(config: Path, folder: Path, *overrides: str) -> tuple[int, str, float 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "more"), [("single", []), ("tied", ["model.filter_shared=true"])])
+@pytest.mark.parametrize(
+    ("name", "more"), [pytest.param("single", [], marks=pytest.mark.exhaustive), ("tied", ["model.filter_shared=true"])]
+)
 def test_runs_start_from_converted_weights_as_from_the_run(
     runs: Path, config: Path, name: str, more: list[str], tmp_path: Path
 ) -> None:

@@ -287,6 +287,7 @@ print(json.dumps([peak, largest, total]))
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _MEASURED, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

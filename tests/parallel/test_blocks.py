@@ -186,6 +186,7 @@ def train_all() -> dict[str, list[float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_strategy_recomputes() -> None:
     losses = run_distributed(train_all, 2)[0]
     assert losses["ddp, block"] == losses["ddp"]

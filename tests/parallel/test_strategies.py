@@ -23,7 +23,7 @@ KINDS = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
 BRIEF = ("fsdp-gathered", "hsdp1", "fsdp-offload", "zero1-offload", "zero2-offload", "zero3-offload", "zero3-tuned")
 HALF = ("fsdp-bf16", "single-bf16", "ddp-bf16", "zero1-bf16", "zero2-bf16", "zero3-bf16", "zero3-offload-bf16")
 # What is trained where somebody waits for it.
-ONCE = (*KINDS, "fsdp-bf16", "zero3-bf16")
+ONCE = (*KINDS, "fsdp-bf16", "single-bf16", "zero3-bf16")
 STEPS, SAVED = 20, 15
 BRIEF_STEPS, BRIEF_SAVED = 4, 2  # of BRIEF and HALF
 # What a kind is compared with: one that trained for as long, in the same precision.

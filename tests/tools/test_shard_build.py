@@ -125,9 +125,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("end", "layout"),
     [
         (kill_all, "tar"),
-        (kill_all, "mds"),
+        pytest.param(kill_all, "mds", marks=pytest.mark.exhaustive),
         (kill_parent, "tar"),
-        (terminate_parent, "tar"),
+        pytest.param(terminate_parent, "tar", marks=pytest.mark.exhaustive),
         (ctrl_c, "tar"),
     ],
 )

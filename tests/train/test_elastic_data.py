@@ -44,7 +44,7 @@ def write_run(folder: Path, train: object) -> Path:
     return path
 
 
-@pytest.fixture(params=[pytest.param("one set", marks=pytest.mark.exhaustive), "two sets"])
+@pytest.fixture(params=["one set", "two sets"])
 def config(request: pytest.FixtureRequest, tmp_path: Path, tiny_shards: Path, second: Path) -> Path:
     mixture = [{"path": str(tiny_shards), "weight": 1}, {"path": str(second), "weight": 3}]
     return write_run(tmp_path, str(tiny_shards) if request.param == "one set" else mixture)
@@ -73,6 +73,7 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.exhaustive  # test_elastic_run.py goes on on other ranks, and compares the batches
 def test_killed_at_random_and_gone_on_with_otherwise(tmp_path: Path, config: Path) -> None:
     shared = set(os.listdir("/dev/shm"))
     whole = run(TRAIN, ["--config", str(config), "run.name=whole"], tmp_path, world_size=1)

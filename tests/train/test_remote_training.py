@@ -173,7 +173,7 @@ def fall_silent(proxy: Proxy) -> None:
             marks=pytest.mark.exhaustive,
         ),
         (refuse_one_file, 1, "the store refuses access to 's3://bucket/set/shard-000007.tar': HTTP 403 "),
-        (go_away, 1, ": 2 attempts failed, the last with: "),
+        pytest.param(go_away, 1, ": 2 attempts failed, the last with: ", marks=pytest.mark.exhaustive),
         pytest.param(
             fall_silent,
             1,
