@@ -187,8 +187,8 @@ class Controller:
                 slurm_nodes.give_up(self.job, failure.lost_nodes, names, _SEEN_S)
             except slurm.SlurmError as error:
                 say(f"warning: the job starts again when SLURM takes the node(s) for down (SlurmdTimeout): {error}")
-        if not decision.exclude:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # What is ignored, as opposed to handled, scontrol inherits: SLURM ends it as it ends this process.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if decision.exclude else signal.SIG_DFL)
         slurm.patiently(lambda: slurm.requeue(self.job))
         if decision.exclude:  # SLURM takes that of a job that waits alone, as this one does while it is ended
             try:
